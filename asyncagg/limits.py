@@ -1,0 +1,217 @@
+"""What bounds the work: workers, bytes in flight, time, and the retries of one request."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import anyio
+
+from asyncagg.errors import ThrottledError, TransientError
+
+__all__ = ("ByteLimiter", "Deadline", "Retry", "RetryPolicy", "for_each")
+
+T = TypeVar("T")
+
+
+async def for_each(
+    items: Iterable[T], work: Callable[[T], Awaitable[object]], *, workers: int
+) -> None:
+    """Do ``work`` on every item, at most ``workers`` at a time.
+
+    The workers pull from one iterator: no task, stream or queue entry per item.
+
+    Raises:
+        Exception: The first failure of ``work`` itself, after the other workers are cancelled.
+    """
+    iterator = iter(items)
+
+    async def worker() -> None:
+        for item in iterator:
+            await work(item)
+
+    try:
+        async with anyio.create_task_group() as group:
+            for _ in range(workers):
+                group.start_soon(worker)
+    except BaseExceptionGroup as failures:
+        # Callers handle one error, not a tree: the first that a worker raised.
+        raise _first_leaf(failures) from None
+
+
+def _first_leaf(failure: BaseException) -> BaseException:
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return failure
+
+
+class ByteLimiter:
+    """Bounds the bytes of bodies in flight: first come, first served.
+
+    A weight above the capacity counts as the capacity, so one large body passes alone.
+
+    Args:
+        capacity: The most bytes in flight.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity {capacity!r}: at least 1 byte")
+        self.capacity = capacity
+        self.in_flight = 0
+        self._waiting: OrderedDict[anyio.Event, int] = OrderedDict()
+
+    @asynccontextmanager
+    async def hold(self, weight: int) -> AsyncIterator[None]:
+        """Hold ``weight`` bytes of the capacity for as long as the context lasts."""
+        weight = min(weight, self.capacity)
+        await self._acquire(weight)
+        try:
+            yield
+        finally:
+            self._release(weight)
+
+    async def _acquire(self, weight: int) -> None:
+        if not self._waiting and self.in_flight + weight <= self.capacity:
+            self.in_flight += weight
+            return
+        turn = anyio.Event()
+        self._waiting[turn] = weight
+        try:
+            await turn.wait()
+        except BaseException:
+            if turn.is_set():  # it was granted in the moment of the cancellation
+                self._release(weight)
+            else:
+                del self._waiting[turn]
+                self._grant()
+            raise
+
+    def _release(self, weight: int) -> None:
+        self.in_flight -= weight
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._waiting:
+            turn, weight = next(iter(self._waiting.items()))
+            if self.in_flight + weight > self.capacity:
+                return
+            del self._waiting[turn]
+            self.in_flight += weight
+            turn.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """The moment by which a run must be done, on the event loop's clock.
+
+    Attributes:
+        at: That moment in seconds; infinity where there is none.
+    """
+
+    at: float = math.inf
+
+    @classmethod
+    def after(cls, seconds: float | None) -> Deadline:
+        """Return the deadline that is ``seconds`` from now; ``None`` means no deadline."""
+        return cls() if seconds is None else cls(anyio.current_time() + seconds)
+
+    def remaining(self) -> float:
+        """Seconds that are left, not below 0."""
+        return max(0.0, self.at - anyio.current_time())
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how patiently one request is tried.
+
+    Attributes:
+        attempts: Tries in all, the first included.
+        base_seconds: The longest first pause; it doubles with each further try.
+        cap_seconds: The longest pause of all.
+        budget_seconds: The most time from the first try to the start of the last.
+    """
+
+    attempts: int = 8
+    base_seconds: float = 0.1
+    cap_seconds: float = 10.0
+    budget_seconds: float = 60.0
+
+
+class Retry:
+    """The one retry layer: capped exponential backoff with full jitter.
+
+    Retried are `TransientError` and its kinds, nothing else. A throttled request slows down every
+    request that shares this object, so that many workers do not hammer together. A pause that would
+    pass the budget, or the deadline of the surrounding cancel scope, is not begun: the error is
+    raised instead. Source of the jitter:
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+
+    Args:
+        policy: How often and how patiently.
+        sleep: The pause, in seconds.
+        uniform: Returns a number between its two arguments.
+
+    Attributes:
+        retries: How many requests were tried again, by operation.
+    """
+
+    def __init__(
+        self,
+        policy: RetryPolicy | None = None,
+        *,
+        sleep: Callable[[float], Awaitable[object]] = anyio.sleep,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.policy = policy or RetryPolicy()
+        self.retries: dict[str, int] = {}
+        self._sleep = sleep
+        self._uniform = uniform
+        self._resume_at = -math.inf
+
+    async def call(self, operation: str, request: Callable[[], Awaitable[T]]) -> T:
+        """Return what ``request`` returns, trying it again while its trouble is transient.
+
+        Raises:
+            TransientError: It was still in trouble at the last try; ``attempts`` says how many.
+        """
+        attempt = 0
+        started: float | None = None
+        while True:
+            if self._resume_at > -math.inf:
+                await self._wait_for_the_others()
+            attempt += 1
+            try:
+                return await request()
+            except TransientError as error:
+                error.attempts = attempt
+                started = anyio.current_time() if started is None else started
+                pause = self._pause(attempt)
+                if attempt >= self.policy.attempts or self._too_late(started, pause):
+                    raise
+                self.retries[operation] = self.retries.get(operation, 0) + 1
+                if isinstance(error, ThrottledError):
+                    self._resume_at = max(self._resume_at, anyio.current_time() + pause / 2)
+            await self._sleep(pause)
+
+    def _pause(self, attempt: int) -> float:
+        longest = min(self.policy.cap_seconds, self.policy.base_seconds * 2 ** (attempt - 1))
+        return self._uniform(0, longest)
+
+    def _too_late(self, started: float, pause: float) -> bool:
+        resumed = anyio.current_time() + pause
+        budget_ends = started + self.policy.budget_seconds
+        return resumed > min(budget_ends, anyio.current_effective_deadline())
+
+    async def _wait_for_the_others(self) -> None:
+        wait = self._resume_at - anyio.current_time()
+        if wait <= 0:
+            self._resume_at = -math.inf
+        elif anyio.current_time() + wait <= anyio.current_effective_deadline():
+            # Spread the return: all at once would be the next burst.
+            await self._sleep(wait * self._uniform(1, 2))
