@@ -134,7 +134,7 @@ class RetryPolicy:
         attempts: Tries in all, the first included.
         base_seconds: The longest first pause; it doubles with each further try.
         cap_seconds: The longest pause of all.
-        budget_seconds: The most time from the first try to the start of the last.
+        budget_seconds: The most time from the first failure to the start of the last try.
     """
 
     attempts: int = 8
