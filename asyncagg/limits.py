@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import anyio
+from anyio.abc import TaskGroup
 
 from asyncagg.errors import ThrottledError, TransientError
 
-__all__ = ("ByteLimiter", "Deadline", "Retry", "RetryPolicy", "for_each")
+__all__ = ("ByteLimiter", "Deadline", "Retry", "RetryPolicy", "for_each", "task_group")
 
 T = TypeVar("T")
 
@@ -35,19 +36,22 @@ async def for_each(
         for item in iterator:
             await work(item)
 
+    async with task_group() as group:
+        for _ in range(workers):
+            group.start_soon(worker)
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[TaskGroup]:
+    """Open a task group whose failure is one error, the first, instead of a tree of them."""
     try:
         async with anyio.create_task_group() as group:
-            for _ in range(workers):
-                group.start_soon(worker)
+            yield group
     except BaseExceptionGroup as failures:
-        # Callers handle one error, not a tree: the first that a worker raised.
-        raise _first_leaf(failures) from None
-
-
-def _first_leaf(failure: BaseException) -> BaseException:
-    while isinstance(failure, BaseExceptionGroup):
-        failure = failure.exceptions[0]
-    return failure
+        first: BaseException = failures
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
 
 
 class ByteLimiter:
@@ -108,22 +112,32 @@ class ByteLimiter:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """The moment by which a run must be done, on the event loop's clock.
+    """The moments by which a run must have done things, on the event loop's clock, in seconds.
 
     Attributes:
-        at: That moment in seconds; infinity where there is none.
+        ends: When the run must be over; infinity where there is no deadline.
+        reserve: How long before that it ends its work, to say what is left.
     """
 
-    at: float = math.inf
+    ends: float = math.inf
+    reserve: float = 0.0
 
     @classmethod
     def after(cls, seconds: float | None) -> Deadline:
         """Return the deadline that is ``seconds`` from now; ``None`` means no deadline."""
-        return cls() if seconds is None else cls(anyio.current_time() + seconds)
+        if seconds is None:
+            return cls()
+        return cls(anyio.current_time() + seconds, min(5.0, seconds / 10))
 
-    def remaining(self) -> float:
-        """Seconds that are left, not below 0."""
-        return max(0.0, self.at - anyio.current_time())
+    @property
+    def work_ends(self) -> float:
+        """When the last request must be over."""
+        return self.ends - self.reserve
+
+    def intake_ends(self) -> float:
+        """When to stop fetching, from now: to archive takes about as long as to fetch."""
+        now = anyio.current_time()
+        return now + max(0.0, self.work_ends - now) / 2
 
 
 @dataclass(frozen=True, slots=True)

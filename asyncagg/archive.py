@@ -1,0 +1,179 @@
+"""Copy, then delete: how a file leaves the inbox, for the archive or for quarantine.
+
+No step destroys: a copy never overwrites, a delete takes only the version that was copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+
+from asyncagg.errors import (
+    ConfigurationError,
+    NotFoundError,
+    PreconditionFailedError,
+    StoreError,
+    TransientError,
+)
+from asyncagg.layout import Layout
+from asyncagg.limits import for_each
+from asyncagg.model import RunFile
+from asyncagg.outcome import Tally
+from asyncagg.store import DELETE_BATCH, Store
+
+__all__ = ("Mover",)
+
+_log = logging.getLogger(__name__)
+
+
+class Mover:
+    """Moves the files of one window, and tallies what became of them.
+
+    Args:
+        store: Where they are.
+        workers: Copies in flight.
+        tally: Where the outcome is added.
+    """
+
+    def __init__(self, store: Store, workers: int, tally: Tally) -> None:
+        self._store = store
+        self._workers = workers
+        self._tally = tally
+
+    async def archive(self, files: Iterable[RunFile], target_of: Callable[[str], str]) -> None:
+        """Move counted files to the archive.
+
+        Args:
+            files: Those that a commit has counted.
+            target_of: Gives a key's place in the archive.
+        """
+
+        def tell(moved: int) -> None:
+            self._tally.archived += moved
+
+        await self._move(files, target_of, tell)
+
+    async def drop(self, files: Iterable[RunFile], target_of: Callable[[str], str]) -> None:
+        """Move refused files, most of which stand in quarantine already, out of the inbox.
+
+        Args:
+            files: Those that an aggregate names as quarantined.
+            target_of: Gives a key's place in quarantine.
+        """
+
+        def tell(moved: int) -> None:
+            self._tally.quarantined += moved
+
+        await self._move(files, target_of, tell)
+
+    async def _move(
+        self,
+        files: Iterable[RunFile],
+        target_of: Callable[[str], str],
+        tell: Callable[[int], None],
+    ) -> None:
+        copied: list[RunFile] = []
+
+        async def copy(file: RunFile) -> None:
+            if await self.place(file, target_of(file.key)) is None:
+                return
+            copied.append(file)
+            if len(copied) >= DELETE_BATCH:
+                batch = copied[:]
+                copied.clear()
+                tell(await self.delete(batch))
+
+        await for_each(files, copy, workers=self._workers)
+        if copied:
+            tell(await self.delete(copied))
+
+    async def place(
+        self, file: RunFile, target: str, metadata: Mapping[str, str] | None = None
+    ) -> str | None:
+        """Make sure that a file's content stands at ``target``, or beside it.
+
+        Returns:
+            The key where it stands, or None where the file is to stay in the inbox for now: the
+            tally says why.
+        """
+        try:
+            return await self._place(file, target, metadata)
+        except NotFoundError:
+            self._tally.gone += 1
+        except PreconditionFailedError:
+            self._tally.changed += 1
+        except ConfigurationError:
+            raise
+        except StoreError as error:
+            self._defer(file, error)
+        return None
+
+    async def _place(
+        self, file: RunFile, target: str, metadata: Mapping[str, str] | None
+    ) -> str | None:
+        for candidate in (target, Layout.beside(target, file.etag)):
+            try:
+                await self._store.copy(file.key, candidate, if_match=file.etag, metadata=metadata)
+            except PreconditionFailedError as failed:
+                # One of two: the source has changed, or the target is taken.
+                if (await self._store.head(file.key)).file.etag != file.etag:
+                    raise
+                if await self._same_content(file, candidate):
+                    return candidate
+                taken = failed
+            else:
+                return candidate
+        self._defer(file, taken)
+        return None
+
+    async def _same_content(self, file: RunFile, other: str) -> bool:
+        try:
+            there = (await self._store.head(other)).file
+        except NotFoundError:  # it was there a moment ago
+            return False
+        if there.size != file.size:
+            return False
+        # An etag of an encrypted or multipart object says nothing of another's content.
+        return there.etag == file.etag or await self._same_bytes(file, there)
+
+    async def _same_bytes(self, file: RunFile, other: RunFile) -> bool:
+        async with (
+            self._store.stream(file.key, if_match=file.etag) as left,
+            self._store.stream(other.key, if_match=other.etag) as right,
+        ):
+            return await _digest(left.chunks) == await _digest(right.chunks)
+
+    async def delete(self, files: list[RunFile]) -> int:
+        """Delete originals whose content stands elsewhere.
+
+        Returns:
+            How many are out of the inbox now.
+        """
+        failures: Mapping[str, StoreError]
+        try:
+            failures = await self._store.delete(files)
+        except TransientError as trouble:
+            failures = dict.fromkeys((file.key for file in files), trouble)
+        by_key = {file.key: file for file in files}
+        for key, failure in failures.items():
+            if isinstance(failure, ConfigurationError):
+                raise failure
+            if isinstance(failure, PreconditionFailedError):
+                self._tally.changed += 1
+            else:
+                self._defer(by_key[key], failure)
+        return len(files) - len(failures)
+
+    def _defer(self, file: RunFile, error: StoreError) -> None:
+        self._tally.deferred += 1
+        _log.warning(
+            "deferred", extra={"key": file.key, "operation": error.operation, "reason": str(error)}
+        )
+
+
+async def _digest(chunks: AsyncIterator[bytes]) -> bytes:
+    digest = hashlib.sha256()
+    async for chunk in chunks:
+        digest.update(chunk)
+    return digest.digest()

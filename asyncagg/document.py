@@ -1,0 +1,365 @@
+"""The aggregate document: written as a stream, read back as a stream.
+
+Its layout is canonical JSON of one member per line and one row per line, head first:
+
+    {
+    "schema_version":1,
+    …
+    "top_matches":[
+    {…},
+    {…}
+    ],
+    "run_summaries":[
+    …
+    ],
+    "source_files":[
+    …
+    ],
+    "quarantined_files":[
+    …
+    ]
+    }
+
+A JSON string never holds a raw line break, so that the parts are found and the rows are read by
+lines: in bounded memory and without parsing what is only copied. Row ``i`` of ``run_summaries``
+and row ``i`` of ``source_files`` speak of the same file; rows are in the order of key and etag.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from importlib import resources
+from typing import Any, NamedTuple
+
+import orjson
+
+from asyncagg.accumulator import RESERVED, Accumulator, RankedMatch, Sketch
+from asyncagg.errors import AggregateError
+from asyncagg.model import RunFile, Window
+from asyncagg.rows import Counted, Quarantined, RowSpool, merged
+from asyncagg.spool import BLOCK, Spool
+
+__all__ = ("SCHEMA_VERSION", "Document", "Existing", "read", "schema", "window_member")
+
+SCHEMA_VERSION = 1
+
+_MARKS = (b'"run_summaries":[\n', b'"source_files":[\n', b'"quarantined_files":[\n')
+_END = b"]\n}\n"
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of an aggregate document."""
+    text = resources.files("asyncagg").joinpath("aggregate.schema.json").read_text("utf-8")
+    return dict(json.loads(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """An aggregate that stands: its head in memory, its rows in a spool.
+
+    Attributes:
+        key: Its key, for messages.
+        etag: The etag under which it was read.
+        revision: How often it was committed.
+        late: How many of its files came after its first commit.
+        accumulator: What is folded into it.
+    """
+
+    key: str
+    etag: str
+    revision: int
+    late: int
+    accumulator: Accumulator
+    _spool: Spool
+    _tables: list[_Table]
+
+    async def known(self, files: Iterable[RunFile]) -> tuple[set[str], set[str]]:
+        """Return which of the files it names already, by key: (counted, quarantined)."""
+        asked = {file.key: file.etag for file in files}
+        found: list[set[str]] = []
+        for table in self._tables[1:]:
+            keys: set[str] = set()
+            async for lines in self._lines(table):
+                for line in lines:
+                    row = self._load(line)
+                    if asked.get(row["key"]) == row["etag"]:
+                        keys.add(row["key"])
+            found.append(keys)
+        return found[0], found[1]
+
+    async def counted(self) -> AsyncIterator[Counted]:
+        """Yield the rows of its counted files, in their order."""
+        summaries: list[bytes] = []
+        supply = self._lines(self._tables[0])
+        async for sources in self._lines(self._tables[1]):
+            while len(summaries) < len(sources):
+                summaries += await anext(supply)
+            for source, summary in zip(sources, summaries, strict=False):
+                row = self._load(source)
+                yield Counted(row["key"], row["etag"], source, summary)
+            del summaries[: len(sources)]
+
+    async def quarantined(self) -> AsyncIterator[Quarantined]:
+        """Yield the rows of its quarantined files, in their order."""
+        async for lines in self._lines(self._tables[2]):
+            for line in lines:
+                row = self._load(line)
+                yield Quarantined(row["key"], row["etag"], line)
+
+    async def _lines(self, table: _Table) -> AsyncIterator[list[bytes]]:
+        async for lines in self._spool.lines(table.start, table.end):
+            yield [line.removesuffix(b",") for line in lines]
+
+    def _load(self, line: bytes) -> dict[str, Any]:
+        try:
+            row: dict[str, Any] = orjson.loads(line)
+            row["key"], row["etag"]
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            raise _damaged(self.key, f"a row reads {line[:80]!r}") from None
+        return row
+
+
+def _damaged(key: str, what: str) -> AggregateError:
+    return AggregateError(
+        f"aggregate {key!r}: {what}; expected a document that asyncagg wrote. It is left as it is: "
+        "move it away and its window is settled by the next run"
+    )
+
+
+async def read(
+    key: str, etag: str, window: Window, chunks: AsyncIterator[bytes], spool: Spool
+) -> Existing:
+    """Read an aggregate back.
+
+    Args:
+        key: Its key, for messages.
+        etag: The etag of the content.
+        window: The window that it is to be the aggregate of.
+        chunks: Its content.
+        spool: An empty spool to hold it.
+
+    Raises:
+        AggregateError: It is not ours, is damaged, or is of another window.
+    """
+    async for chunk in chunks:
+        await spool.append(chunk)
+    tables = await _find_tables(spool)
+    if tables is None:
+        raise _damaged(key, "its parts are not where they belong")
+    head = await _load_head(key, spool, tables[0].start - len(_MARKS[0]))
+    _check_window(key, head, window)
+    existing = _existing(key, etag, head, spool, tables)
+    total = existing.accumulator
+    for table, rows in zip(tables, (total.counted, total.counted, total.quarantined), strict=True):
+        if table.rows != rows:
+            raise _damaged(key, f"it has {table.rows} rows where its head counts {rows}")
+    return existing
+
+
+class _Table(NamedTuple):
+    start: int
+    end: int
+    rows: int
+
+
+async def _find_tables(spool: Spool) -> list[_Table] | None:
+    """Return where the rows of the three tables lie, or None if anything is out of place."""
+    marks: list[tuple[int, int]] = []  # of each table: its first row's offset and line
+    offset = number = 0
+    last: list[bytes] = []
+    async for lines in spool.lines():
+        for line in lines:
+            offset += len(line) + 1
+            number += 1
+            if len(marks) < len(_MARKS) and line == _MARKS[len(marks)][:-1]:
+                marks.append((offset, number))
+        last = [*last, *lines][-2:]
+    if len(marks) < len(_MARKS) or last != [b"]", b"}"] or offset != spool.size:
+        return None
+    # Behind the rows of a table stand "]," and the next table's mark, or "]" and "}".
+    ends = [
+        (marks[1][0] - len(_MARKS[1]) - 3, marks[1][1] - 2),
+        (marks[2][0] - len(_MARKS[2]) - 3, marks[2][1] - 2),
+        (spool.size - len(_END), number - 2),
+    ]
+    return [
+        _Table(start, end, line_end - line_start)
+        for (start, line_start), (end, line_end) in zip(marks, ends, strict=True)
+    ]
+
+
+async def _load_head(key: str, spool: Spool, end: int) -> dict[str, Any]:
+    text = b"".join([block async for block in spool.blocks(0, end)])
+    try:
+        head = json.loads(text.rstrip().removesuffix(b",") + b"}")
+    except ValueError as error:
+        raise _damaged(key, f"its head is not JSON ({error})") from None
+    if not isinstance(head, dict) or head.get("schema_version") != SCHEMA_VERSION:
+        raise _damaged(key, f"its schema_version is not {SCHEMA_VERSION}")
+    return head
+
+
+def _check_window(key: str, head: dict[str, Any], window: Window) -> None:
+    told = head.get("window")
+    if told != window_member(window):
+        raise _damaged(key, f"it is of window {told!r}, not of {window_member(window)!r}")
+
+
+def window_member(window: Window) -> dict[str, Any]:
+    """Return what a document says of its window."""
+    return {
+        "name": window.name,
+        "start": window.start.isoformat(),
+        "end": window.end.isoformat(),
+        "minutes": window.minutes,
+    }
+
+
+def _existing(
+    key: str, etag: str, head: dict[str, Any], spool: Spool, tables: list[_Table]
+) -> Existing:
+    try:
+        return Existing(
+            key=key,
+            etag=etag,
+            revision=int(head["revision"]),
+            late=int(head["files"]["late"]),
+            accumulator=_accumulator(head),
+            _spool=spool,
+            _tables=tables,
+        )
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise _damaged(key, f"its head lacks or garbles {error}") from None
+
+
+def _accumulator(head: dict[str, Any]) -> Accumulator:
+    files, times = head["files"], head["processing_time"]
+    value = Accumulator()
+    value.counted = int(files["counted"])
+    value.quarantined = int(files["quarantined"])
+    value.bytes = int(files["bytes"])
+    value.opportunities = int(head["total_opportunities"])
+    value.matches = int(head["total_matches"])
+    value.no_matches = int(head["total_no_matches"])
+    value.errors = int(head["total_errors"])
+    value.timed = int(times["count"])
+    value.seconds = Decimal(times["exact_sum"])
+    if value.timed:
+        value.shortest = float(times["min"])
+        value.longest = float(times["max"])
+    value.sketch = Sketch.from_state(times["sketch"])
+    value.top = [_ranked(match) for match in head["top_matches"]]
+    return value
+
+
+def _ranked(match: dict[str, Any]) -> RankedMatch:
+    key, position = (match.pop(name) for name in RESERVED)
+    return (-match.get("match_score", 0), key, position, orjson.dumps(match))
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """An aggregate to be written: iterate it for its bytes, as often as needed.
+
+    Attributes:
+        window: Its window.
+        accumulator: All that is folded into it, what stood before included.
+        revision: How often it was committed, this time included.
+        late: How many of its files came after its first commit.
+        written_at: When it was written.
+        rows: The rows of the files that are new in it.
+        existing: What stood before, whose rows it keeps.
+    """
+
+    window: Window
+    accumulator: Accumulator
+    revision: int
+    late: int
+    written_at: datetime
+    rows: RowSpool
+    existing: Existing | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield its bytes, in blocks."""
+        yield self._head()
+        tables: tuple[AsyncIterator[bytes], ...] = (
+            _table(_MARKS[0], self._counted_lines(summaries=True)),
+            _table(_MARKS[1], self._counted_lines(summaries=False)),
+            _table(_MARKS[2], self._quarantined_lines()),
+        )
+        for number, table in enumerate(tables):
+            async for block in table:
+                yield block
+            yield b"]" if number == len(tables) - 1 else b"],\n"
+        yield b"\n}\n"
+
+    def _head(self) -> bytes:
+        total = self.accumulator
+        members = {
+            "schema_version": SCHEMA_VERSION,
+            "window": window_member(self.window),
+            "revision": self.revision,
+            "aggregation_timestamp": self.written_at.astimezone(UTC).isoformat(),
+            "aggregation_window_minutes": self.window.minutes,
+            "total_opportunities": total.opportunities,
+            "total_matches": total.matches,
+            "total_no_matches": total.no_matches,
+            "total_errors": total.errors,
+            "processing_time_seconds": float(total.seconds),
+            "processing_time": total.processing_time(),
+            "files": {
+                "counted": total.counted,
+                "quarantined": total.quarantined,
+                "late": self.late,
+                "bytes": total.bytes,
+            },
+        }
+        lines = [f'"{name}":{_dumps(value)},\n' for name, value in members.items()]
+        matches = b",\n".join([_shown(match) for match in total.top])
+        return b'{\n%b"top_matches":[\n%b\n],\n' % ("".join(lines).encode(), matches)
+
+    async def _counted_lines(self, *, summaries: bool) -> AsyncIterator[bytes]:
+        old = self.existing.counted() if self.existing else _nothing()
+        async for row in merged(old, self.rows.counted()):
+            yield row.summary if summaries else row.source
+
+    async def _quarantined_lines(self) -> AsyncIterator[bytes]:
+        old = self.existing.quarantined() if self.existing else _nothing()
+        async for row in merged(old, self.rows.quarantined()):
+            yield row.row
+
+
+def _dumps(value: Any) -> str:
+    # Not orjson: sums may exceed 64 bits.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _shown(match: RankedMatch) -> bytes:
+    _, key, position, body = match
+    return orjson.dumps(orjson.loads(body) | dict(zip(RESERVED, (key, position), strict=True)))
+
+
+async def _nothing() -> AsyncIterator[Any]:
+    return
+    yield
+
+
+async def _table(mark: bytes, rows: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield a table without its closing bracket, in blocks."""
+    block = [mark]
+    size = 0
+    separator = b""
+    async for row in rows:
+        block += (separator, row)
+        separator = b",\n"
+        size += len(row)
+        if size >= BLOCK:
+            yield b"".join(block)
+            block, size = [], 0
+    if separator:
+        block.append(b"\n")
+    yield b"".join(block)

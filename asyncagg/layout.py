@@ -1,0 +1,78 @@
+"""Which key is what: where run files, aggregates, archived and quarantined files stand."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum, auto
+from pathlib import PurePosixPath
+
+from asyncagg.model import Window
+from asyncagg.parsing import is_run_file
+from asyncagg.settings import Settings
+
+__all__ = ("Kind", "Layout")
+
+_AGGREGATE_NAME = re.compile(r"\d{8}t\d{4}Z\.json")
+
+
+class Kind(Enum):
+    """What a key below the inbox names."""
+
+    RUN_FILE = auto()
+    IGNORED = auto()
+    """Neither ours nor a run file: a folder marker, another kind of file."""
+    OURS = auto()
+    """An aggregate, an archived or a quarantined file, where those prefixes nest in the inbox."""
+
+
+class Layout:
+    """The four prefixes, and the keys that follow from them.
+
+    Args:
+        settings: The prefixes; checked already to be told apart.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.runs_prefix = settings.runs_prefix
+        self.aggregate_prefix = settings.aggregate_prefix
+        self._archive_prefix = settings.archive_prefix
+        self._quarantine_prefix = settings.quarantine_prefix
+        self._shared_inbox = settings.aggregate_prefix == settings.runs_prefix
+        self._nested = tuple(
+            prefix
+            for prefix in (
+                settings.aggregate_prefix,
+                settings.archive_prefix,
+                settings.quarantine_prefix,
+            )
+            if prefix.startswith(settings.runs_prefix) and prefix != settings.runs_prefix
+        )
+
+    def kind(self, key: str) -> Kind:
+        """Say what a key below the inbox is."""
+        if self._nested and key.startswith(self._nested):
+            return Kind.OURS
+        if not is_run_file(key):
+            return Kind.IGNORED
+        if self._shared_inbox and _AGGREGATE_NAME.fullmatch(key, len(self.runs_prefix)):
+            return Kind.OURS
+        return Kind.RUN_FILE
+
+    def aggregate_key(self, window: Window) -> str:
+        """Return the key of a window's aggregate."""
+        return f"{self.aggregate_prefix}{window.name}.json"
+
+    def archive_key(self, key: str) -> str:
+        """Return where a run file goes once it is counted."""
+        return self._archive_prefix + key.removeprefix(self.runs_prefix)
+
+    def quarantine_key(self, key: str) -> str:
+        """Return where a file goes that can never be counted."""
+        return self._quarantine_prefix + key.removeprefix(self.runs_prefix)
+
+    @staticmethod
+    def beside(key: str, etag: str) -> str:
+        """Return the key to take where ``key`` is taken by other content: a suffix of its own."""
+        name = PurePosixPath(key).name
+        stem, dot, ending = name.partition(".json")
+        return f"{key[: len(key) - len(name)]}{stem}.{etag[:16]}{dot}{ending}"

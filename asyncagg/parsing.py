@@ -1,0 +1,219 @@
+"""From the bytes of a run file to a `RunResult`, and the reasons for which a file is refused."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+import orjson
+from msgspec import Meta
+
+from asyncagg.errors import RefusedError
+from asyncagg.model import Match, RunFile, RunResult
+
+__all__ = (
+    "FIELDS",
+    "MAX_MATCH_BYTES",
+    "Inflater",
+    "check_match_size",
+    "inflate",
+    "is_gzipped",
+    "is_run_file",
+    "match_score",
+    "parse",
+    "validate",
+)
+
+MAX_MATCH_BYTES = 256 * 1024
+"""A match object longer than this refuses its file: ten of them are held at a time."""
+
+_Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+"""A count that every JSON reader can hold exactly (RFC 7493, section 2.2)."""
+
+
+class _MatchShape(msgspec.Struct, gc=False):
+    match_score: int | float = 0
+
+
+class _RunShape(msgspec.Struct, gc=False):
+    run_id: Annotated[str, Meta(max_length=1024)] = ""
+    timestamp: Annotated[str, Meta(max_length=64)] = ""
+    total_opportunities: _Count = 0
+    matches_found: _Count = 0
+    no_matches: _Count = 0
+    errors: _Count = 0
+    processing_time_seconds: Annotated[float, Meta(ge=0, le=1e12)] | None = None
+    top_matches: list[_MatchShape] = []
+
+
+FIELDS = frozenset(_RunShape.__struct_fields__)
+"""The fields of a run file that are read; all others are skipped."""
+
+
+def is_run_file(key: str) -> bool:
+    """Say whether a key's ending is one that is read (``.json``, ``.json.gz``)."""
+    return key.endswith((".json", ".json.gz"))
+
+
+def is_gzipped(key: str, content_encoding: str) -> bool:
+    """Say whether an object's bytes are gzip, by its key or by its declared encoding."""
+    return key.endswith(".gz") or content_encoding in {"gzip", "x-gzip"}
+
+
+def parse(data: bytes, file: RunFile) -> RunResult:
+    """Return what a run file says.
+
+    Args:
+        data: Its content, unzipped.
+        file: Its reference: gives the run's name and time where the content does not.
+
+    Raises:
+        RefusedError: It can never be counted.
+    """
+    try:
+        content = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise RefusedError(f"not JSON: {error}") from None
+    result = validate(content, file)
+    if len(data) > MAX_MATCH_BYTES:
+        for match in result.top_matches:
+            check_match_size(match)
+    return result
+
+
+def validate(content: Any, file: RunFile) -> RunResult:
+    """Return the result that a decoded run file stands for.
+
+    Raises:
+        RefusedError: Its shape is not that of a run file.
+    """
+    try:
+        shape = msgspec.convert(content, _RunShape)
+    except msgspec.ValidationError as error:
+        raise RefusedError(_reason(error)) from None
+    if shape.timestamp:
+        _check_timestamp(shape.timestamp)
+    seconds = shape.processing_time_seconds
+    bodies = content.get("top_matches", ())
+    return RunResult(
+        run_id=shape.run_id or file.key,
+        timestamp=shape.timestamp or file.last_modified.isoformat(),
+        opportunities=shape.total_opportunities,
+        matches=shape.matches_found,
+        no_matches=shape.no_matches,
+        errors=shape.errors,
+        processing_time=None if seconds is None else seconds + 0.0,  # -0.0 is 0.0
+        top_matches=tuple(
+            [
+                Match(match.match_score, position, body)
+                for position, (match, body) in enumerate(
+                    zip(shape.top_matches, bodies, strict=True)
+                )
+            ]
+        ),
+    )
+
+
+def match_score(body: Any, position: int) -> int | float:
+    """Return the score of one match object.
+
+    Raises:
+        RefusedError: It is no object, or its score no number.
+    """
+    try:
+        return msgspec.convert(body, _MatchShape).match_score
+    except msgspec.ValidationError as error:
+        raise RefusedError(_reason(error, f"top_matches[{position}]")) from None
+
+
+def check_match_size(match: Match) -> None:
+    """Refuse the file of a match that is too long to be held.
+
+    Raises:
+        RefusedError: The match is longer than `MAX_MATCH_BYTES`.
+    """
+    size = len(orjson.dumps(match.body))
+    if size > MAX_MATCH_BYTES:
+        raise RefusedError(
+            f"top_matches[{match.position}]: {size} bytes, expected at most {MAX_MATCH_BYTES}"
+        )
+
+
+def _check_timestamp(text: str) -> None:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise RefusedError(f"timestamp: expected ISO 8601, got {text!r}") from None
+
+
+def _reason(error: msgspec.ValidationError, within: str = "") -> str:
+    """Turn "Expected `int`, got `str` - at `$.errors`" into "errors: expected int, got str"."""
+    told, _, path = str(error).partition(" - at ")
+    field = (within + path.strip("`").removeprefix("$")).removeprefix(".") or "not an object"
+    return f"{field}: {told[0].lower()}{told[1:]}".replace("`", "")
+
+
+def inflate(data: bytes, limit: int) -> Iterator[bytes]:
+    """Yield the unzipped content of gzip data, block by block.
+
+    Args:
+        data: One or several gzip members.
+        limit: The most bytes to yield in all.
+
+    Raises:
+        RefusedError: It is not gzip, is cut short, or unzips to more than ``limit`` bytes.
+    """
+    unzipper = Inflater(limit)
+    yield from unzipper.feed(data)
+    unzipper.finish()
+
+
+class Inflater:
+    """Unzips gzip data that arrives block by block, never yielding much at a time.
+
+    Args:
+        limit: The most bytes to yield in all.
+    """
+
+    _BLOCK = 256 * 1024
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._total = 0
+        self._member = zlib.decompressobj(wbits=31)
+        self._fed = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield what ``data`` unzips to.
+
+        Raises:
+            RefusedError: It is not gzip, or there is too much of it.
+        """
+        while data:
+            if self._member.eof:
+                if not data.strip(b"\0"):  # padding behind the last member is allowed
+                    return
+                self._member = zlib.decompressobj(wbits=31)
+            try:
+                block = self._member.decompress(data, self._BLOCK)
+            except zlib.error as error:
+                raise RefusedError(f"bad gzip: {error}") from None
+            self._fed = True
+            data = self._member.unconsumed_tail or self._member.unused_data
+            self._total += len(block)
+            if self._total > self._limit:
+                raise RefusedError(f"too large: more than {self._limit} bytes unzipped")
+            if block:
+                yield block
+
+    def finish(self) -> None:
+        """Check that the data ended where a member ends.
+
+        Raises:
+            RefusedError: It is cut short, or there was none.
+        """
+        if not self._fed or not self._member.eof:
+            raise RefusedError("bad gzip: cut short")

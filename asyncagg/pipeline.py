@@ -1,0 +1,206 @@
+"""The one place that knows the order: list → chunk → window → fetch → fold → commit → archive."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import anyio
+from anyio.abc import ObjectReceiveStream, ObjectSendStream
+
+from asyncagg.layout import Kind, Layout
+from asyncagg.limits import Deadline, for_each, task_group
+from asyncagg.model import RunFile, Window
+from asyncagg.outcome import RunReport, WindowReport
+from asyncagg.settings import Settings
+from asyncagg.settle import Settler
+from asyncagg.store import Store
+from asyncagg.windows import membership
+
+__all__ = ("run",)
+
+_log = logging.getLogger(__name__)
+
+WINDOWS_AT_ONCE = 4
+"""Windows settled side by side: with few files each, one alone would wait on the network."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def run(
+    store: Store,
+    settings: Settings,
+    *,
+    at: datetime | None = None,
+    deadline: Deadline | None = None,
+    dry_run: bool = False,
+    only: Callable[[Window], bool] | None = None,
+    now: Callable[[], datetime] = _now,
+    temporary: Path | None = None,
+    progress: Callable[[RunReport], object] | None = None,
+) -> RunReport:
+    """Settle every window that has ended: count its new run files once, then archive them.
+
+    Args:
+        store: Where the objects live.
+        settings: The prefixes, the window and the bounds.
+        at: Windows that ended by then are settled; default: now. The same moment does the same
+            work again, so a retried event passes the same one.
+        deadline: When to be done; the report says what is left.
+        dry_run: Only list and report, change nothing.
+        only: Settle only the windows for which this is true.
+        now: The clock of ``aggregation_timestamp``.
+        temporary: Folder for rows that do not fit in memory.
+        progress: Called with the report so far after each window of each chunk.
+
+    Returns:
+        What was done, and what is left.
+
+    Raises:
+        ConfigurationError: The store's set-up is at fault (no bucket, no permission, no guard).
+        TransientError: The listing itself stayed in trouble; nothing is lost.
+    """
+    job = _Run(
+        store,
+        settings,
+        at=at or now(),
+        deadline=deadline or Deadline(),
+        dry_run=dry_run,
+        only=only,
+        now=now,
+        temporary=temporary,
+        progress=progress,
+    )
+    with anyio.move_on_at(job.deadline.work_ends) as scope:
+        await job.work()
+    if scope.cancelled_caught:
+        job.report.complete = False
+    _log.info("run", extra=_summary(job.report))
+    return job.report
+
+
+def _summary(report: RunReport) -> dict[str, Any]:
+    seconds = {f"{step}_seconds": round(spent, 3) for step, spent in report.seconds.items()}
+    return {
+        "at": report.at,
+        "windows": len(report.windows),
+        "ignored": report.ignored,
+        "waiting": report.waiting,
+        "complete": report.complete,
+        "failed": len(report.failures),
+        **asdict(report.total),
+        **seconds,
+    }
+
+
+class _Run:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        *,
+        at: datetime,
+        deadline: Deadline,
+        dry_run: bool,
+        only: Callable[[Window], bool] | None,
+        now: Callable[[], datetime],
+        temporary: Path | None,
+        progress: Callable[[RunReport], object] | None,
+    ) -> None:
+        self.deadline = deadline
+        self.report = RunReport(at=at.isoformat(), dry_run=dry_run)
+        self._store = store
+        self._settings = settings
+        self._at = at
+        self._only = only
+        self._progress = progress
+        self._layout = Layout(settings)
+        self._window_of = membership(settings.window_by, settings.window_minutes)
+        self._settler = Settler(
+            store,
+            settings,
+            layout=self._layout,
+            deadline=deadline,
+            seconds=self.report.seconds,
+            now=now,
+            temporary=temporary,
+        )
+
+    async def work(self) -> None:
+        async with task_group() as group:
+            send, receive = anyio.create_memory_object_stream[Sequence[RunFile]](1)
+            group.start_soon(self._list, send)
+            async with receive:
+                await self._settle_chunks(receive)
+            group.cancel_scope.cancel()  # the listing, where time ran out before its end
+
+    async def _list(self, pages: ObjectSendStream[Sequence[RunFile]]) -> None:
+        """Send the listing page by page, one page ahead of the work."""
+        async with pages:
+            before = perf_counter()
+            async for page in self._store.list_pages(self._layout.runs_prefix):
+                self.report.seconds["list"] += perf_counter() - before
+                await pages.send(page)
+                before = perf_counter()
+
+    async def _settle_chunks(self, pages: ObjectReceiveStream[Sequence[RunFile]]) -> None:
+        chunk: dict[Window, list[RunFile]] = {}
+        held = 0
+        async for page in pages:
+            held += self._plan(page, chunk)
+            if held < self._settings.chunk_files:
+                continue
+            await self._settle_chunk(chunk)
+            chunk, held = {}, 0
+            if self.deadline.intake_ends() <= anyio.current_time():
+                self.report.complete = False
+                return
+        await self._settle_chunk(chunk)
+
+    def _plan(self, page: Sequence[RunFile], chunk: dict[Window, list[RunFile]]) -> int:
+        """Sort a page's run files into their windows; return how many are to be settled."""
+        planned = 0
+        for file in page:
+            kind = self._layout.kind(file.key)
+            if kind is not Kind.RUN_FILE:
+                self.report.ignored += kind is Kind.IGNORED
+                continue
+            window = self._window_of(file)
+            if window.end > self._at:
+                self.report.waiting += 1
+            elif self._only is None or self._only(window):
+                self._note_age(file)
+                chunk.setdefault(window, []).append(file)
+                planned += 1
+        return planned
+
+    def _note_age(self, file: RunFile) -> None:
+        age = (self._at - file.last_modified).total_seconds()
+        self.report.oldest_seconds = max(self.report.oldest_seconds, age)
+
+    async def _settle_chunk(self, chunk: dict[Window, list[RunFile]]) -> None:
+        at_once = max(1, min(WINDOWS_AT_ONCE, len(chunk), self._settings.concurrency))
+        workers = self._settings.concurrency // at_once
+
+        async def one(item: tuple[Window, list[RunFile]]) -> None:
+            window, files = item
+            report = self._window_report(window)
+            if self.report.dry_run:
+                report.tally.left += len(files)
+            else:
+                await self._settler.settle(window, files, report, workers=workers)
+            if self._progress is not None:
+                self._progress(self.report)
+
+        await for_each(sorted(chunk.items()), one, workers=at_once)
+
+    def _window_report(self, window: Window) -> WindowReport:
+        key = self._layout.aggregate_key(window)
+        return self.report.windows.setdefault(window.name, WindowReport(window.name, key))

@@ -1,0 +1,100 @@
+"""Bytes that wait their turn: in memory while they are few, in a temporary file when they grow."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+from aiofiles.tempfile import SpooledTemporaryFile
+
+from asyncagg.errors import ConfigurationError
+
+__all__ = ("BLOCK", "Spool", "open_spool")
+
+BLOCK = 256 * 1024
+"""How many bytes go to and from the temporary file at a time."""
+
+
+class Spool:
+    """A sequence of bytes that is appended to, then read from any offset. See `open_spool`.
+
+    Attributes:
+        size: Bytes appended so far.
+    """
+
+    def __init__(self, file: Any, folder: Path | None) -> None:
+        self._file = file  # aiofiles types its spooled file as several kinds of reader
+        self._writing = anyio.Lock()
+        self._folder = folder
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self.size = 0
+
+    async def append(self, data: bytes) -> None:
+        """Append bytes.
+
+        Raises:
+            ConfigurationError: The disk for temporary files is full.
+        """
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        self.size += len(data)
+        if self._pending_bytes >= BLOCK:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        try:
+            async with self._writing:
+                data = b"".join(self._pending)
+                self._pending.clear()
+                self._pending_bytes = 0
+                await self._file.seek(0, 2)
+                await self._file.write(data)
+                await self._file.flush()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise ConfigurationError(
+                f"temporary folder {str(self._folder or 'of the system')!r}: full at {self.size} "
+                "bytes of rows; expected more ephemeral storage, or a smaller window"
+            ) from error
+
+    async def blocks(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """Yield the bytes from ``start`` to ``end`` (default: all), block by block."""
+        if self._pending:
+            await self._flush()
+        end = self.size if end is None else end
+        while start < end:
+            await self._file.seek(start)
+            block: bytes = await self._file.read(min(BLOCK, end - start))
+            start += len(block)
+            yield block
+
+    async def lines(self, start: int = 0, end: int | None = None) -> AsyncIterator[list[bytes]]:
+        """Yield the lines from ``start`` to ``end`` without their ends, a block's at a time."""
+        rest = b""
+        async for block in self.blocks(start, end):
+            *lines, rest = (rest + block).split(b"\n")
+            yield lines
+        if rest:
+            yield [rest]
+
+
+@asynccontextmanager
+async def open_spool(memory: int, folder: Path | None = None) -> AsyncIterator[Spool]:
+    """Open an empty spool; its file, if it came to one, is gone when the context ends.
+
+    The file has no name (``O_TMPFILE``, or unlinked at once), so that a killed process leaves
+    nothing behind on the ephemeral storage of a warm Lambda.
+
+    Args:
+        memory: Bytes kept in memory before the temporary file is made.
+        folder: Where to make it; the system's folder by default.
+    """
+    # A size of 0 would mean "never roll over" to the standard library.
+    async with SpooledTemporaryFile(max_size=max(1, memory), dir=folder) as file:
+        yield Spool(file, folder)

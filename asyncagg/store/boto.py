@@ -1,0 +1,352 @@
+"""The control plane: the one place where aioboto3 is imported.
+
+It finds credentials, region and endpoint, sends multipart uploads, and can send everything else too
+(``data_plane=boto``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from urllib.parse import unquote
+
+import aioboto3
+import aiohttp
+from aiobotocore.config import AioConfig
+from botocore import exceptions as boto_errors
+
+from asyncagg.errors import AsyncaggError, ConfigurationError, StoreError, TransientError
+from asyncagg.model import RunFile
+from asyncagg.store.plane import Page, failure
+from asyncagg.store.protocol import Body, ObjectInfo, StreamedBody
+
+__all__ = ("BotoMultipart", "BotoPlane", "open_client")
+
+_CONNECT_SECONDS = 5.0
+_READ_SECONDS = 30.0
+_BLOCK = 256 * 1024
+
+_PASSING = (
+    boto_errors.HTTPClientError,  # timeouts, resets, refused connections
+    boto_errors.ResponseStreamingError,
+    boto_errors.IncompleteReadError,
+    aiohttp.ClientError,
+    TimeoutError,
+    ConnectionError,
+)
+
+
+@asynccontextmanager
+async def open_client(*, endpoint_url: str, connections: int) -> AsyncIterator[Any]:
+    """Open an S3 client of aioboto3, whose own retries are off.
+
+    Args:
+        endpoint_url: Another S3 server than AWS, or empty.
+        connections: How many it may hold open.
+
+    Raises:
+        ConfigurationError: There is no region, or the endpoint is no URL.
+    """
+    config = AioConfig(
+        retries={"total_max_attempts": 1},
+        max_pool_connections=connections,
+        connect_timeout=_CONNECT_SECONDS,
+        read_timeout=_READ_SECONDS,
+        # The conditions and Content-Length already guard each body.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        # A bucket's own host name would not resolve on other servers.
+        s3={"addressing_style": "path"} if endpoint_url else {},
+    )
+    session = aioboto3.Session()
+    region = session.region_name or "us-east-1"
+    try:
+        client = session.client(
+            "s3", endpoint_url=endpoint_url or None, region_name=region, config=config
+        )
+        async with client as opened:
+            yield opened
+    except (boto_errors.NoRegionError, ValueError) as error:
+        raise ConfigurationError(f"endpoint_url {endpoint_url!r}: {error}") from error
+
+
+class _Bucket:
+    """A bucket, what its keys start with, and how its answers are translated."""
+
+    def __init__(self, client: Any, bucket: str, prefix: str) -> None:
+        self.client = client
+        self.name = bucket
+        self.prefix = prefix
+
+    def at(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.name, "Key": self.prefix + key}
+
+    @contextmanager
+    def translated(self, operation: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except boto_errors.ClientError as error:
+            raise self._failure(operation, key, error) from error
+        except _PASSING as error:
+            told = f"{operation} {key!r} in bucket {self.name!r}: {type(error).__name__}: {error}"
+            raise TransientError(told, operation=operation, key=key) from error
+        except (boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError) as error:
+            raise ConfigurationError(
+                f"credentials for bucket {self.name!r}: {error}; expected those of the AWS "
+                "environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, a role)"
+            ) from error
+        except boto_errors.BotoCoreError as error:
+            raise StoreError(
+                f"{operation} {key!r} in bucket {self.name!r}: {error}",
+                operation=operation,
+                key=key,
+            ) from error
+
+    def _failure(self, operation: str, key: str, error: boto_errors.ClientError) -> AsyncaggError:
+        told = error.response.get("Error", {})
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code = str(told.get("Code", ""))
+        return failure(
+            operation,
+            key,
+            bucket=self.name,
+            status=status,
+            code="" if code.isdigit() else code,  # a HEAD's answer has no body to name one
+            message=told.get("Message", ""),
+        )
+
+
+def _conditions(if_match: str | None, *, if_absent: bool) -> dict[str, str]:
+    conditions = {}
+    if if_match is not None:
+        conditions["IfMatch"] = f'"{if_match}"'
+    if if_absent:
+        conditions["IfNoneMatch"] = "*"
+    return conditions
+
+
+def _etag(answer: Mapping[str, Any]) -> str:
+    return str(answer["ETag"]).strip('"')
+
+
+class BotoPlane:
+    """Sends the requests per file through aioboto3.
+
+    Args:
+        client: From `open_client`.
+        bucket: The bucket.
+        prefix: What all keys start with, or empty.
+    """
+
+    def __init__(self, client: Any, bucket: str, prefix: str = "") -> None:
+        self._bucket = _Bucket(client, bucket, prefix)
+
+    async def list_page(self, prefix: str, *, start_after: str, token: str | None) -> Page:
+        """See `asyncagg.store.plane.DataPlane.list_page`."""
+        bucket = self._bucket
+        after = {"ContinuationToken": token} if token else {}
+        if start_after and not token:
+            after = {"StartAfter": bucket.prefix + start_after}
+        with bucket.translated("list", prefix):
+            answer = await bucket.client.list_objects_v2(
+                Bucket=bucket.name,
+                Prefix=bucket.prefix + prefix,
+                EncodingType="url",
+                **after,
+            )
+        cut = len(bucket.prefix)
+        files = [
+            # botocore undoes the encoding only where it was not asked for.
+            RunFile(unquote(each["Key"])[cut:], each["Size"], _etag(each), each["LastModified"])
+            for each in answer.get("Contents", ())
+        ]
+        return Page(files, answer.get("NextContinuationToken"))
+
+    async def head(self, key: str) -> ObjectInfo:
+        """See `asyncagg.store.plane.DataPlane.head`."""
+        with self._bucket.translated("head", key):
+            answer = await self._bucket.client.head_object(**self._bucket.at(key))
+        return ObjectInfo(
+            RunFile(key, answer["ContentLength"], _etag(answer), answer["LastModified"]),
+            answer.get("ContentType", ""),
+            answer.get("ContentEncoding", ""),
+            answer.get("Metadata", {}),
+        )
+
+    async def get(self, key: str, *, if_match: str | None) -> Body:
+        """See `asyncagg.store.plane.DataPlane.get`."""
+        with self._bucket.translated("get", key):
+            answer = await self._bucket.client.get_object(
+                **self._bucket.at(key), **_conditions(if_match, if_absent=False)
+            )
+            async with answer["Body"] as body:
+                data = await body.read()
+        self._check_length("get", key, answer["ContentLength"], len(data))
+        return Body(data, _etag(answer), answer.get("ContentEncoding", ""))
+
+    def _check_length(self, operation: str, key: str, told: int, read: int) -> None:
+        if told != read:
+            raise TransientError(
+                f"{operation} {key!r} in bucket {self._bucket.name!r}: {read} bytes of {told}",
+                operation=operation,
+                key=key,
+            )
+
+    @asynccontextmanager
+    async def open(
+        self, key: str, *, if_match: str | None, offset: int
+    ) -> AsyncIterator[StreamedBody]:
+        """See `asyncagg.store.plane.DataPlane.open`."""
+        ranged = {"Range": f"bytes={offset}-"} if offset else {}
+        with self._bucket.translated("get", key):
+            answer = await self._bucket.client.get_object(
+                **self._bucket.at(key), **ranged, **_conditions(if_match, if_absent=False)
+            )
+        async with answer["Body"] as body:
+            chunks = self._chunks(key, body, answer["ContentLength"])
+            yield StreamedBody(chunks, _etag(answer), answer.get("ContentEncoding", ""))
+
+    async def _chunks(self, key: str, body: Any, length: int) -> AsyncIterator[bytes]:
+        read = 0
+        while True:
+            with self._bucket.translated("get", key):
+                block = await body.content.read(_BLOCK)
+            if not block:
+                break
+            read += len(block)
+            yield block
+        self._check_length("get", key, length, read)
+
+    async def put(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        if_match: str | None,
+        if_absent: bool,
+        content_type: str,
+        metadata: Mapping[str, str],
+    ) -> str:
+        """See `asyncagg.store.plane.DataPlane.put`."""
+        with self._bucket.translated("put", key):
+            answer = await self._bucket.client.put_object(
+                **self._bucket.at(key),
+                Body=data,
+                ContentType=content_type,
+                Metadata=dict(metadata),
+                **_conditions(if_match, if_absent=if_absent),
+            )
+        return _etag(answer)
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        if_match: str,
+        if_absent: bool,
+        replacing: ObjectInfo | None,
+    ) -> None:
+        """See `asyncagg.store.plane.DataPlane.copy`."""
+        replaced: dict[str, Any] = {}
+        if replacing is not None:
+            replaced = {
+                "MetadataDirective": "REPLACE",
+                "Metadata": dict(replacing.metadata),
+                "ContentType": replacing.content_type,
+            }
+            if replacing.content_encoding:
+                replaced["ContentEncoding"] = replacing.content_encoding
+        with self._bucket.translated("copy", source):
+            await self._bucket.client.copy_object(
+                **self._bucket.at(target),
+                CopySource=self._bucket.at(source),
+                CopySourceIfMatch=f'"{if_match}"',
+                **_conditions(None, if_absent=if_absent),
+                **replaced,
+            )
+
+    async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
+        """See `asyncagg.store.plane.DataPlane.delete`."""
+        bucket = self._bucket
+        objects = [{"Key": bucket.prefix + file.key, "ETag": f'"{file.etag}"'} for file in files]
+        with bucket.translated("delete", files[0].key):
+            answer = await bucket.client.delete_objects(
+                Bucket=bucket.name, Delete={"Objects": objects, "Quiet": True}
+            )
+        failures: dict[str, StoreError] = {}
+        for each in answer.get("Errors", ()):
+            key = each["Key"][len(bucket.prefix) :]
+            error = failure(
+                "delete",
+                key,
+                bucket=bucket.name,
+                status=200,
+                code=each.get("Code", ""),
+                message=each.get("Message", ""),
+            )
+            if not isinstance(error, StoreError):
+                raise error
+            if each.get("Code") != "NoSuchKey":  # gone is what was asked for
+                failures[key] = error
+        return failures
+
+    async def aclose(self) -> None:
+        """Nothing is left to close: the client is closed by whoever opened it."""
+
+
+class BotoMultipart:
+    """Sends the requests of multipart uploads through aioboto3; see `asyncagg.store.s3.Multipart`.
+
+    Args:
+        client: From `open_client`.
+        bucket: The bucket.
+        prefix: What all keys start with, or empty.
+    """
+
+    def __init__(self, client: Any, bucket: str, prefix: str = "") -> None:
+        self._bucket = _Bucket(client, bucket, prefix)
+
+    async def create(self, key: str, *, content_type: str, metadata: Mapping[str, str]) -> str:
+        """CreateMultipartUpload; returns the upload's id."""
+        with self._bucket.translated("put", key):
+            answer = await self._bucket.client.create_multipart_upload(
+                **self._bucket.at(key), ContentType=content_type, Metadata=dict(metadata)
+            )
+        return str(answer["UploadId"])
+
+    async def upload_part(self, key: str, upload: str, number: int, data: bytes) -> str:
+        """UploadPart; returns the part's etag."""
+        with self._bucket.translated("put", key):
+            answer = await self._bucket.client.upload_part(
+                **self._bucket.at(key), UploadId=upload, PartNumber=number, Body=data
+            )
+        return _etag(answer)
+
+    async def complete(
+        self,
+        key: str,
+        upload: str,
+        etags: Sequence[str],
+        *,
+        if_match: str | None,
+        if_absent: bool,
+    ) -> str:
+        """CompleteMultipartUpload; returns the object's etag."""
+        parts = [{"PartNumber": n, "ETag": f'"{etag}"'} for n, etag in enumerate(etags, 1)]
+        with self._bucket.translated("put", key):
+            answer = await self._bucket.client.complete_multipart_upload(
+                **self._bucket.at(key),
+                UploadId=upload,
+                MultipartUpload={"Parts": parts},
+                **_conditions(if_match, if_absent=if_absent),
+            )
+        return _etag(answer)
+
+    async def abort(self, key: str, upload: str) -> None:
+        """AbortMultipartUpload."""
+        with self._bucket.translated("put", key):
+            await self._bucket.client.abort_multipart_upload(
+                **self._bucket.at(key), UploadId=upload
+            )

@@ -1,0 +1,271 @@
+"""The guards that counting once rests on: found out by a probe, never assumed.
+
+S3-compatible servers differ. Some refuse a condition, some accept it and do not look at it, some
+compare etags wrongly so that a right one fails too. The probe sends conditions that must fail and
+conditions that must hold, on objects of its own.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, fields
+
+import anyio
+
+from asyncagg.errors import (
+    ConfigurationError,
+    NotFoundError,
+    PreconditionFailedError,
+    StoreError,
+    UnsupportedConditionError,
+)
+from asyncagg.model import RunFile
+from asyncagg.store.protocol import Body, ObjectInfo, Store, StreamedBody
+
+__all__ = ("GuardedStore", "Guards", "probe")
+
+_WRONG = "0" * 32
+
+
+@dataclass(frozen=True, slots=True)
+class Guards:
+    """Which conditions a store honours.
+
+    Attributes:
+        put_if_absent: ``If-None-Match: *`` of a write.
+        put_if_match: ``If-Match`` of a write.
+        copy_if_match: ``x-amz-copy-source-if-match``.
+        copy_if_absent: ``If-None-Match: *`` of a copy; the one that may be missing.
+        delete_if_match: The ETag of a deleted object.
+    """
+
+    put_if_absent: bool
+    put_if_match: bool
+    copy_if_match: bool
+    copy_if_absent: bool
+    delete_if_match: bool
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The names of those that are not honoured."""
+        return tuple(each.name for each in fields(self) if not getattr(self, each.name))
+
+
+async def probe(store: Store, prefix: str) -> Guards:
+    """Find out which conditions a store honours, on two objects that are removed again.
+
+    Args:
+        store: The store.
+        prefix: Where to put the objects: one that nobody lists for run files or aggregates.
+    """
+    token = uuid.uuid4().hex
+    first, second = f"{prefix}asyncagg-probe-{token}", f"{prefix}asyncagg-probe-{token}-copy"
+    try:
+        return await _probe(store, first, second)
+    finally:
+        with anyio.move_on_after(5, shield=True):
+            await _remove(store, first)
+            await _remove(store, second)
+
+
+async def _probe(store: Store, first: str, second: str) -> Guards:
+    put = store.put
+    absent_holds = await _honoured(lambda: put(first, b"1", if_absent=True), must_hold=True)
+    if not absent_holds:
+        await put(first, b"1")
+    absent_fails = await _honoured(lambda: put(first, b"2", if_absent=True), must_hold=False)
+    match_fails = await _honoured(lambda: put(first, b"3", if_match=_WRONG), must_hold=False)
+    etag = (await store.head(first)).file.etag
+    match_holds = await _honoured(lambda: put(first, b"4", if_match=etag), must_hold=True)
+    etag = (await store.head(first)).file.etag
+
+    def copy(if_match: str, *, if_absent: bool) -> Callable[[], Awaitable[object]]:
+        return lambda: store.copy(first, second, if_match=if_match, if_absent=if_absent)
+
+    source_fails = await _honoured(copy(_WRONG, if_absent=False), must_hold=False)
+    source_holds = await _honoured(copy(etag, if_absent=False), must_hold=True)
+    await _remove(store, second)
+    target_holds = await _honoured(copy(etag, if_absent=True), must_hold=True)
+    target_fails = await _honoured(copy(etag, if_absent=True), must_hold=False)
+    return Guards(
+        put_if_absent=absent_holds and absent_fails,
+        put_if_match=match_holds and match_fails,
+        copy_if_match=source_holds and source_fails,
+        copy_if_absent=target_holds and target_fails,
+        delete_if_match=await _delete_honoured(store, first),
+    )
+
+
+async def _honoured(request: Callable[[], Awaitable[object]], *, must_hold: bool) -> bool:
+    try:
+        await request()
+    except (PreconditionFailedError, NotFoundError):
+        return not must_hold
+    except UnsupportedConditionError:
+        return False
+    return must_hold
+
+
+async def _delete_honoured(store: Store, key: str) -> bool:
+    file = (await store.head(key)).file
+    wrong = RunFile(key, file.size, _WRONG, file.last_modified)
+    try:
+        refused = await store.delete([wrong])
+        if not isinstance(refused.get(key), PreconditionFailedError):
+            return False
+        return not await store.delete([file])
+    except UnsupportedConditionError:
+        return False
+
+
+async def _remove(store: Store, key: str) -> None:
+    try:
+        await store.delete([(await store.head(key)).file])
+    except StoreError:
+        return  # gone, or a small object stays under a name that says whose it is
+
+
+class GuardedStore:
+    """A store whose guards are probed before it is first written to.
+
+    Where one is missing, that is an error, unless ``required`` is off: then the object is looked at
+    just before the request instead, which leaves a gap that a second runner can fall into. A store
+    that only lacks the guard of a copy's target (older than October 2025) is never an error: the
+    archive is looked at first.
+
+    Args:
+        store: The store itself.
+        prefix: Where to probe.
+        required: Whether a missing guard is an error.
+    """
+
+    def __init__(self, store: Store, *, prefix: str, required: bool) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._required = required
+        self._guards: Guards | None = None
+        self._probing = anyio.Lock()
+
+    @property
+    def url(self) -> str:
+        """Its name for messages."""
+        return self._store.url
+
+    async def guards(self) -> Guards:
+        """Return which conditions the store honours.
+
+        Raises:
+            ConfigurationError: One is missing that is required.
+        """
+        if self._guards is None:
+            async with self._probing:
+                if self._guards is None:
+                    self._guards = self._checked(await probe(self._store, self._prefix))
+        return self._guards
+
+    def _checked(self, guards: Guards) -> Guards:
+        lacking = [name for name in guards.missing if name != "copy_if_absent"]
+        if lacking and self._required:
+            raise ConfigurationError(
+                f"store {self.url!r} does not honour {', '.join(lacking)}: expected a store with "
+                "conditional writes, copies and deletes, such as Amazon S3; or set "
+                "conditional_writes=off and see docs/guarantees.md for what that costs"
+            )
+        return guards
+
+    def list_pages(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Sequence[RunFile]]:
+        """See `asyncagg.store.Store.list_pages`."""
+        return self._store.list_pages(prefix, start_after=start_after)
+
+    async def head(self, key: str) -> ObjectInfo:
+        """See `asyncagg.store.Store.head`."""
+        return await self._store.head(key)
+
+    async def get(self, key: str, *, if_match: str | None = None) -> Body:
+        """See `asyncagg.store.Store.get`."""
+        return await self._store.get(key, if_match=if_match)
+
+    def stream(
+        self, key: str, *, if_match: str | None = None
+    ) -> AbstractAsyncContextManager[StreamedBody]:
+        """See `asyncagg.store.Store.stream`."""
+        return self._store.stream(key, if_match=if_match)
+
+    async def put(
+        self,
+        key: str,
+        body: bytes | AsyncIterable[bytes],
+        *,
+        if_match: str | None = None,
+        if_absent: bool = False,
+        content_type: str = "application/json",
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
+        """See `asyncagg.store.Store.put`."""
+        guards = await self.guards()
+        if if_absent and not guards.put_if_absent:
+            await self._expect(key, None)
+            if_absent = False
+        if if_match is not None and not guards.put_if_match:
+            await self._expect(key, if_match)
+            if_match = None
+        return await self._store.put(
+            key,
+            body,
+            if_match=if_match,
+            if_absent=if_absent,
+            content_type=content_type,
+            metadata=metadata,
+        )
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        if_match: str,
+        if_absent: bool = True,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """See `asyncagg.store.Store.copy`."""
+        guards = await self.guards()
+        if not guards.copy_if_match:
+            await self._expect(source, if_match)
+        if if_absent and not guards.copy_if_absent:
+            await self._expect(target, None)
+            if_absent = False
+        await self._store.copy(
+            source, target, if_match=if_match, if_absent=if_absent, metadata=metadata
+        )
+
+    async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
+        """See `asyncagg.store.Store.delete`."""
+        if (await self.guards()).delete_if_match:
+            return await self._store.delete(files)
+        failures: dict[str, StoreError] = {}
+        safe: list[RunFile] = []
+        for file in files:
+            try:
+                await self._expect(file.key, file.etag)
+            except NotFoundError:
+                continue
+            except PreconditionFailedError as error:
+                failures[file.key] = error
+            else:
+                safe.append(file)
+        return failures | dict(await self._store.delete(safe) if safe else {})
+
+    async def _expect(self, key: str, etag: str | None) -> None:
+        """Look at an object in place of a condition: it must have this etag, or be absent."""
+        try:
+            found = (await self._store.head(key)).file.etag
+        except NotFoundError:
+            if etag is None:
+                return
+            raise
+        if found != etag:
+            raise PreconditionFailedError(
+                f"{key!r} has etag {found!r}: expected {etag!r}", operation="head", key=key
+            )

@@ -1,0 +1,277 @@
+"""S3 as a `Store`: retries, resumed streams and multipart writes around a data plane."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Protocol
+
+import anyio
+
+from asyncagg.errors import NotFoundError, PreconditionFailedError, StoreError, TransientError
+from asyncagg.limits import Retry
+from asyncagg.model import RunFile
+from asyncagg.store.plane import DataPlane
+from asyncagg.store.protocol import Body, ObjectInfo, StreamedBody
+
+__all__ = ("PART_BYTES", "Multipart", "S3Store")
+
+PART_BYTES = 6 * 1024 * 1024
+"""Size of a part; S3 takes 10,000 of them, from 5 MiB each but the last."""
+
+_CLEANUP_SECONDS = 5.0
+
+
+class Multipart(Protocol):
+    """The requests of a multipart upload, each sent once."""
+
+    async def create(self, key: str, *, content_type: str, metadata: Mapping[str, str]) -> str:
+        """CreateMultipartUpload; returns the upload's id."""
+        ...
+
+    async def upload_part(self, key: str, upload: str, number: int, data: bytes) -> str:
+        """UploadPart; returns the part's etag."""
+        ...
+
+    async def complete(
+        self,
+        key: str,
+        upload: str,
+        etags: Sequence[str],
+        *,
+        if_match: str | None,
+        if_absent: bool,
+    ) -> str:
+        """CompleteMultipartUpload; returns the object's etag."""
+        ...
+
+    async def abort(self, key: str, upload: str) -> None:
+        """AbortMultipartUpload."""
+        ...
+
+
+class S3Store:
+    """A bucket, or what is below a prefix of it.
+
+    Args:
+        url: Its name for messages.
+        plane: Sends the requests per file and per page.
+        multipart: Sends those of large writes.
+        retry: The one retry layer around both.
+    """
+
+    def __init__(self, url: str, plane: DataPlane, multipart: Multipart, retry: Retry) -> None:
+        self._url = url
+        self._plane = plane
+        self._multipart = multipart
+        self.retry = retry
+
+    @property
+    def url(self) -> str:
+        """Its name for messages."""
+        return self._url
+
+    async def list_pages(
+        self, prefix: str, *, start_after: str = ""
+    ) -> AsyncIterator[Sequence[RunFile]]:
+        """See `asyncagg.store.Store.list_pages`."""
+        token: str | None = None
+        while True:
+            page = await self.retry.call(
+                "list",
+                partial(self._plane.list_page, prefix, start_after=start_after, token=token),
+            )
+            yield page.files
+            token = page.next_token
+            if token is None:
+                return
+
+    async def head(self, key: str) -> ObjectInfo:
+        """See `asyncagg.store.Store.head`."""
+        return await self.retry.call("head", partial(self._plane.head, key))
+
+    async def get(self, key: str, *, if_match: str | None = None) -> Body:
+        """See `asyncagg.store.Store.get`."""
+        return await self.retry.call("get", partial(self._plane.get, key, if_match=if_match))
+
+    @asynccontextmanager
+    async def stream(self, key: str, *, if_match: str | None = None) -> AsyncIterator[StreamedBody]:
+        """See `asyncagg.store.Store.stream`; a broken body is resumed where it broke."""
+        async with AsyncExitStack() as stack:
+            body = await self._open(stack, key, if_match, 0)
+            yield StreamedBody(self._resumed(stack, key, body), body.etag, body.content_encoding)
+
+    async def _open(
+        self, stack: AsyncExitStack, key: str, if_match: str | None, offset: int
+    ) -> StreamedBody:
+        def request() -> AbstractAsyncContextManager[StreamedBody]:
+            return self._plane.open(key, if_match=if_match, offset=offset)
+
+        return await self.retry.call("get", lambda: stack.enter_async_context(request()))
+
+    async def _resumed(
+        self, stack: AsyncExitStack, key: str, body: StreamedBody
+    ) -> AsyncIterator[bytes]:
+        offset = progress = 0
+        breaks = 0
+        etag = body.etag
+        while True:
+            try:
+                async for chunk in body.chunks:
+                    yield chunk
+                    offset += len(chunk)
+            except TransientError:
+                breaks = 1 if offset > progress else breaks + 1
+                progress = offset
+                if breaks >= self.retry.policy.attempts:
+                    raise
+            else:
+                return
+            await stack.aclose()  # the broken one
+            body = await self._open(stack, key, etag, offset)
+
+    async def put(
+        self,
+        key: str,
+        body: bytes | AsyncIterable[bytes],
+        *,
+        if_match: str | None = None,
+        if_absent: bool = False,
+        content_type: str = "application/json",
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
+        """See `asyncagg.store.Store.put`; what is longer than a part goes up in parts."""
+        parts = _parts(body)
+        first = await anext(parts, b"")
+        second = await anext(parts, None)
+        try:
+            if second is None:
+                request = partial(
+                    self._plane.put,
+                    key,
+                    first,
+                    if_match=if_match,
+                    if_absent=if_absent,
+                    content_type=content_type,
+                    metadata=metadata or {},
+                )
+                return await self.retry.call("put", request)
+            upload = await self.retry.call(
+                "put",
+                partial(
+                    self._multipart.create, key, content_type=content_type, metadata=metadata or {}
+                ),
+            )
+            try:
+                etags = await self._upload(key, upload, [first, second], parts)
+                del first, second
+                return await self.retry.call(
+                    "put",
+                    partial(
+                        self._multipart.complete,
+                        key,
+                        upload,
+                        etags,
+                        if_match=if_match,
+                        if_absent=if_absent,
+                    ),
+                )
+            except BaseException:
+                await self._abort(key, upload)
+                raise
+        except NotFoundError as error:
+            # The object that was to be replaced is gone, or a lost answer had completed the upload:
+            # either way somebody has to look again.
+            raise PreconditionFailedError(str(error), operation="put", key=key) from error
+
+    async def _upload(
+        self, key: str, upload: str, ready: list[bytes], parts: AsyncIterator[bytes]
+    ) -> list[str]:
+        etags: list[str] = []
+        while ready:
+            request = partial(
+                self._multipart.upload_part, key, upload, len(etags) + 1, ready.pop(0)
+            )
+            etags.append(await self.retry.call("put", request))
+            if not ready and (part := await anext(parts, None)) is not None:
+                ready.append(part)
+        return etags
+
+    async def _abort(self, key: str, upload: str) -> None:
+        """Throw away the parts, so that they are not paid for; a lifecycle rule is the backstop."""
+        with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
+            try:
+                await self._multipart.abort(key, upload)
+            except StoreError:
+                return
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        if_match: str,
+        if_absent: bool = True,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """See `asyncagg.store.Store.copy`."""
+        replacing = None
+        if metadata is not None:
+            # S3 replaces all or nothing: what the source has must be said again.
+            info = await self.head(source)
+            replacing = ObjectInfo(
+                info.file,
+                info.content_type,
+                info.content_encoding,
+                {**info.metadata, **metadata},
+            )
+        await self.retry.call(
+            "copy",
+            partial(
+                self._plane.copy,
+                source,
+                target,
+                if_match=if_match,
+                if_absent=if_absent,
+                replacing=replacing,
+            ),
+        )
+
+    async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
+        """See `asyncagg.store.Store.delete`; keys in passing trouble are tried again."""
+        remaining = list(files)
+        final: dict[str, StoreError] = {}
+        passing: dict[str, StoreError] = {}
+
+        async def attempt() -> None:
+            nonlocal remaining
+            passing.clear()
+            failures = await self._plane.delete(remaining)
+            for key, error in failures.items():
+                (passing if isinstance(error, TransientError) else final)[key] = error
+            remaining = [file for file in remaining if file.key in passing]
+            for error in passing.values():
+                raise error
+
+        try:
+            await self.retry.call("delete", attempt)
+        except TransientError as error:
+            return final | {file.key: passing.get(file.key, error) for file in remaining}
+        return final
+
+
+async def _parts(body: bytes | AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """Yield the body in parts of `PART_BYTES`, the last one shorter."""
+    if isinstance(body, bytes):
+        for start in range(0, len(body), PART_BYTES):
+            yield body[start : start + PART_BYTES]
+        return
+    pending = bytearray()
+    async for block in body:
+        pending += block
+        while len(pending) >= PART_BYTES:
+            yield bytes(pending[:PART_BYTES])
+            del pending[:PART_BYTES]
+    if pending:
+        yield bytes(pending)

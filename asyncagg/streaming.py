@@ -1,0 +1,202 @@
+"""A large run file, parsed as a stream: the same result as `asyncagg.parsing.parse`, never whole.
+
+Fields that are not read are never built; matches are built one by one, and the best are kept.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import AsyncIterator, Iterable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import ijson
+import msgspec
+
+from asyncagg.accumulator import TOP
+from asyncagg.errors import RefusedError
+from asyncagg.model import Match, RunFile, RunResult
+from asyncagg.parsing import (
+    FIELDS,
+    MAX_MATCH_BYTES,
+    Inflater,
+    check_match_size,
+    match_score,
+    validate,
+)
+
+__all__ = ("MAX_VALUE_BYTES", "parse_stream")
+
+MAX_VALUE_BYTES = 1024 * 1024
+"""A string longer than this refuses a file that is streamed: the parser has to hold it whole."""
+
+_STEP = 64 * 1024
+_MAX_DEPTH = 1024  # what the parser of small files takes
+
+_SCALARS = frozenset({"string", "number", "boolean", "null"})
+_STARTS = frozenset({"start_map", "start_array"})
+_ENDS = frozenset({"end_map", "end_array"})
+
+
+async def parse_stream(
+    chunks: AsyncIterator[bytes], file: RunFile, *, gzipped: bool, max_bytes: int
+) -> RunResult:
+    """Return what a run file says, reading it block by block.
+
+    Args:
+        chunks: Its content as stored.
+        file: Its reference.
+        gzipped: Whether the content is gzip.
+        max_bytes: The most bytes of unzipped content.
+
+    Raises:
+        RefusedError: It can never be counted.
+    """
+    unzipper = Inflater(max_bytes) if gzipped else None
+    machine = _Machine(file)
+    events = ijson.sendable_list()
+    parser = ijson.basic_parse_coro(events)
+    try:
+        async for chunk in chunks:
+            for data in _steps(unzipper.feed(chunk) if unzipper else (chunk,)):
+                parser.send(data)
+                machine.take(events, len(data))
+                del events[:]
+        if unzipper:
+            unzipper.finish()
+        parser.close()
+        machine.take(events, 0)
+    except ijson.JSONError as error:
+        raise RefusedError(f"not JSON: {str(error).partition(chr(10))[0]}") from None
+    return machine.result()
+
+
+def _steps(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    for block in blocks:
+        for start in range(0, len(block), _STEP):
+            yield block[start : start + _STEP]
+
+
+class _Machine:
+    """Follows the parser's events through one run file."""
+
+    def __init__(self, file: RunFile) -> None:
+        self._file = file
+        self._fields: dict[str, Any] = {}
+        self._best: list[Match] = []
+        self._depth = 0
+        self._key = ""
+        self._in_matches = False
+        self._position = 0
+        self._open: list[Any] = []  # the containers of the match being built
+        self._keys: list[str] = []
+        self._silent = 0
+        self._match_bytes = 0
+
+    def take(self, events: list[tuple[str, Any]], size: int) -> None:
+        """Take the events that ``size`` more bytes gave."""
+        self._silent = 0 if events else self._silent + size
+        if self._silent > MAX_VALUE_BYTES:
+            raise RefusedError(f"too large: a value of more than {MAX_VALUE_BYTES} bytes")
+        for event, value in events:
+            if event == "number":
+                value = _number(value)  # noqa: PLW2901 - as orjson would have read it
+            if self._open:
+                self._build(event, value)
+            else:
+                self._walk(event, value)
+        self._match_bytes += size if self._open else 0
+        if self._match_bytes > MAX_MATCH_BYTES + _STEP:
+            raise RefusedError(f"top_matches[{self._position}]: more than {MAX_MATCH_BYTES} bytes")
+
+    def _walk(self, event: str, value: Any) -> None:
+        """Follow an event outside of a match."""
+        if event == "map_key":
+            if self._depth == 1:
+                self._key = value
+        elif event in _ENDS:
+            self._depth -= 1
+            self._in_matches = self._in_matches and self._depth > 1
+        elif self._in_matches and self._depth == 2:
+            self._start_match(event, value)
+        else:
+            self._note(event, value)
+
+    def _note(self, event: str, value: Any) -> None:
+        """Keep the value of a field, or the fact that it is a container."""
+        if self._depth == 0 and event != "start_map":
+            validate([] if event == "start_array" else value, self._file)
+        if self._depth == 1 and self._key in FIELDS:
+            self._fields[self._key] = value if event in _SCALARS else _empty(event)
+            if self._key == "top_matches":  # said twice, the last one holds
+                self._best.clear()
+                self._position = 0
+                self._in_matches = event == "start_array"
+        if event in _STARTS:
+            self._depth += 1
+            self._check_depth()
+
+    def _check_depth(self) -> None:
+        if self._depth + len(self._open) > _MAX_DEPTH:
+            raise RefusedError(f"not JSON: nested deeper than {_MAX_DEPTH}")
+
+    def _start_match(self, event: str, value: Any) -> None:
+        if event != "start_map":
+            match_score([] if event == "start_array" else value, self._position)
+        self._match_bytes = 0
+        self._open.append({})
+
+    def _build(self, event: str, value: Any) -> None:
+        """Follow an event inside of a match."""
+        if event == "map_key":
+            self._keys.append(value)
+            return
+        if event in _ENDS:
+            value = self._open.pop()
+            if not self._open:
+                self._finish_match(value)
+                return
+        elif event in _STARTS:
+            self._open.append(_empty(event))
+            self._check_depth()
+            return
+        container = self._open[-1]
+        if isinstance(container, dict):
+            container[self._keys.pop()] = value
+        else:
+            container.append(value)
+
+    def _finish_match(self, body: dict[str, Any]) -> None:
+        match = Match(match_score(body, self._position), self._position, body)
+        if self._match_bytes:  # it came in more than one step
+            check_match_size(match)
+        self._position += 1
+        if len(self._best) == TOP and match.score <= self._best[-1].score:
+            return
+        self._best = heapq.nsmallest(
+            TOP, [*self._best, match], key=lambda each: (-each.score, each.position)
+        )
+
+    def result(self) -> RunResult:
+        """Return what the file says, now that it is read."""
+        return msgspec.structs.replace(
+            validate(self._fields, self._file), top_matches=tuple(self._best)
+        )
+
+
+def _empty(event: str) -> Any:
+    return {} if event == "start_map" else []
+
+
+def _number(value: int | Decimal) -> int | float:
+    """Return the number as orjson reads it: beyond 64 bits, a double."""
+    if isinstance(value, int) and -(2**63) <= value < 2**64:
+        return value
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if math.isinf(number):
+        raise RefusedError("not JSON: number is infinity when parsed as double")
+    return number

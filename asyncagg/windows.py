@@ -1,0 +1,109 @@
+"""Alignment and names of windows, and which window a file belongs to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Literal, TypeAlias
+
+from asyncagg.errors import UsageError
+from asyncagg.model import RunFile, Window
+
+__all__ = (
+    "MINUTES_A_DAY",
+    "WindowBy",
+    "membership",
+    "parse_time",
+    "parse_window",
+    "stamp_of",
+    "window_of",
+)
+
+WindowBy: TypeAlias = Literal["last_modified", "name"]
+"""What decides a file's window: the store's clock, or the stamp in the file's name."""
+
+MINUTES_A_DAY = 1440
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_STAMP = re.compile(r"(\d{8})t(\d{4})(\d\d)?z", re.IGNORECASE)
+_TRUSTED_LEAD = timedelta(days=1)
+
+
+@lru_cache(maxsize=4096)
+def _nth_window(number: int, minutes: int) -> Window:
+    return Window(_EPOCH + timedelta(minutes=minutes) * (number + 1), minutes)
+
+
+def window_of(moment: datetime, minutes: int) -> Window:
+    """Return the window of ``minutes`` that holds ``moment``, aligned to the UTC epoch."""
+    return _nth_window((moment - _EPOCH) // timedelta(minutes=minutes), minutes)
+
+
+def stamp_of(key: str) -> datetime | None:
+    """Return the moment that a file's name starts with (``20251021t1302Z_…``), if it does."""
+    found = _STAMP.match(key, key.rfind("/") + 1)
+    if found is None:
+        return None
+    day, minute, second = found.groups(default="00")
+    try:
+        return datetime.strptime(f"{day}{minute}{second}+0000", "%Y%m%d%H%M%S%z")
+    except ValueError:
+        return None
+
+
+def membership(by: WindowBy, minutes: int) -> Callable[[RunFile], Window]:
+    """Return the function that says which window a file belongs to.
+
+    With ``name``, a file whose name has no stamp, or one more than a day ahead of the file itself
+    (it would wait for that day to come), belongs to the window of its ``last_modified``.
+    """
+    if by == "last_modified":
+        return lambda file: window_of(file.last_modified, minutes)
+
+    def by_name(file: RunFile) -> Window:
+        stamp = stamp_of(file.key)
+        if stamp is None or stamp - file.last_modified > _TRUSTED_LEAD:
+            stamp = file.last_modified
+        return window_of(stamp, minutes)
+
+    return by_name
+
+
+def parse_window(name: str, minutes: int) -> Window:
+    """Return the window with this name.
+
+    Raises:
+        UsageError: It is not a window's name, or no window of ``minutes`` ends then.
+    """
+    end = stamp_of(name)
+    window = None if end is None else Window(end, minutes)
+    if window is None or window.name != name or (window.end - _EPOCH) % timedelta(minutes=minutes):
+        raise UsageError(
+            f"window {name!r}: expected the end of a window of {minutes} minutes in UTC, "
+            "such as 20251021t1400Z"
+        )
+    return window
+
+
+def parse_time(text: str, what: str) -> datetime:
+    """Return the moment that ``text`` names; without a zone it is UTC.
+
+    Args:
+        text: ISO 8601 (``2025-10-21T14:00:00Z``) or a window's name (``20251021t1400Z``).
+        what: What the text was given for, for the message.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    stamp = stamp_of(text) if _STAMP.fullmatch(text) else None
+    if stamp is not None:
+        return stamp
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"{what} {text!r}: expected a time such as 2025-10-21T14:00:00Z or 20251021t1400Z"
+        ) from None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
