@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -14,7 +14,7 @@ from asyncagg.limits import for_each
 from asyncagg.model import Window
 from asyncagg.store import Store
 
-__all__ = ("SampleFile", "SampleTotals", "samples", "write_samples")
+__all__ = ("SampleFile", "SampleTotals", "last_windows", "samples", "write_samples")
 
 _AGENCIES = ("DARPA", "NASA", "NIH", "DOE", "NSF", "NOAA", "USDA", "DOT")
 _SUBJECTS = ("Autonomous", "Resilient", "Distributed", "Quantum", "Adaptive", "Secure")
@@ -66,7 +66,9 @@ def samples(
         UsageError: A number is out of its range.
     """
     if files < 0 or not windows:
-        raise UsageError(f"{files} files over {len(windows)} windows: expected 0 and 1 at the least")
+        raise UsageError(
+            f"{files} files over {len(windows)} windows: expected 0 and 1 at the least"
+        )
     if not 0 <= bad_fraction <= 1:
         raise UsageError(f"bad fraction {bad_fraction!r}: expected a number from 0 to 1")
     dice = random.Random(seed)  # noqa: S311 - repeatable on purpose, nothing secret
@@ -118,7 +120,7 @@ def last_windows(count: int, minutes: int, at: datetime | None = None) -> list[W
 
 
 async def write_samples(
-    store: Store, files: Iterator[SampleFile], *, workers: int = 16
+    store: Store, files: Iterable[SampleFile], *, workers: int = 16
 ) -> SampleTotals:
     """Write sample files to a store, and return how many there were."""
     totals = SampleTotals()

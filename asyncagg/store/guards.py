@@ -21,12 +21,14 @@ from asyncagg.errors import (
     StoreError,
     UnsupportedConditionError,
 )
+from asyncagg.limits import for_each
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Body, ObjectInfo, Store, StreamedBody
 
 __all__ = ("GuardedStore", "Guards", "probe")
 
 _WRONG = "0" * 32
+_LOOKS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,15 +248,18 @@ class GuardedStore:
             return await self._store.delete(files)
         failures: dict[str, StoreError] = {}
         safe: list[RunFile] = []
-        for file in files:
+
+        async def look(file: RunFile) -> None:
             try:
                 await self._expect(file.key, file.etag)
             except NotFoundError:
-                continue
+                return
             except PreconditionFailedError as error:
                 failures[file.key] = error
             else:
                 safe.append(file)
+
+        await for_each(files, look, workers=_LOOKS_AT_ONCE)
         return failures | dict(await self._store.delete(safe) if safe else {})
 
     async def _expect(self, key: str, etag: str | None) -> None:

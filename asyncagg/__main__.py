@@ -1,0 +1,5 @@
+"""``python -m asyncagg``: the command line."""
+
+from asyncagg.cli import main
+
+main()
