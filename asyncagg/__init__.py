@@ -1,1 +1,26 @@
 """Asynchronous, high-throughput aggregator of many small JSON result files on S3."""
+
+from asyncagg.errors import AsyncaggError
+from asyncagg.limits import Deadline
+from asyncagg.model import Match, RunFile, RunResult, Window
+from asyncagg.outcome import RunReport, Tally, WindowReport
+from asyncagg.pipeline import run
+from asyncagg.settings import Settings, from_environment, settings_from
+from asyncagg.store.opening import open_store
+
+__all__ = (
+    "AsyncaggError",
+    "Deadline",
+    "Match",
+    "RunFile",
+    "RunReport",
+    "RunResult",
+    "Settings",
+    "Tally",
+    "Window",
+    "WindowReport",
+    "from_environment",
+    "open_store",
+    "run",
+    "settings_from",
+)

@@ -6,6 +6,7 @@ import inspect
 import os
 import signal
 import sys
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from enum import StrEnum
@@ -158,6 +159,7 @@ def run(
                 )
 
     logs.configure(settings.log_level if json else _quieter(settings.log_level), json=json)
+    logs.correlation_id.set(uuid.uuid4().hex)
     report = _execute(work)
     if json:
         _print_json(report.as_dict())

@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio.to_thread
 import orjson
+from aiofiles.tempfile import TemporaryDirectory
 
 from asyncagg.accumulator import TOP
 from asyncagg.errors import ConfigurationError
@@ -128,8 +127,8 @@ async def _own_store(*, on_s3: bool) -> AsyncIterator[tuple[Store, Settings]]:
         async with _moto() as settings, open_store(settings) as store:
             yield store, settings
     else:
-        with TemporaryDirectory(prefix="asyncagg-demo-") as folder:
-            settings = settings_from({"store": str(Path(folder)), "window_by": "name"})
+        async with TemporaryDirectory(prefix="asyncagg-demo-") as folder:
+            settings = settings_from({"store": folder, "window_by": "name"})
             async with open_store(settings) as store:
                 yield store, settings
 

@@ -22,7 +22,7 @@ from asyncagg.store import Store
 from asyncagg.store.opening import open_store
 from asyncagg.windows import parse_time
 
-__all__ = ("lambda_handler",)
+__all__ = ("close", "lambda_handler")
 
 
 class _Warm:
@@ -36,6 +36,10 @@ class _Warm:
 
     def invoke(self, event: Mapping[str, Any], seconds: float | None) -> RunReport:
         return self._runner.run(self._invoke(event, seconds))
+
+    def close(self) -> None:
+        self._runner.run(self._stack.aclose())
+        self._runner.close()
 
     async def _invoke(self, event: Mapping[str, Any], seconds: float | None) -> RunReport:
         if self._store is None:
@@ -74,6 +78,14 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
         _warm = warm
     report = _warm.invoke(_checked(event), _seconds_left(context, _warm.settings))
     return _answer(report, correlation)
+
+
+def close() -> None:
+    """Close what warm invocations keep; Lambda itself never asks for it."""
+    global _warm  # noqa: PLW0603 - see lambda_handler
+    if _warm is not None:
+        _warm.close()
+        _warm = None
 
 
 def _checked(event: Any) -> Mapping[str, Any]:

@@ -1714,12 +1714,16 @@ class S3Server(Operations):
         """Stop listening, drop every connection and whatever is still being answered."""
         if self._listener is not None:
             self._listener.close()
-        for connection in list(self.connections):
-            connection.drop()
+        self.drop_connections()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.sleep(0)  # lets the dropped connections report their end
+
+    def drop_connections(self) -> None:
+        """Close every connection at once, as a server does with those that were idle for long."""
+        for connection in list(self.connections):
+            connection.drop()
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -1,0 +1,54 @@
+"""What holds for every test: no real AWS, no blocked event loop, repeatable hypothesis."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "asyncagg", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("explore", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "asyncagg"))
+
+
+@pytest.fixture(autouse=True)
+def no_real_aws(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing of the machine's AWS set-up reaches a test, and no setting of ours either."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "ASYNCAGG_", "SAM_MATCHING_")):
+            monkeypatch.delenv(name)
+    empty = str(tmp_path_factory.getbasetemp() / "no-aws")
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": empty,
+        "AWS_SHARED_CREDENTIALS_FILE": empty,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(autouse=True)
+def no_blocked_loop() -> Iterator[BlockBuster]:
+    """A blocking call of the package on the event loop fails the test."""
+    with blockbuster_ctx("asyncagg") as blocking:
+        for function in blocking.functions.values():
+            # Once per process: botocore reads its service model, the store's module is imported.
+            function.can_block_in("asyncagg/store/boto.py", {"open_client"})
+            function.can_block_in("asyncagg/store/opening.py", {"open_store", "_open_s3"})
+            function.can_block_in("asyncagg/demo.py", {"_moto"})
+        yield blocking
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    """An empty directory with an inbox in it."""
+    (tmp_path / "runs").mkdir()
+    return tmp_path
