@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
-from urllib.parse import unquote
 
 import aioboto3
 import aiohttp
@@ -152,13 +151,11 @@ class BotoPlane:
             answer = await bucket.client.list_objects_v2(
                 Bucket=bucket.name,
                 Prefix=bucket.prefix + prefix,
-                EncodingType="url",
                 **after,
             )
         cut = len(bucket.prefix)
         files = [
-            # botocore undoes the encoding only where it was not asked for.
-            RunFile(unquote(each["Key"])[cut:], each["Size"], _etag(each), each["LastModified"])
+            RunFile(each["Key"][cut:], each["Size"], _etag(each), each["LastModified"])
             for each in answer.get("Contents", ())
         ]
         return Page(files, answer.get("NextContinuationToken"))

@@ -13,7 +13,7 @@ from asyncagg.errors import NotFoundError, PreconditionFailedError, StoreError, 
 from asyncagg.limits import Retry
 from asyncagg.model import RunFile
 from asyncagg.store.plane import DataPlane
-from asyncagg.store.protocol import Body, ObjectInfo, StreamedBody
+from asyncagg.store.protocol import DELETE_BATCH, Body, ObjectInfo, StreamedBody
 
 __all__ = ("PART_BYTES", "Multipart", "S3Store")
 
@@ -218,13 +218,13 @@ class S3Store:
         """See `asyncagg.store.Store.copy`."""
         replacing = None
         if metadata is not None:
-            # S3 replaces all or nothing: what the source has must be said again.
+            # S3 replaces all or nothing: the media type must be said again.
             info = await self.head(source)
             replacing = ObjectInfo(
                 info.file,
                 info.content_type,
                 info.content_encoding,
-                {**info.metadata, **metadata},
+                metadata,
             )
         await self.retry.call(
             "copy",
@@ -240,6 +240,10 @@ class S3Store:
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """See `asyncagg.store.Store.delete`; keys in passing trouble are tried again."""
+        if len(files) > DELETE_BATCH:
+            raise StoreError(f"{len(files)} objects to delete: expected at most {DELETE_BATCH}")
+        if not files:
+            return {}
         remaining = list(files)
         final: dict[str, StoreError] = {}
         passing: dict[str, StoreError] = {}
