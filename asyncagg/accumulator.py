@@ -74,12 +74,16 @@ class Sketch:
         for index, count in other.bins.items():
             self.bins[index] = self.bins.get(index, 0) + count
 
+    @property
+    def count(self) -> int:
+        """How many values were counted."""
+        return self.zeros + sum(self.bins.values())
+
     def quantile(self, q: float) -> float | None:
         """Return the value below which a share ``q`` of the values lies; ``None`` of none."""
-        count = self.zeros + sum(self.bins.values())
-        if not count:
+        if not self.count:
             return None
-        rank_left = math.floor(q * (count - 1)) - self.zeros
+        rank_left = math.floor(q * (self.count - 1)) - self.zeros
         if rank_left < 0:
             return 0.0
         for index in sorted(self.bins):

@@ -143,7 +143,7 @@ async def _moto() -> AsyncIterator[Settings]:
             f"the demo's S3 server: {error}; expected the extra: pip install 'asyncagg[demo]', "
             "or run the demo with --on directory"
         ) from error
-    from asyncagg.store.boto import open_client  # noqa: PLC0415 - a directory needs no S3
+    from asyncagg.store.boto import open_control  # noqa: PLC0415 - a directory needs no S3
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request else
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -152,8 +152,8 @@ async def _moto() -> AsyncIterator[Settings]:
         _, port = server.get_host_and_port()
         endpoint = f"http://127.0.0.1:{port}"
         _forget_real_credentials()
-        async with open_client(endpoint_url=endpoint, connections=1) as client:
-            await client.create_bucket(Bucket=_BUCKET)
+        async with open_control(endpoint_url=endpoint, connections=1) as control:
+            await control.client.create_bucket(Bucket=_BUCKET)
         yield settings_from(
             {
                 "store": f"s3://{_BUCKET}",

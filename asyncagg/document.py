@@ -112,14 +112,20 @@ class Existing:
 
     async def _lines(self, table: _Table) -> AsyncIterator[list[bytes]]:
         async for lines in self._spool.lines(table.start, table.end):
-            yield [line.removesuffix(b",") for line in lines]
+            rows = [line.removesuffix(b",") for line in lines]
+            for row in rows:
+                if row[:1] != b"{" or row[-1:] != b"}":
+                    raise _damaged(self.key, f"a row reads {row[:80]!r}")
+            yield rows
 
     def _load(self, line: bytes) -> dict[str, Any]:
         try:
             row: dict[str, Any] = orjson.loads(line)
-            row["key"], row["etag"]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            raise _damaged(self.key, f"a row reads {line[:80]!r}") from None
+            named = isinstance(row["key"], str) and isinstance(row["etag"], str)
+        except (orjson.JSONDecodeError, KeyError):
+            named = False
+        if not named:
+            raise _damaged(self.key, f"a row reads {line[:80]!r}")
         return row
 
 
@@ -147,7 +153,10 @@ async def read(
     """
     async for chunk in chunks:
         await spool.append(chunk)
-    tables = await _find_tables(spool)
+    try:
+        tables = await _find_tables(spool)
+    except ValueError as error:
+        raise _damaged(key, str(error)) from None
     if tables is None:
         raise _damaged(key, "its parts are not where they belong")
     head = await _load_head(key, spool, tables[0].start - len(_MARKS[0]))
@@ -171,12 +180,16 @@ async def _find_tables(spool: Spool) -> list[_Table] | None:
     marks: list[tuple[int, int]] = []  # of each table: its first row's offset and line
     offset = number = 0
     last: list[bytes] = []
+    before = b""
     async for lines in spool.lines():
         for line in lines:
             offset += len(line) + 1
             number += 1
             if len(marks) < len(_MARKS) and line == _MARKS[len(marks)][:-1]:
+                if before != b"],":
+                    return None
                 marks.append((offset, number))
+            before = line
         last = [*last, *lines][-2:]
     if len(marks) < len(_MARKS) or last != [b"]", b"}"] or offset != spool.size:
         return None
@@ -196,7 +209,7 @@ async def _load_head(key: str, spool: Spool, end: int) -> dict[str, Any]:
     text = b"".join([block async for block in spool.blocks(0, end)])
     try:
         head = json.loads(text.rstrip().removesuffix(b",") + b"}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(key, f"its head is not JSON ({error})") from None
     if not isinstance(head, dict) or head.get("schema_version") != SCHEMA_VERSION:
         raise _damaged(key, f"its schema_version is not {SCHEMA_VERSION}")
@@ -232,7 +245,7 @@ def _existing(
             _spool=spool,
             _tables=tables,
         )
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise _damaged(key, f"its head lacks or garbles {error}") from None
 
 
@@ -252,12 +265,16 @@ def _accumulator(head: dict[str, Any]) -> Accumulator:
         value.shortest = float(times["min"])
         value.longest = float(times["max"])
     value.sketch = Sketch.from_state(times["sketch"])
+    if value.sketch.count != value.timed or not value.seconds.is_finite():
+        raise ValueError("processing_time")
     value.top = [_ranked(match) for match in head["top_matches"]]
     return value
 
 
 def _ranked(match: dict[str, Any]) -> RankedMatch:
     key, position = (match.pop(name) for name in RESERVED)
+    if not isinstance(key, str) or not isinstance(position, int):
+        raise TypeError("top_matches")
     return (-match.get("match_score", 0), key, position, orjson.dumps(match))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
@@ -25,12 +25,21 @@ from asyncagg.windows import parse_time
 __all__ = ("close", "lambda_handler")
 
 
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - an extra, that the Lambda package includes
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
 class _Warm:
     """What outlives an invocation: one event loop, and one store that never outlives the loop."""
 
     def __init__(self) -> None:
         self.settings: Settings = from_environment(os.environ)
-        self._runner = asyncio.Runner()
+        self._runner = asyncio.Runner(loop_factory=_loop_factory())
         self._stack = AsyncExitStack()
         self._store: Store | None = None
 

@@ -12,7 +12,7 @@ from asyncagg.settings import Settings
 
 __all__ = ("Kind", "Layout")
 
-_AGGREGATE_NAME = re.compile(r"\d{8}t\d{4}Z\.json")
+_AGGREGATE_NAME = re.compile(r"\d{8}t\d{4}Z\.json", re.ASCII)
 
 
 class Kind(Enum):

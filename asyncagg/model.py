@@ -83,4 +83,5 @@ class Window(msgspec.Struct, frozen=True, order=True, gc=False):
     @property
     def name(self) -> str:
         """Its name, for example ``20251021t1400Z``."""
-        return f"{self.end:%Y%m%dt%H%MZ}"
+        # Not %Y: it leaves out the leading zeros of a year before 1000 on some systems.
+        return f"{self.end.year:04}{self.end:%m%dt%H%MZ}"

@@ -17,8 +17,9 @@ from asyncagg.model import Match, RunFile, RunResult
 __all__ = (
     "FIELDS",
     "MAX_MATCH_BYTES",
+    "MAX_MATCH_DEPTH",
     "Inflater",
-    "check_match_size",
+    "check_match",
     "inflate",
     "is_gzipped",
     "is_run_file",
@@ -29,6 +30,11 @@ __all__ = (
 
 MAX_MATCH_BYTES = 256 * 1024
 """A match object longer than this refuses its file: ten of them are held at a time."""
+
+MAX_MATCH_DEPTH = 254
+"""A match object nested deeper refuses its file: orjson reads deeper than it writes."""
+
+_LONGER_WRITTEN = 4  # 1e15 is written as 1000000000000000.0
 
 _Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 """A count that every JSON reader can hold exactly (RFC 7493, section 2.2)."""
@@ -78,9 +84,10 @@ def parse(data: bytes, file: RunFile) -> RunResult:
     except orjson.JSONDecodeError as error:
         raise RefusedError(f"not JSON: {error}") from None
     result = validate(content, file)
-    if len(data) > MAX_MATCH_BYTES:
+    opened = data.count(b"{") + data.count(b"[")
+    if len(data) > MAX_MATCH_BYTES // _LONGER_WRITTEN or opened > MAX_MATCH_DEPTH:
         for match in result.top_matches:
-            check_match_size(match)
+            check_match(match)
     return result
 
 
@@ -129,13 +136,19 @@ def match_score(body: Any, position: int) -> int | float:
         raise RefusedError(_reason(error, f"top_matches[{position}]")) from None
 
 
-def check_match_size(match: Match) -> None:
-    """Refuse the file of a match that is too long to be held.
+def check_match(match: Match) -> None:
+    """Refuse the file of a match that is too long to be held, or too deep to be written.
 
     Raises:
-        RefusedError: The match is longer than `MAX_MATCH_BYTES`.
+        RefusedError: The match is longer than `MAX_MATCH_BYTES`, or nested deeper than
+            `MAX_MATCH_DEPTH`.
     """
-    size = len(orjson.dumps(match.body))
+    try:
+        size = len(orjson.dumps(match.body))
+    except orjson.JSONEncodeError:
+        raise RefusedError(
+            f"top_matches[{match.position}]: nested deeper than {MAX_MATCH_DEPTH}"
+        ) from None
     if size > MAX_MATCH_BYTES:
         raise RefusedError(
             f"top_matches[{match.position}]: {size} bytes, expected at most {MAX_MATCH_BYTES}"
@@ -179,6 +192,7 @@ class Inflater:
     """
 
     _BLOCK = 256 * 1024
+    _STEP = 16 * 1024
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -192,9 +206,15 @@ class Inflater:
         Raises:
             RefusedError: It is not gzip, or there is too much of it.
         """
+        # In steps: what is left of its input, zlib copies at each block and at each member.
+        for start in range(0, len(data), self._STEP):
+            yield from self._feed(data[start : start + self._STEP])
+
+    def _feed(self, data: bytes) -> Iterator[bytes]:
         while data:
             if self._member.eof:
-                if not data.strip(b"\0"):  # padding behind the last member is allowed
+                data = data.lstrip(b"\0")  # padding behind a member is allowed
+                if not data:
                     return
                 self._member = zlib.decompressobj(wbits=31)
             try:

@@ -147,7 +147,10 @@ class _Run:
             before = perf_counter()
             async for page in self._store.list_pages(self._layout.runs_prefix):
                 self.report.seconds["list"] += perf_counter() - before
-                await pages.send(page)
+                try:
+                    await pages.send(page)
+                except anyio.BrokenResourceError:
+                    return  # the settling was cancelled first: nobody takes the rest
                 before = perf_counter()
 
     async def _settle_chunks(self, pages: ObjectReceiveStream[Sequence[RunFile]]) -> None:

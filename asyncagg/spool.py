@@ -13,10 +13,13 @@ from aiofiles.tempfile import SpooledTemporaryFile
 
 from asyncagg.errors import ConfigurationError
 
-__all__ = ("BLOCK", "Spool", "open_spool")
+__all__ = ("BLOCK", "LONGEST_LINE", "Spool", "open_spool")
 
 BLOCK = 256 * 1024
 """How many bytes go to and from the temporary file at a time."""
+
+LONGEST_LINE = 4 * 1024 * 1024
+"""A longer line is none of ours: it would be held whole."""
 
 
 class Spool:
@@ -28,7 +31,7 @@ class Spool:
 
     def __init__(self, file: Any, folder: Path | None) -> None:
         self._file = file  # aiofiles types its spooled file as several kinds of reader
-        self._writing = anyio.Lock()
+        self._turn = anyio.Lock()  # the file has one position for all who read and write
         self._folder = folder
         self._pending: list[bytes] = []
         self._pending_bytes = 0
@@ -48,7 +51,9 @@ class Spool:
 
     async def _flush(self) -> None:
         try:
-            async with self._writing:
+            # Shielded: a cancelled aiofiles call goes on in its thread, and the rows that it was
+            # given would be neither in memory nor surely in the file.
+            async with self._turn, _shielded():
                 data = b"".join(self._pending)
                 self._pending.clear()
                 self._pending_bytes = 0
@@ -69,16 +74,23 @@ class Spool:
             await self._flush()
         end = self.size if end is None else end
         while start < end:
-            await self._file.seek(start)
-            block: bytes = await self._file.read(min(BLOCK, end - start))
+            async with self._turn, _shielded():
+                await self._file.seek(start)
+                block: bytes = await self._file.read(min(BLOCK, end - start))
             start += len(block)
             yield block
 
     async def lines(self, start: int = 0, end: int | None = None) -> AsyncIterator[list[bytes]]:
-        """Yield the lines from ``start`` to ``end`` without their ends, a block's at a time."""
+        """Yield the lines from ``start`` to ``end`` without their ends, a block's at a time.
+
+        Raises:
+            ValueError: A line is longer than `LONGEST_LINE`.
+        """
         rest = b""
         async for block in self.blocks(start, end):
             *lines, rest = (rest + block).split(b"\n")
+            if len(rest) > LONGEST_LINE:
+                raise ValueError(f"a line is longer than {LONGEST_LINE} bytes")
             yield lines
         if rest:
             yield [rest]
@@ -95,6 +107,18 @@ async def open_spool(memory: int, folder: Path | None = None) -> AsyncIterator[S
         memory: Bytes kept in memory before the temporary file is made.
         folder: Where to make it; the system's folder by default.
     """
-    # A size of 0 would mean "never roll over" to the standard library.
-    async with SpooledTemporaryFile(max_size=max(1, memory), dir=folder) as file:
+    # Shielded, because a file that is opened in its thread after a cancellation is nobody's.
+    async with _shielded():
+        # A size of 0 would mean "never roll over" to the standard library.
+        file = await SpooledTemporaryFile(max_size=max(1, memory), dir=folder)
+    try:
         yield Spool(file, folder)
+    finally:
+        async with _shielded():
+            await file.close()
+
+
+@asynccontextmanager
+async def _shielded() -> AsyncIterator[None]:
+    with anyio.CancelScope(shield=True):
+        yield

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import heapq
 import math
+import re
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
@@ -20,8 +22,9 @@ from asyncagg.model import Match, RunFile, RunResult
 from asyncagg.parsing import (
     FIELDS,
     MAX_MATCH_BYTES,
+    MAX_MATCH_DEPTH,
     Inflater,
-    check_match_size,
+    check_match,
     match_score,
     validate,
 )
@@ -33,6 +36,14 @@ MAX_VALUE_BYTES = 1024 * 1024
 
 _STEP = 64 * 1024
 _MAX_DEPTH = 1024  # what the parser of small files takes
+
+# The escapes and the white space that orjson takes. yajl takes a form feed too, and half a
+# surrogate pair, for which it puts in other text.
+_SOUND = re.compile(
+    rb"(?:[^\\\v\f]++|\\[^u]|\\u[^dD]|\\u[dD][^89a-fA-F]|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)*+",
+    re.DOTALL,
+)
+_LONGEST_ESCAPE = len(rb"\ud83d\ude00")
 
 _SCALARS = frozenset({"string", "number", "boolean", "null"})
 _STARTS = frozenset({"start_map", "start_array"})
@@ -55,21 +66,58 @@ async def parse_stream(
     """
     unzipper = Inflater(max_bytes) if gzipped else None
     machine = _Machine(file)
+    proof = _Proof()
     events = ijson.sendable_list()
     parser = ijson.basic_parse_coro(events)
-    try:
-        async for chunk in chunks:
-            for data in _steps(unzipper.feed(chunk) if unzipper else (chunk,)):
+    async for chunk in chunks:
+        for data in _steps(unzipper.feed(chunk) if unzipper else (chunk,)):
+            proof.read(data)
+            with _refusing():
                 parser.send(data)
-                machine.take(events, len(data))
-                del events[:]
-        if unzipper:
-            unzipper.finish()
+            machine.take(events, len(data))
+            del events[:]
+    if unzipper:
+        unzipper.finish()
+    with _refusing():
         parser.close()
-        machine.take(events, 0)
-    except ijson.JSONError as error:
-        raise RefusedError(f"not JSON: {str(error).partition(chr(10))[0]}") from None
+    proof.finish()
+    machine.take(events, 0)
     return machine.result()
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn what the parser raises into a refusal."""
+    try:
+        yield
+    except ijson.JSONError as error:
+        told = error.args[0]
+        if isinstance(told, bytes):
+            told = told.decode("utf-8", "replace")
+        raise RefusedError(f"not JSON: {told.partition(chr(10))[0]}") from None
+    except UnicodeDecodeError:
+        raise RefusedError("not JSON: str is not valid UTF-8") from None
+    except (ValueError, ArithmeticError, SystemError):
+        # ijson builds each number as an int or a Decimal, which have limits of their own.
+        raise RefusedError("not JSON: number out of range") from None
+
+
+class _Proof:
+    """Refuses what `_SOUND` does not take, also across the borders of blocks."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def read(self, data: bytes) -> None:
+        data = self._rest + data
+        sound = _SOUND.match(data)
+        self._rest = data[sound.end() :] if sound else data
+        if len(self._rest) >= _LONGEST_ESCAPE or self._rest[:1] in {b"\v", b"\f"}:
+            self.finish()
+
+    def finish(self) -> None:
+        if self._rest:
+            raise RefusedError("not JSON: half a surrogate pair, or a control character")
 
 
 def _steps(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -160,6 +208,10 @@ class _Machine:
         elif event in _STARTS:
             self._open.append(_empty(event))
             self._check_depth()
+            if len(self._open) > MAX_MATCH_DEPTH:
+                raise RefusedError(
+                    f"top_matches[{self._position}]: nested deeper than {MAX_MATCH_DEPTH}"
+                )
             return
         container = self._open[-1]
         if isinstance(container, dict):
@@ -170,7 +222,7 @@ class _Machine:
     def _finish_match(self, body: dict[str, Any]) -> None:
         match = Match(match_score(body, self._position), self._position, body)
         if self._match_bytes:  # it came in more than one step
-            check_match_size(match)
+            check_match(match)
         self._position += 1
         if len(self._best) == TOP and match.score <= self._best[-1].score:
             return

@@ -102,8 +102,8 @@ def parse_time(text: str, what: str) -> datetime:
         return stamp
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):  # in UTC, it may be before the year 1
         raise UsageError(
             f"{what} {text!r}: expected a time such as 2025-10-21T14:00:00Z or 20251021t1400Z"
         ) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -17,7 +17,7 @@ from s3server import S3Server
 
 from asyncagg.settings import settings_from
 from asyncagg.store import Store
-from asyncagg.store.boto import open_client
+from asyncagg.store.boto import open_control
 from asyncagg.store.directory import DirectoryStore
 from asyncagg.store.memory import MemoryStore
 from asyncagg.store.opening import open_store
@@ -87,8 +87,8 @@ def _moto(plane: str) -> Callable[[Path], AbstractAsyncContextManager[Store]]:
         endpoint = await to_thread.run_sync(moto_endpoint)
         bucket = f"{BUCKET}-{uuid4().hex}"
         async with AsyncExitStack() as stack:
-            async with open_client(endpoint_url=endpoint, connections=1) as client:
-                await client.create_bucket(Bucket=bucket)
+            async with open_control(endpoint_url=endpoint, connections=1) as control:
+                await control.client.create_bucket(Bucket=bucket)
             yield await _opened(stack, plane, endpoint, f"{bucket}/a prefix")
 
     return moto
@@ -99,11 +99,15 @@ STORES: dict[str, Callable[[Path], AbstractAsyncContextManager[Store]]] = {
     "directory": _directory,
     "s3-own-boto": _s3("boto"),
     "s3-moto-boto": _moto("boto"),
+    "s3-own-lean": _s3("lean"),
+    "s3-moto-lean": _moto("lean"),
 }
 
 CAPABILITIES: dict[str, Capabilities] = {
     "memory": Capabilities(),
     "directory": Capabilities(holds_any_key=False),
     "s3-own-boto": Capabilities(),
+    "s3-own-lean": Capabilities(),
+    "s3-moto-lean": Capabilities(holds_control_characters=False, guards_copies=False),
     "s3-moto-boto": Capabilities(holds_control_characters=False, guards_copies=False),
 }

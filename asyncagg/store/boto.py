@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import aioboto3
 import aiohttp
@@ -19,8 +21,9 @@ from asyncagg.errors import AsyncaggError, ConfigurationError, StoreError, Trans
 from asyncagg.model import RunFile
 from asyncagg.store.plane import Page, failure
 from asyncagg.store.protocol import Body, ObjectInfo, StreamedBody
+from asyncagg.store.sigv4 import Credentials
 
-__all__ = ("BotoMultipart", "BotoPlane", "open_client")
+__all__ = ("BotoMultipart", "BotoPlane", "Control", "Location", "open_control")
 
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 30.0
@@ -36,8 +39,88 @@ _PASSING = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where the control plane says that a bucket is.
+
+    Attributes:
+        host: The server, without the bucket in its name.
+        port: Its port.
+        tls: Whether it speaks TLS.
+        region: The region to sign for.
+        path_style: Whether the bucket stands in the path rather than in the host.
+    """
+
+    host: str
+    port: int
+    tls: bool
+    region: str
+    path_style: bool
+
+
+class Control:
+    """aioboto3's session and client: what knows credentials, regions and endpoints.
+
+    Attributes:
+        client: The S3 client, for requests that are not sent per file.
+    """
+
+    def __init__(self, session: aioboto3.Session, client: Any) -> None:
+        self.client = client
+        self._session = session
+
+    async def locate(self, bucket: str) -> Location:
+        """Return where requests for a bucket go: custom endpoints, dual-stack, FIPS and all.
+
+        Raises:
+            ConfigurationError: There are no credentials.
+        """
+        with _Bucket(self.client, bucket, "").translated("locate", bucket):
+            url = urlsplit(
+                await self.client.generate_presigned_url(
+                    "get_object", Params={"Bucket": bucket, "Key": "key"}
+                )
+            )
+        scope = parse_qs(url.query)["X-Amz-Credential"][0].split("/")
+        host = url.hostname or ""
+        path_style = not host.startswith(f"{bucket}.")
+        tls = url.scheme == "https"
+        return Location(
+            host=host if path_style else host.removeprefix(f"{bucket}."),
+            port=url.port or (443 if tls else 80),
+            tls=tls,
+            region=scope[2],
+            path_style=path_style,
+        )
+
+    async def credentials(self, expired: Credentials | None) -> Credentials:
+        """Return credentials to sign with, other ones than those that the store refused.
+
+        Raises:
+            ConfigurationError: There are none.
+        """
+        found = await self._frozen()
+        if found == expired:
+            self._session = aioboto3.Session()  # looks everywhere anew
+            found = await self._frozen()
+        if found is None or found == expired:
+            told = "none found" if found is None else "expired"
+            raise ConfigurationError(
+                f"credentials: {told}; expected those of the AWS environment "
+                "(AWS_PROFILE, AWS_ACCESS_KEY_ID, a role)"
+            )
+        return found
+
+    async def _frozen(self) -> Credentials | None:
+        source = await self._session.get_credentials()
+        if source is None:
+            return None
+        frozen = await source.get_frozen_credentials()
+        return Credentials(frozen.access_key, frozen.secret_key, frozen.token or "")
+
+
 @asynccontextmanager
-async def open_client(*, endpoint_url: str, connections: int) -> AsyncIterator[Any]:
+async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[Control]:
     """Open an S3 client of aioboto3, whose own retries are off.
 
     Args:
@@ -49,6 +132,7 @@ async def open_client(*, endpoint_url: str, connections: int) -> AsyncIterator[A
     """
     config = AioConfig(
         retries={"total_max_attempts": 1},
+        signature_version="s3v4",
         max_pool_connections=connections,
         connect_timeout=_CONNECT_SECONDS,
         read_timeout=_READ_SECONDS,
@@ -65,7 +149,7 @@ async def open_client(*, endpoint_url: str, connections: int) -> AsyncIterator[A
             "s3", endpoint_url=endpoint_url or None, region_name=region, config=config
         )
         async with client as opened:
-            yield opened
+            yield Control(session, opened)
     except (boto_errors.NoRegionError, ValueError) as error:
         raise ConfigurationError(f"endpoint_url {endpoint_url!r}: {error}") from error
 
@@ -133,7 +217,7 @@ class BotoPlane:
     """Sends the requests per file through aioboto3.
 
     Args:
-        client: From `open_client`.
+        client: Of a `Control`.
         bucket: The bucket.
         prefix: What all keys start with, or empty.
     """
@@ -297,7 +381,7 @@ class BotoMultipart:
     """Sends the requests of multipart uploads through aioboto3; see `asyncagg.store.s3.Multipart`.
 
     Args:
-        client: From `open_client`.
+        client: Of a `Control`.
         bucket: The bucket.
         prefix: What all keys start with, or empty.
     """

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from anyio import move_on_after, to_thread
 
 from asyncagg.errors import UsageError
 from asyncagg.limits import Retry, RetryPolicy
@@ -13,7 +17,13 @@ from asyncagg.settings import Settings
 from asyncagg.store.guards import GuardedStore
 from asyncagg.store.protocol import Store
 
+if TYPE_CHECKING:
+    from asyncagg.store.boto import Control
+    from asyncagg.store.plane import DataPlane
+
 __all__ = ("open_store",)
+
+_MAX_PAGE_BYTES = 16 * 1024 * 1024
 
 
 @asynccontextmanager
@@ -41,22 +51,63 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def _open_s3(settings: Settings) -> AsyncIterator[Store]:
-    from asyncagg.store.boto import BotoMultipart, BotoPlane, open_client  # noqa: PLC0415 - a directory needs no S3
+    # A directory needs no S3.
+    from asyncagg.store.boto import BotoMultipart, open_control  # noqa: PLC0415
     from asyncagg.store.s3 import S3Store  # noqa: PLC0415
 
     bucket, prefix = _parse(settings.store)
     retry = Retry(RetryPolicy(attempts=settings.retry_attempts))
-    async with open_client(
-        endpoint_url=settings.endpoint_url, connections=settings.concurrency
-    ) as client:
-        plane = BotoPlane(client, bucket, prefix)
-        multipart = BotoMultipart(client, bucket, prefix)
-        store = S3Store(settings.store, plane, multipart, retry)
+    async with (
+        open_control(
+            endpoint_url=settings.endpoint_url, connections=settings.concurrency
+        ) as control,
+        _open_plane(control, settings, bucket, prefix) as plane,
+    ):
+        multipart = BotoMultipart(control.client, bucket, prefix)
         yield GuardedStore(
-            store,
+            S3Store(settings.store, plane, multipart, retry),
             prefix=settings.archive_prefix,
             required=settings.conditional_writes == "required",
         )
+
+
+@asynccontextmanager
+async def _open_plane(
+    control: Control, settings: Settings, bucket: str, prefix: str
+) -> AsyncIterator[DataPlane]:
+    if settings.data_plane == "boto":
+        from asyncagg.store.boto import BotoPlane  # noqa: PLC0415
+
+        yield BotoPlane(control.client, bucket, prefix)
+        return
+    from asyncagg.store.http import Endpoint, Limits, tls_context  # noqa: PLC0415
+    from asyncagg.store.lean import LeanConfig, LeanPlane  # noqa: PLC0415
+
+    at = await control.locate(bucket)
+    tls = None
+    if at.tls:
+        tls = await to_thread.run_sync(tls_context, os.environ.get("AWS_CA_BUNDLE"))
+    plane = LeanPlane(
+        LeanConfig(
+            endpoint=Endpoint(at.host, at.port, tls=at.tls),
+            region=at.region,
+            bucket=bucket,
+            prefix=prefix,
+            path_style=at.path_style,
+            # One more than there are workers: the listing is one page ahead of them.
+            limits=Limits(
+                max_connections=settings.concurrency + 1,
+                max_body_bytes=max(settings.stream_bytes, _MAX_PAGE_BYTES),
+            ),
+            tls=tls,
+        ),
+        control.credentials,
+    )
+    try:
+        yield plane
+    finally:
+        with move_on_after(5, shield=True):
+            await plane.aclose()
 
 
 def _parse(url: str) -> tuple[str, str]:

@@ -1,0 +1,344 @@
+"""The lean data plane: one method, one signed HTTP request, and little else.
+
+It exists because the CPU that a request costs is the throughput of the whole program, and a
+general client spends forty times as much. `asyncagg.store.requester` signs and sends,
+`asyncagg.store.s3xml` reads the answers.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from hashlib import md5
+
+from asyncagg.errors import NotFoundError, StoreError, TransientError
+from asyncagg.model import RunFile
+from asyncagg.store import s3xml
+from asyncagg.store.http import Endpoint, Limits, Response
+from asyncagg.store.plane import Page, failure
+from asyncagg.store.protocol import Body, ObjectInfo, StreamedBody
+from asyncagg.store.requester import CredentialsSource, Request, Requester, located
+from asyncagg.store.sigv4 import canonical_query, encode_path
+from asyncagg.store.target import Target
+
+__all__ = ("LeanConfig", "LeanPlane")
+
+_MD5 = re.compile("[0-9a-f]{32}")
+_RANGE = re.compile(rb"bytes (\d+)-")
+_META = b"x-amz-meta-"
+
+
+@dataclass(frozen=True, slots=True)
+class LeanConfig:
+    """Where a lean plane works, and within which bounds.
+
+    Attributes:
+        endpoint: The S3 server, without the bucket in its name.
+        region: The region to sign for.
+        bucket: The bucket.
+        prefix: What the keys of the store are below, with its slash; empty for the whole bucket.
+        path_style: Whether the bucket stands in the path rather than in the host.
+        limits: The connections and their timeouts.
+        tls: The context for TLS, from `asyncagg.store.http.tls_context`, which knows the CA bundle.
+        verify_md5: Whether a body must have the MD5 that its ETag claims to be. Turn it off for
+            a server whose ETags look like an MD5 and are none.
+    """
+
+    endpoint: Endpoint
+    region: str
+    bucket: str
+    prefix: str = ""
+    path_style: bool = False
+    limits: Limits = field(default_factory=Limits)
+    tls: ssl.SSLContext | None = None
+    verify_md5: bool = True
+
+
+class LeanPlane:
+    """`asyncagg.store.plane.DataPlane` over HTTP connections of our own.
+
+    Args:
+        config: Where and within which bounds.
+        credentials: Where the credentials come from.
+        clock: The time in seconds since the epoch, for signatures.
+        monotonic: The time in seconds, for timeouts.
+    """
+
+    def __init__(
+        self,
+        config: LeanConfig,
+        credentials: CredentialsSource,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._bucket = config.bucket
+        self._prefix = config.prefix
+        self._root = f"/{encode_path(config.prefix)}"
+        self._verify_md5 = config.verify_md5
+        self._requester = Requester(
+            Target(config.endpoint, config.region, config.bucket, config.path_style),
+            credentials,
+            limits=config.limits,
+            tls=config.tls,
+            clock=clock,
+            monotonic=monotonic,
+        )
+
+    async def list_page(self, prefix: str, *, start_after: str, token: str | None) -> Page:
+        """ListObjectsV2, up to 1,000 keys; ``token`` continues an earlier page."""
+        query = {
+            "list-type": "2",
+            "encoding-type": "url",
+            "max-keys": "1000",
+            "prefix": self._prefix + prefix,
+        }
+        if token is not None:
+            query["continuation-token"] = token
+        elif start_after:
+            query["start-after"] = self._prefix + start_after
+        request = Request("list", prefix, "GET", "/", query=canonical_query(query.items()))
+        response = await self._requester.ask(request)
+        with _reading(request):
+            return s3xml.parse_listing(response.body, self._prefix)
+
+    async def head(self, key: str) -> ObjectInfo:
+        """HeadObject."""
+        request = Request("head", key, "HEAD", self._path(key))
+        response = await self._requester.ask(request)
+        headers = response.headers
+        with _reading(request):
+            file = RunFile(
+                key,
+                int(headers[b"content-length"]),
+                _etag(request, response),
+                parsedate_to_datetime(headers[b"last-modified"].decode("latin-1")),
+            )
+        return ObjectInfo(
+            file,
+            content_type=headers.get(b"content-type", b"").decode("latin-1"),
+            content_encoding=_content_encoding(response),
+            metadata={
+                name.removeprefix(_META).decode("latin-1"): value.decode("latin-1")
+                for name, value in headers.items()
+                if name.startswith(_META)
+            },
+        )
+
+    async def get(self, key: str, *, if_match: str | None) -> Body:
+        """GetObject, read whole; a short or altered body is a `TransientError`."""
+        headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
+        request = Request("get", key, "GET", self._path(key), headers)
+        response = await self._requester.ask(request)
+        etag = _etag(request, response)
+        verified = self._verify_md5 and _is_md5(etag, response)
+        if verified and md5(response.body, usedforsecurity=False).hexdigest() != etag:
+            raise _damaged(request, "the body is not the one of its ETag")
+        if not verified and not response.framed:
+            raise _damaged(request, "nothing tells whether the body is whole")
+        return Body(response.body, etag, _content_encoding(response))
+
+    @asynccontextmanager
+    async def open(
+        self, key: str, *, if_match: str | None, offset: int
+    ) -> AsyncIterator[StreamedBody]:
+        """GetObject from byte ``offset``, read with back-pressure."""
+        headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
+        if offset:
+            headers["range"] = f"bytes={offset}-"
+        request = Request("get", key, "GET", self._path(key), headers)
+        async with self._requester.stream(request) as response:
+            etag = _etag(request, response)
+            if not response.framed:
+                raise _damaged(request, "nothing tells where the body ends")
+            if _starts_at(response) != offset:
+                raise _damaged(request, f"the body does not start at byte {offset}")
+            yield StreamedBody(_blocks(request, response), etag, _content_encoding(response))
+
+    async def put(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        if_match: str | None,
+        if_absent: bool,
+        content_type: str,
+        metadata: Mapping[str, str],
+    ) -> str:
+        """PutObject; returns the etag."""
+        headers = _object_headers(content_type, "", metadata)
+        headers["content-md5"] = _content_md5(data)
+        if if_match is not None:
+            headers["if-match"] = f'"{if_match}"'
+        if if_absent:
+            headers["if-none-match"] = "*"
+        request = Request("put", key, "PUT", self._path(key), headers, body=data)
+        return _etag(request, await self._requester.ask(request))
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        if_match: str,
+        if_absent: bool,
+        replacing: ObjectInfo | None,
+    ) -> None:
+        """CopyObject; ``replacing`` gives the copy these headers and metadata instead."""
+        headers = {
+            "x-amz-copy-source": f"{self._bucket}{self._path(source)}",
+            "x-amz-copy-source-if-match": f'"{if_match}"',
+        }
+        if if_absent:
+            headers["if-none-match"] = "*"
+        if replacing is not None:
+            headers["x-amz-metadata-directive"] = "REPLACE"
+            headers |= _object_headers(
+                replacing.content_type, replacing.content_encoding, replacing.metadata
+            )
+        request = Request("copy", source, "PUT", self._path(target), headers)
+        response = await self._requester.ask(request)
+        try:
+            refusal = s3xml.parse_copied(response.body)
+        except TransientError as error:
+            raise located(request, error) from error
+        if refusal is not None:  # S3 may find out after it has begun to answer 200
+            raise failure(
+                "copy",
+                source,
+                bucket=self._bucket,
+                status=200,
+                code=refusal.code,
+                message=refusal.message,
+            )
+
+    async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
+        """DeleteObjects with each object's ETag; returns the failures by key."""
+        batch = [file for file in files if s3xml.fits_xml(file.key)]
+        failures = await self._delete_batch(batch) if batch else {}
+        if len(batch) < len(files):
+            for file in files:
+                if not s3xml.fits_xml(file.key):
+                    failures |= await self._delete_one(file)
+        return failures
+
+    async def _delete_batch(self, files: Sequence[RunFile]) -> dict[str, StoreError]:
+        body = s3xml.delete_batch((self._prefix + file.key, file.etag) for file in files)
+        headers = {"content-type": "application/xml", "content-md5": _content_md5(body)}
+        request = Request("delete", files[0].key, "POST", "/", headers, "delete=", body)
+        response = await self._requester.ask(request)
+        with _reading(request):
+            refusals = list(s3xml.parse_undeleted(response.body))
+        failures: dict[str, StoreError] = {}
+        for refusal in refusals:
+            key = refusal.key[len(self._prefix) :]
+            error = failure(
+                "delete",
+                key,
+                bucket=self._bucket,
+                status=200,
+                code=refusal.code,
+                message=refusal.message,
+            )
+            if not isinstance(error, StoreError):
+                raise error
+            if not isinstance(error, NotFoundError):
+                failures[key] = error
+        return failures
+
+    async def _delete_one(self, file: RunFile) -> dict[str, StoreError]:
+        headers = {"if-match": f'"{file.etag}"'}
+        request = Request("delete", file.key, "DELETE", self._path(file.key), headers)
+        try:
+            await self._requester.ask(request)
+        except NotFoundError:
+            return {}
+        except StoreError as error:
+            return {file.key: error}
+        return {}
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._requester.aclose()
+
+    def _path(self, key: str) -> str:
+        return self._root + encode_path(key)
+
+
+@contextmanager
+def _reading(request: Request) -> Iterator[None]:
+    """Make a `TransientError` of an answer that lacks what it must have."""
+    try:
+        yield
+    except TransientError as error:
+        raise located(request, error) from error
+    except (KeyError, ValueError) as error:
+        raise _damaged(request, f"the answer lacks or garbles {error}") from error
+
+
+def _damaged(request: Request, reason: str) -> TransientError:
+    return located(request, TransientError(reason))
+
+
+def _etag(request: Request, response: Response) -> str:
+    etag = response.headers.get(b"etag")
+    if etag is None:
+        raise _damaged(request, "the answer has no ETag")
+    return etag.decode("latin-1").strip('"')
+
+
+def _content_encoding(response: Response) -> str:
+    value = response.headers.get(b"content-encoding")
+    return "" if value is None or value == b"aws-chunked" else value.decode("latin-1").lower()
+
+
+def _is_md5(etag: str, response: Response) -> bool:
+    """Tell whether an ETag is the MD5 of the body: not of parts, not of what was encrypted.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
+    """
+    headers = response.headers
+    return (
+        _MD5.fullmatch(etag) is not None
+        and headers.get(b"x-amz-server-side-encryption", b"AES256") == b"AES256"
+        and b"x-amz-server-side-encryption-customer-algorithm" not in headers
+    )
+
+
+def _starts_at(response: Response) -> int:
+    """Return the offset of the first byte of a body, -1 where that cannot be told."""
+    if response.status != 206:
+        return 0
+    found = _RANGE.match(response.headers.get(b"content-range", b""))
+    return int(found[1]) if found else -1
+
+
+async def _blocks(request: Request, response: Response) -> AsyncIterator[bytes]:
+    if response.stream is None:
+        return
+    try:
+        async for block in response.stream:
+            yield block
+    except TransientError as error:
+        raise located(request, error) from error
+
+
+def _content_md5(data: bytes) -> str:
+    return b64encode(md5(data, usedforsecurity=False).digest()).decode()
+
+
+def _object_headers(
+    content_type: str, content_encoding: str, metadata: Mapping[str, str]
+) -> dict[str, str]:
+    headers = {f"x-amz-meta-{name.lower()}": value for name, value in metadata.items()}
+    if content_type:
+        headers["content-type"] = content_type
+    if content_encoding:
+        headers["content-encoding"] = content_encoding
+    return headers

@@ -1,0 +1,153 @@
+"""S3's XML: the pages of a listing, errors, and the batch that DeleteObjects takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from urllib.parse import unquote_plus
+from xml.etree import ElementTree as ET
+from xml.sax.saxutils import escape
+
+import msgspec
+
+from asyncagg.errors import TransientError
+from asyncagg.model import RunFile
+from asyncagg.store.plane import Page
+
+__all__ = (
+    "Refusal",
+    "delete_batch",
+    "fits_xml",
+    "parse_copied",
+    "parse_listing",
+    "parse_refusal",
+    "parse_undeleted",
+)
+
+_NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f]+")
+# Written plainly, a parser would turn these into other white space.
+_WHITE_SPACE = {"\t": "&#9;", "\n": "&#10;", "\r": "&#13;"}
+_MAX_MESSAGE = 300
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """What an ``<Error>`` says.
+
+    Attributes:
+        code: S3's error code; empty where the answer was no such document.
+        message: S3's own sentence.
+        key: The object's key, in the answer to a batch.
+        region: The region to ask instead.
+    """
+
+    code: str = ""
+    message: str = ""
+    key: str = ""
+    region: str = ""
+
+
+def parse_listing(body: bytes, prefix: str) -> Page:
+    """Return a page of ListObjectsV2, its keys relative to ``prefix``.
+
+    Raises:
+        TransientError: It is no such page, or a damaged one.
+    """
+    root = _parse(body, "ListBucketResult")
+    space = root.tag.removesuffix("ListBucketResult")
+    decode = unquote_plus if root.findtext(f"{space}EncodingType") == "url" else str
+    key, size, etag, modified = (
+        f"{space}{name}" for name in ("Key", "Size", "ETag", "LastModified")
+    )
+    skip = len(prefix)
+    files = []
+    try:
+        for entry in root.iterfind(f"{space}Contents"):
+            text = entry.findtext
+            files.append(
+                RunFile(
+                    decode(text(key, ""))[skip:],
+                    int(text(size, "")),
+                    text(etag, "").strip('"'),
+                    datetime.fromisoformat(text(modified, "")),
+                )
+            )
+    except ValueError as error:
+        raise TransientError(f"a damaged entry in the listing: {error}") from error
+    token = root.findtext(f"{space}NextContinuationToken") or None
+    if token is None and root.findtext(f"{space}IsTruncated") == "true":
+        raise TransientError("the listing is truncated and does not say how it goes on")
+    return Page(files, token)
+
+
+def parse_refusal(body: bytes) -> Refusal:
+    """Return what an error's body says, as far as it says anything."""
+    try:
+        root = _parse(body, "Error")
+    except TransientError:
+        return Refusal()
+    return _refusal(root)
+
+
+def parse_copied(body: bytes) -> Refusal | None:
+    """Return the error that a CopyObject's 200 holds; ``None`` where the copy was made.
+
+    Raises:
+        TransientError: It holds neither an error nor the result.
+    """
+    if b"<CopyObjectResult" in body and b"</ETag>" in body:
+        return None
+    try:
+        return _refusal(_parse(body, "Error"))
+    except TransientError:
+        raise TransientError("the answer says neither that it copied nor why not") from None
+
+
+def parse_undeleted(body: bytes) -> Iterator[Refusal]:
+    """Yield what the answer to DeleteObjects says could not be deleted.
+
+    Raises:
+        TransientError: It is no such answer.
+    """
+    root = _parse(body, "DeleteResult")
+    for entry in root.iterfind("{*}Error"):
+        yield _refusal(entry)
+
+
+def fits_xml(key: str) -> bool:
+    """Tell whether XML 1.0 can say this key: it has no way to write most control characters."""
+    return _NOT_IN_XML.search(key) is None
+
+
+def delete_batch(objects: Iterable[tuple[str, str]]) -> bytes:
+    """Return the body of a quiet DeleteObjects for these keys and ETags."""
+    entries = [
+        f"<Object><Key>{escape(key, _WHITE_SPACE)}</Key>"
+        f"<ETag>&quot;{escape(etag, _WHITE_SPACE)}&quot;</ETag></Object>"
+        for key, etag in objects
+    ]
+    return f'<Delete xmlns="{_NAMESPACE}"><Quiet>true</Quiet>{"".join(entries)}</Delete>'.encode()
+
+
+def _parse(body: bytes, name: str) -> ET.Element:
+    try:
+        # S3 is asked over TLS or by the operator's own choice, and expat bounds what entities
+        # expand to.
+        root = ET.fromstring(body)  # noqa: S314
+    except ET.ParseError as error:
+        raise TransientError(f"the answer is no XML: {error}") from error
+    if root.tag.rpartition("}")[2] != name:
+        raise TransientError(f"the answer is no {name}")
+    return root
+
+
+def _refusal(entry: ET.Element) -> Refusal:
+    message = _NOT_PRINTABLE.sub(" ", entry.findtext("{*}Message") or "")
+    return Refusal(
+        code=entry.findtext("{*}Code") or "",
+        message=message[:_MAX_MESSAGE],
+        key=entry.findtext("{*}Key") or "",
+        region=entry.findtext("{*}Region") or "",
+    )
