@@ -30,7 +30,8 @@ _READ_SECONDS = 30.0
 _BLOCK = 256 * 1024
 
 _PASSING = (
-    boto_errors.HTTPClientError,  # timeouts, resets, refused connections
+    boto_errors.HTTPClientError,  # timeouts, closed connections
+    boto_errors.ConnectionError,  # resets, refused connections
     boto_errors.ResponseStreamingError,
     boto_errors.IncompleteReadError,
     aiohttp.ClientError,

@@ -29,6 +29,7 @@ __all__ = ("GuardedStore", "Guards", "probe")
 
 _WRONG = "0" * 32
 _LOOKS_AT_ONCE = 16
+_PROBES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,16 @@ class Guards:
     def missing(self) -> tuple[str, ...]:
         """The names of those that are not honoured."""
         return tuple(each.name for each in fields(self) if not getattr(self, each.name))
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """The names of those that are not honoured and may not be missing."""
+        return tuple(name for name in self.missing if name != "copy_if_absent")
+
+    def union(self, other: Guards) -> Guards:
+        """Return what is honoured in either: a condition does not hold and fail by chance."""
+        names = [each.name for each in fields(self)]
+        return Guards(**{name: getattr(self, name) or getattr(other, name) for name in names})
 
 
 async def probe(store: Store, prefix: str) -> Guards:
@@ -115,7 +126,10 @@ async def _delete_honoured(store: Store, key: str) -> bool:
     wrong = RunFile(key, file.size, _WRONG, file.last_modified)
     try:
         refused = await store.delete([wrong])
-        if not isinstance(refused.get(key), PreconditionFailedError):
+        failure = refused.get(key)
+        if isinstance(failure, ConfigurationError):
+            raise failure  # a permission is missing, not a guard
+        if not isinstance(failure, PreconditionFailedError):
             return False
         return not await store.delete([file])
     except UnsupportedConditionError:
@@ -164,11 +178,20 @@ class GuardedStore:
         if self._guards is None:
             async with self._probing:
                 if self._guards is None:
-                    self._guards = self._checked(await probe(self._store, self._prefix))
+                    self._guards = self._checked(await self._probe())
         return self._guards
 
+    async def _probe(self) -> Guards:
+        """Probe until nothing is lacking, a few times: a lost answer looks like a missing guard."""
+        guards = await probe(self._store, self._prefix)
+        for _ in range(_PROBES - 1):
+            if not guards.lacking:
+                break
+            guards = guards.union(await probe(self._store, self._prefix))
+        return guards
+
     def _checked(self, guards: Guards) -> Guards:
-        lacking = [name for name in guards.missing if name != "copy_if_absent"]
+        lacking = guards.lacking
         if lacking and self._required:
             raise ConfigurationError(
                 f"store {self.url!r} does not honour {', '.join(lacking)}: expected a store with "

@@ -154,6 +154,8 @@ def failure(
         message: S3's own sentence.
     """
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status)
+    if code == "ConditionalRequestConflict" and operation == "copy":
+        kind = TransientError  # S3 says to try again; a commit has to look again before it does
     if kind is None:
         kind = TransientError if status >= 500 else StoreError
     told = " ".join(part for part in (str(status), code, message) if part)

@@ -17,8 +17,8 @@ from asyncagg.store.protocol import DELETE_BATCH, Body, ObjectInfo, StreamedBody
 
 __all__ = ("PART_BYTES", "Multipart", "S3Store")
 
-PART_BYTES = 6 * 1024 * 1024
-"""Size of a part; S3 takes 10,000 of them, from 5 MiB each but the last."""
+PART_BYTES = 5 * 1024 * 1024
+"""The least size of a part but the last, as S3 wants it; it takes 10,000 of them."""
 
 _CLEANUP_SECONDS = 5.0
 
@@ -142,61 +142,67 @@ class S3Store:
         metadata: Mapping[str, str] | None = None,
     ) -> str:
         """See `asyncagg.store.Store.put`; what is longer than a part goes up in parts."""
+        metadata = metadata or {}
         parts = _parts(body)
-        first = await anext(parts, b"")
-        second = await anext(parts, None)
+        first, whole = await anext(parts)
         try:
-            if second is None:
-                request = partial(
-                    self._plane.put,
-                    key,
-                    first,
-                    if_match=if_match,
-                    if_absent=if_absent,
-                    content_type=content_type,
-                    metadata=metadata or {},
+            if not whole:
+                create = partial(
+                    self._multipart.create, key, content_type=content_type, metadata=metadata
                 )
-                return await self.retry.call("put", request)
-            upload = await self.retry.call(
-                "put",
-                partial(
-                    self._multipart.create, key, content_type=content_type, metadata=metadata or {}
-                ),
+                upload = await self.retry.call("put", create)
+                # Handed over in a list, so that it is held no longer than it takes to send it.
+                started = [first]
+                del first
+                return await self._put_in_parts(
+                    key, upload, started, parts, if_match=if_match, if_absent=if_absent
+                )
+            request = partial(
+                self._plane.put,
+                key,
+                first,
+                if_match=if_match,
+                if_absent=if_absent,
+                content_type=content_type,
+                metadata=metadata,
             )
-            try:
-                etags = await self._upload(key, upload, [first, second], parts)
-                del first, second
-                return await self.retry.call(
-                    "put",
-                    partial(
-                        self._multipart.complete,
-                        key,
-                        upload,
-                        etags,
-                        if_match=if_match,
-                        if_absent=if_absent,
-                    ),
-                )
-            except BaseException:
-                await self._abort(key, upload)
-                raise
+            return await self.retry.call("put", request)
         except NotFoundError as error:
             # The object that was to be replaced is gone, or a lost answer had completed the upload:
             # either way somebody has to look again.
             raise PreconditionFailedError(str(error), operation="put", key=key) from error
 
-    async def _upload(
-        self, key: str, upload: str, ready: list[bytes], parts: AsyncIterator[bytes]
-    ) -> list[str]:
-        etags: list[str] = []
-        while ready:
-            request = partial(
-                self._multipart.upload_part, key, upload, len(etags) + 1, ready.pop(0)
-            )
+    async def _put_in_parts(
+        self,
+        key: str,
+        upload: str,
+        started: list[bytes],
+        parts: AsyncIterator[tuple[bytes, bool]],
+        *,
+        if_match: str | None,
+        if_absent: bool,
+    ) -> str:
+        async def send(part: bytes) -> None:
+            request = partial(self._multipart.upload_part, key, upload, len(etags) + 1, part)
             etags.append(await self.retry.call("put", request))
-            if not ready and (part := await anext(parts, None)) is not None:
-                ready.append(part)
-        return etags
+
+        etags: list[str] = []
+        try:
+            await send(started.pop())
+            async for part, _ in parts:
+                await send(part)
+            complete = partial(
+                self._multipart.complete,
+                key,
+                upload,
+                etags,
+                if_match=if_match,
+                if_absent=if_absent,
+            )
+            return await self.retry.call("put", complete)
+        except BaseException:
+            await self._abort(key, upload)
+            raise
 
     async def _abort(self, key: str, upload: str) -> None:
         """Throw away the parts, so that they are not paid for; a lifecycle rule is the backstop."""
@@ -265,17 +271,21 @@ class S3Store:
         return final
 
 
-async def _parts(body: bytes | AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """Yield the body in parts of `PART_BYTES`, the last one shorter."""
+async def _parts(body: bytes | AsyncIterable[bytes]) -> AsyncIterator[tuple[bytes, bool]]:
+    """Yield the body in parts, and whether each is the last; none but the last is a short one."""
     if isinstance(body, bytes):
-        for start in range(0, len(body), PART_BYTES):
-            yield body[start : start + PART_BYTES]
+        for start in range(0, len(body) or 1, PART_BYTES):
+            yield body[start : start + PART_BYTES], start + PART_BYTES >= len(body)
         return
-    pending = bytearray()
+    pending: list[bytes] = []
+    size = 0
     async for block in body:
-        pending += block
-        while len(pending) >= PART_BYTES:
-            yield bytes(pending[:PART_BYTES])
-            del pending[:PART_BYTES]
-    if pending:
-        yield bytes(pending)
+        if size >= PART_BYTES:
+            part = b"".join(pending)
+            pending.clear()
+            size = 0
+            yield part, False
+            del part  # before the next one is gathered: there is memory for one
+        pending.append(block)
+        size += len(block)
+    yield b"".join(pending), True

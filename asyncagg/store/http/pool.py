@@ -16,6 +16,8 @@ from asyncagg.store.http.connection import Connection, Response
 
 __all__ = ("Endpoint", "HttpPool", "Limits", "tls_context")
 
+_RECEIVE_BYTES = 64 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -110,6 +112,7 @@ class HttpPool:
         self._limits = limits or Limits()
         self._tls = (tls or tls_context()) if endpoint.tls else None
         self._clock = clock
+        self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
         self._connections: set[Connection] = set()
         self._idle: list[Connection] = []
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
@@ -219,7 +222,12 @@ class HttpPool:
         try:
             async with asyncio.timeout(limits.connect):
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(self, self._clock, max_body_bytes=limits.max_body_bytes),
+                    lambda: Connection(
+                        self,
+                        self._clock,
+                        buffer=self._buffer,
+                        max_body_bytes=limits.max_body_bytes,
+                    ),
                     endpoint.host,
                     endpoint.port,
                     ssl=self._tls,
