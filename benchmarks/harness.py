@@ -49,7 +49,7 @@ def environment() -> dict[str, str]:
 
 
 def cores() -> tuple[set[int], set[int]]:
-    """Return the cores for the server and for what is measured: different ones, if there are two."""
+    """Return the cores for the server and for what is measured: two, if there are two."""
     usable = sorted(os.sched_getaffinity(0))
     return {usable[0]}, {usable[-1]}
 

@@ -331,28 +331,30 @@ class BotoPlane:
         replacing: ObjectInfo | None,
     ) -> None:
         """See `asyncagg.store.plane.DataPlane.copy`."""
-        replaced: dict[str, Any] = {}
+        options: dict[str, Any] = {"CopySourceIfMatch": f'"{if_match}"'} if if_match else {}
         if replacing is not None:
-            replaced = {
+            options |= {
                 "MetadataDirective": "REPLACE",
                 "Metadata": dict(replacing.metadata),
                 "ContentType": replacing.content_type,
             }
             if replacing.content_encoding:
-                replaced["ContentEncoding"] = replacing.content_encoding
+                options["ContentEncoding"] = replacing.content_encoding
         with self._bucket.translated("copy", source):
             await self._bucket.client.copy_object(
                 **self._bucket.at(target),
                 CopySource=self._bucket.at(source),
-                CopySourceIfMatch=f'"{if_match}"',
                 **_conditions(None, if_absent=if_absent),
-                **replaced,
+                **options,
             )
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """See `asyncagg.store.plane.DataPlane.delete`."""
         bucket = self._bucket
-        objects = [{"Key": bucket.prefix + file.key, "ETag": f'"{file.etag}"'} for file in files]
+        objects = [
+            {"Key": bucket.prefix + file.key} | ({"ETag": f'"{file.etag}"'} if file.etag else {})
+            for file in files
+        ]
         with bucket.translated("delete", files[0].key):
             answer = await bucket.client.delete_objects(
                 Bucket=bucket.name, Delete={"Objects": objects, "Quiet": True}

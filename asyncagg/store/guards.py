@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, fields
 
 import anyio
+import msgspec
 
 from asyncagg.errors import (
     ConfigurationError,
@@ -258,6 +259,7 @@ class GuardedStore:
         guards = await self.guards()
         if not guards.copy_if_match:
             await self._expect(source, if_match)
+            if_match = ""
         if if_absent and not guards.copy_if_absent:
             await self._expect(target, None)
             if_absent = False
@@ -280,7 +282,7 @@ class GuardedStore:
             except PreconditionFailedError as error:
                 failures[file.key] = error
             else:
-                safe.append(file)
+                safe.append(msgspec.structs.replace(file, etag=""))
 
         await for_each(files, look, workers=_LOOKS_AT_ONCE)
         return failures | dict(await self._store.delete(safe) if safe else {})

@@ -191,10 +191,9 @@ class LeanPlane:
         replacing: ObjectInfo | None,
     ) -> None:
         """CopyObject; ``replacing`` gives the copy these headers and metadata instead."""
-        headers = {
-            "x-amz-copy-source": f"{self._bucket}{self._path(source)}",
-            "x-amz-copy-source-if-match": f'"{if_match}"',
-        }
+        headers = {"x-amz-copy-source": f"{self._bucket}{self._path(source)}"}
+        if if_match:
+            headers["x-amz-copy-source-if-match"] = f'"{if_match}"'
         if if_absent:
             headers["if-none-match"] = "*"
         if replacing is not None:
@@ -253,7 +252,7 @@ class LeanPlane:
         return failures
 
     async def _delete_one(self, file: RunFile) -> dict[str, StoreError]:
-        headers = {"if-match": f'"{file.etag}"'}
+        headers = {"if-match": f'"{file.etag}"'} if file.etag else {}
         request = Request("delete", file.key, "DELETE", self._path(file.key), headers)
         try:
             await self._requester.ask(request)

@@ -87,11 +87,17 @@ class DataPlane(Protocol):
         if_absent: bool,
         replacing: ObjectInfo | None,
     ) -> None:
-        """CopyObject; ``replacing`` gives the copy these headers and metadata instead."""
+        """CopyObject; ``replacing`` gives the copy these headers and metadata instead.
+
+        An empty ``if_match`` sends no condition, for a store that has no such guard.
+        """
         ...
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
-        """DeleteObjects with each object's ETag; returns the failures by key."""
+        """DeleteObjects with each object's ETag; returns the failures by key.
+
+        An empty etag sends no condition, for a store that has no such guard.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -123,10 +123,11 @@ def fits_xml(key: str) -> bool:
 
 
 def delete_batch(objects: Iterable[tuple[str, str]]) -> bytes:
-    """Return the body of a quiet DeleteObjects for these keys and ETags."""
+    """Return the body of a quiet DeleteObjects for these keys and ETags; an empty one is none."""
     entries = [
         f"<Object><Key>{key.translate(_ESCAPES)}</Key>"
-        f"<ETag>&quot;{etag.translate(_ESCAPES)}&quot;</ETag></Object>"
+        + (f"<ETag>&quot;{etag.translate(_ESCAPES)}&quot;</ETag>" if etag else "")
+        + "</Object>"
         for key, etag in objects
     ]
     return f'<Delete xmlns="{_NAMESPACE}"><Quiet>true</Quiet>{"".join(entries)}</Delete>'.encode()

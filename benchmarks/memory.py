@@ -1,0 +1,218 @@
+"""Peak memory of the real handler under a hard limit of 128 MB, scenario by scenario.
+
+    python benchmarks/memory.py                 # all scenarios (an hour or more)
+    python benchmarks/memory.py --only 1k 10k   # some of them
+    python benchmarks/memory.py --plot          # docs/memory.png too, from the 100k scenario
+
+Where cgroups (version 1) are not writable the limit is not enforced, only watched, and it says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from harness import (
+    BUCKET,
+    HERE,
+    MIB,
+    Measured,
+    Server,
+    box,
+    keep,
+    machine,
+    measure,
+    server,
+    writable,
+)
+
+LIMIT = 128 * MIB
+BUDGET = 110 * MIB
+END = "2100-01-01T00:00:00Z"  # every window has ended
+FIRST = datetime(2025, 10, 21, 13, 57, tzinfo=UTC)
+PLOT = HERE.parent / "docs" / "memory.png"
+
+
+def windows(count: int) -> list[datetime]:
+    """Return a moment in each of ``count`` windows."""
+    return [FIRST + timedelta(minutes=5 * number) for number in range(count)]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One case: what is in the inbox, and how many files should be counted.
+
+    Attributes:
+        name: Its name on the command line.
+        told: What it is, for the table.
+        prepare: Fills the store; returns the files to be counted in the measured run.
+    """
+
+    name: str
+    told: str
+    prepare: Callable[[Server], int]
+
+
+def small(count: int, spread: int = 1) -> Callable[[Server], int]:
+    """Return a preparation of small files over some windows."""
+
+    def prepare(store: Server) -> int:
+        store.fill(count, windows(spread))
+        return count
+
+    return prepare
+
+
+def megabytes(store: Server) -> int:
+    """Put 10,000 files of 1 MB into the inbox."""
+    store.fill(10_000, windows(1), size=1_000_000)
+    return 10_000
+
+
+def giant(store: Server) -> int:
+    """Put one run file of 200 MB with a million matches into the inbox."""
+    with tempfile.TemporaryFile() as file:
+        for block in _giant():
+            file.write(block)
+        size = file.tell()
+        file.seek(0)
+        request = urllib.request.Request(  # noqa: S310 - loopback
+            f"{store.url}/{BUCKET}/runs/giant.json",
+            data=file,
+            headers={"Content-Length": str(size)},
+            method="PUT",
+        )
+        with urllib.request.urlopen(request, timeout=600):  # noqa: S310 - loopback
+            return 1
+
+
+def _giant() -> Iterator[bytes]:
+    yield b'{"run_id":"giant","total_opportunities":1000000,"top_matches":['
+    for number in range(1_000_000):
+        comma = b"," if number else b""
+        match = {"match_score": number * 7919 % 999983 / 999983, "title": f"solicitation {number}"}
+        yield comma + json.dumps(match | {"rationale": "x" * 128}).encode()
+    yield b'],"matches_found":1000000}'
+
+
+def merge(store: Server) -> int:
+    """Let an aggregate of 500,000 files stand, and put 1,000 more of its window into the inbox."""
+    small(500_000)(store)
+    done = settle(store, joins=[])
+    assert done.answer["processed_files"] == 500_000, done
+    store.control(
+        "fill",
+        bucket=BUCKET,
+        prefix="runs/more-",
+        count=1000,
+        windows=[FIRST.isoformat()],
+    )
+    return 1000
+
+
+SCENARIOS = (
+    Scenario("1k", "1,000 files, one window", small(1_000)),
+    Scenario("10k", "10,000 files, one window", small(10_000)),
+    Scenario("100k", "100,000 files, one window", small(100_000)),
+    Scenario("1m", "1,000,000 files, 288 windows", small(1_000_000, 288)),
+    Scenario("1m-one", "1,000,000 files, one window", small(1_000_000)),
+    Scenario("backlog", "30,000 files, a backlog of 300 windows", small(30_000, 300)),
+    Scenario("giant", "one file of 200 MB, a million matches", giant),
+    Scenario("megabytes", "10,000 files of 1 MB", megabytes),
+    Scenario("merge", "1,000 files into an aggregate of 500,000", merge),
+)
+
+
+def settle(store: Server, joins: list[Path]) -> Measured:
+    """Run the real handler until the inbox is empty."""
+    settings = {"ASYNCAGG_STORE": f"s3://{BUCKET}", "ASYNCAGG_ENDPOINT_URL": store.url}
+    return measure(
+        [sys.executable, str(HERE / "job.py"), END, "7200", "1"],
+        env=settings | {"ASYNCAGG_LOG_LEVEL": "warning"},
+        joins=joins,
+        timeout=7200,
+    )
+
+
+def run(scenario: Scenario) -> dict[str, Any]:
+    """Measure one scenario."""
+    with server() as store:
+        expected = scenario.prepare(store)
+        with box(memory_bytes=LIMIT) as joins:
+            done = settle(store, joins)
+    survived = done.code == 0 and done.answer["processed_files"] == expected
+    if not survived:
+        print(done.stderr, file=sys.stderr)
+    return {
+        "name": scenario.name,
+        "scenario": scenario.told,
+        "files": expected,
+        "limit": bool(joins),
+        "survived": survived,
+        "peak_mb": round(done.peak_bytes / MIB, 1),
+        "cpu_seconds": round(done.cpu_seconds, 1),
+        "wall_seconds": round(done.wall_seconds, 1),
+        "samples": done.samples if scenario.name == "100k" else [],
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the results as a Markdown table."""
+    lines = [
+        "| scenario | peak RSS | within 110 MB | survived 128 MB |",
+        "| --- | --- | --- | --- |",
+    ]
+    for each in results:
+        within = "yes" if each["peak_mb"] * MIB <= BUDGET else "**no**"
+        survived = "yes" if each["survived"] else "**no**"
+        lines.append(f"| {each['scenario']} | {each['peak_mb']} MB | {within} | {survived} |")
+    return "\n".join(lines)
+
+
+def plot(samples: list[tuple[float, int]]) -> None:
+    """Draw the resident set over time."""
+    import matplotlib as mpl  # noqa: PLC0415 - only the plot needs it
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    figure, axes = plt.subplots(figsize=(8, 4))
+    axes.plot([at for at, _ in samples], [size / MIB for _, size in samples], label="resident set")
+    axes.axhline(LIMIT / MIB, color="tab:red", linestyle="--", label="hard limit")
+    axes.axhline(BUDGET / MIB, color="tab:orange", linestyle=":", label="budget")
+    axes.set(xlabel="seconds", ylabel="MB", ylim=(0, 140), title="100,000 files, one window")
+    axes.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(PLOT, dpi=120)
+
+
+def main() -> None:
+    """Measure the scenarios that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    names = [scenario.name for scenario in SCENARIOS]
+    parser.add_argument("--only", nargs="*", choices=names, default=names)
+    parser.add_argument("--plot", action="store_true", help="draw docs/memory.png")
+    asked = parser.parse_args()
+    if not writable("memory"):
+        print("cgroups are not writable here: the limit is watched, not enforced")
+    results = []
+    for scenario in SCENARIOS:
+        if scenario.name in asked.only:
+            results.append(run(scenario))
+            print(table(results[-1:]).splitlines()[-1], flush=True)
+    keep("memory", {"machine": machine(), "results": results})
+    print("\n" + table(results))
+    if asked.plot:
+        plot(next(each["samples"] for each in results if each["name"] == "100k"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Bounded memory: the real handler in a process of its own, under a hard limit where possible.
+
+`benchmarks/memory.py` does the same at full size. Where cgroups are not writable the resident set
+is still watched, only not enforced.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+from harness import BUCKET, HERE, MIB, Measured, Server, box, measure, server
+from memory import BUDGET, END, LIMIT, windows
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def store() -> Iterator[Server]:
+    """An S3 server in a process of its own."""
+    with server() as running:
+        yield running
+
+
+def settle(store: Server, **settings: str) -> Measured:
+    """Run the handler in the box until the inbox is empty."""
+    environment = {
+        "ASYNCAGG_STORE": f"s3://{BUCKET}",
+        "ASYNCAGG_ENDPOINT_URL": store.url,
+        "ASYNCAGG_LOG_LEVEL": "warning",
+        **settings,
+    }
+    with box(memory_bytes=LIMIT) as joins:
+        done = measure(
+            [sys.executable, str(HERE / "job.py"), END, "600", "1"], env=environment, joins=joins
+        )
+    assert done.code == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("plane", ["lean", "boto"])
+def test_peak_memory_does_not_grow_with_the_number_of_files(store: Server, plane: str) -> None:
+    """Four times the files, in chunks of the same size, cost less than 10 MB more."""
+    peaks = []
+    few = 2_000 if plane == "lean" else 500
+    for count in (few, 4 * few):
+        exact = store.fill(count, windows(1))
+        done = settle(store, ASYNCAGG_DATA_PLANE=plane, ASYNCAGG_CHUNK_FILES=str(few))
+        assert done.answer["processed_files"] == count
+        assert done.answer["total_opportunities"] == exact["total_opportunities"]
+        peaks.append(done.peak_bytes)
+        store.control("reset")
+    assert max(peaks) <= BUDGET
+    assert peaks[1] - peaks[0] < 10 * MIB
+
+
+def test_a_full_chunk_and_a_merge_stay_inside_the_budget(store: Server) -> None:
+    """20,000 files at once, then 5,000 more into their aggregate."""
+    for prefix, count in (("runs/", 20_000), ("runs/more-", 5_000)):
+        stamps = [moment.isoformat() for moment in windows(1)]
+        store.control("fill", bucket=BUCKET, prefix=prefix, count=count, windows=stamps)
+        done = settle(store)
+        assert done.answer["processed_files"] == count
+        assert done.peak_bytes <= BUDGET
+
+
+def test_large_files_stay_inside_the_budget(store: Server) -> None:
+    """60 files of 1 MB side by side, and as many that are parsed as a stream."""
+    for size in (1_000_000, 5_000_000):
+        store.fill(60, windows(1), size=size)
+        done = settle(store)
+        assert done.answer["processed_files"] == 60
+        assert done.peak_bytes <= BUDGET
+        store.control("reset")
