@@ -12,7 +12,6 @@ from contextlib import suppress
 
 from asyncagg.errors import (
     ConfigurationError,
-    NotFoundError,
     PreconditionFailedError,
     StoreError,
 )
@@ -111,7 +110,9 @@ def _admit(
     present = status_of(folder, spot.name)
     if present is None:
         if if_match is not None:
-            raise spot.error(PreconditionFailedError, f"no file, expected one with etag {if_match!r}")
+            raise spot.error(
+                PreconditionFailedError, f"no file, expected one with etag {if_match!r}"
+            )
         return None
     if not stat.S_ISREG(present.st_mode):
         raise spot.error(StoreError, "what is there is not a file, and is not replaced")

@@ -408,6 +408,21 @@ class BotoMultipart:
             )
         return _etag(answer)
 
+    async def copy_part(
+        self, key: str, upload: str, number: int, *, source: RunFile, first: int, last: int
+    ) -> str:
+        """UploadPartCopy of the source's bytes from first to last, if it is unchanged."""
+        with self._bucket.translated("copy", source.key):
+            answer = await self._bucket.client.upload_part_copy(
+                **self._bucket.at(key),
+                UploadId=upload,
+                PartNumber=number,
+                CopySource=self._bucket.at(source.key),
+                CopySourceIfMatch=f'"{source.etag}"',
+                CopySourceRange=f"bytes={first}-{last}",
+            )
+        return _etag(answer["CopyPartResult"])
+
     async def complete(
         self,
         key: str,

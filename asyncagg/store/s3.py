@@ -8,6 +8,7 @@ from functools import partial
 from typing import Protocol
 
 import anyio
+from msgspec import structs
 
 from asyncagg.errors import NotFoundError, PreconditionFailedError, StoreError, TransientError
 from asyncagg.limits import Retry
@@ -34,6 +35,12 @@ class Multipart(Protocol):
         """UploadPart; returns the part's etag."""
         ...
 
+    async def copy_part(
+        self, key: str, upload: str, number: int, *, source: RunFile, first: int, last: int
+    ) -> str:
+        """UploadPartCopy of the source's bytes from first to last, if it is unchanged."""
+        ...
+
     async def complete(
         self,
         key: str,
@@ -51,6 +58,10 @@ class Multipart(Protocol):
         ...
 
 
+class _Complete(Protocol):
+    async def __call__(self, etags: list[str], *, if_match: str | None, if_absent: bool) -> str: ...
+
+
 class S3Store:
     """A bucket, or what is below a prefix of it.
 
@@ -59,12 +70,22 @@ class S3Store:
         plane: Sends the requests per file and per page.
         multipart: Sends those of large writes.
         retry: The one retry layer around both.
+        copy_bytes: The most bytes that one CopyObject takes; what is larger is copied in parts.
     """
 
-    def __init__(self, url: str, plane: DataPlane, multipart: Multipart, retry: Retry) -> None:
+    def __init__(
+        self,
+        url: str,
+        plane: DataPlane,
+        multipart: Multipart,
+        retry: Retry,
+        *,
+        copy_bytes: int = 5 * 1024**3,
+    ) -> None:
         self._url = url
         self._plane = plane
         self._multipart = multipart
+        self._copy_bytes = copy_bytes
         self.retry = retry
 
     @property
@@ -182,16 +203,24 @@ class S3Store:
         if_match: str | None,
         if_absent: bool,
     ) -> str:
+        etags: list[str] = []
+
         async def send(part: bytes) -> None:
             request = partial(self._multipart.upload_part, key, upload, len(etags) + 1, part)
             etags.append(await self.retry.call("put", request))
 
-        etags: list[str] = []
-        try:
+        async with self._completed(key, upload) as complete:
             await send(started.pop())
             async for part, _ in parts:
                 await send(part)
-            complete = partial(
+            return await complete(etags, if_match=if_match, if_absent=if_absent)
+
+    @asynccontextmanager
+    async def _completed(self, key: str, upload: str) -> AsyncIterator[_Complete]:
+        """Give the function that completes an upload; whatever fails before aborts it."""
+
+        async def complete(etags: list[str], *, if_match: str | None, if_absent: bool) -> str:
+            request = partial(
                 self._multipart.complete,
                 key,
                 upload,
@@ -199,7 +228,10 @@ class S3Store:
                 if_match=if_match,
                 if_absent=if_absent,
             )
-            return await self.retry.call("put", complete)
+            return await self.retry.call("put", request)
+
+        try:
+            yield complete
         except BaseException:
             await self._abort(key, upload)
             raise
@@ -222,7 +254,7 @@ class S3Store:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """See `asyncagg.store.Store.copy`."""
-        replacing = None
+        replacing: ObjectInfo | None = None
         if metadata is not None:
             # S3 replaces all or nothing: the media type must be said again.
             info = await self.head(source)
@@ -232,17 +264,51 @@ class S3Store:
                 info.content_encoding,
                 metadata,
             )
-        await self.retry.call(
-            "copy",
-            partial(
-                self._plane.copy,
-                source,
-                target,
-                if_match=if_match,
-                if_absent=if_absent,
-                replacing=replacing,
-            ),
+        request = partial(
+            self._plane.copy,
+            source,
+            target,
+            if_match=if_match,
+            if_absent=if_absent,
+            replacing=replacing,
         )
+        try:
+            await self.retry.call("copy", request)
+        except StoreError as error:
+            if type(error) is not StoreError:
+                raise
+            # Refused for a reason without a name of its own: its size?
+            large = replacing or await self.head(source)
+            if large.file.size <= self._copy_bytes:
+                raise
+            await self._copy_in_parts(large, target, if_match=if_match, if_absent=if_absent)
+
+    async def _copy_in_parts(
+        self, source: ObjectInfo, target: str, *, if_match: str, if_absent: bool
+    ) -> None:
+        file = structs.replace(source.file, etag=if_match)
+        create = partial(
+            self._multipart.create,
+            target,
+            content_type=source.content_type,
+            metadata=source.metadata,
+        )
+        upload = await self.retry.call("copy", create)
+        step = self._copy_bytes // 5
+        etags: list[str] = []
+        async with self._completed(target, upload) as complete:
+            for first in range(0, file.size, step):
+                request = partial(
+                    self._multipart.copy_part,
+                    target,
+                    upload,
+                    len(etags) + 1,
+                    source=file,
+                    first=first,
+                    last=min(first + step, file.size) - 1,
+                )
+                etags.append(await self.retry.call("copy", request))
+            await complete(etags, if_match=None, if_absent=if_absent)
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """See `asyncagg.store.Store.delete`; keys in passing trouble are tried again."""
