@@ -131,6 +131,8 @@ _BY_CODE: dict[str, type[AsyncaggError]] = {
     "RequestTimeout": TransientError,
     "InternalError": TransientError,
     "BadDigest": TransientError,
+    "IncompleteBody": TransientError,
+    "XAmzContentSHA256Mismatch": TransientError,
     "OperationAborted": TransientError,
 }
 
