@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib import resources
@@ -40,15 +40,27 @@ import orjson
 from asyncagg.accumulator import RESERVED, Accumulator, RankedMatch, Sketch
 from asyncagg.errors import AggregateError
 from asyncagg.model import RunFile, Window
-from asyncagg.rows import Counted, Quarantined, RowSpool, merged
+from asyncagg.rows import Counted, Quarantined, Rows, merged
 from asyncagg.spool import BLOCK, Spool
 
-__all__ = ("SCHEMA_VERSION", "Document", "Existing", "read", "schema", "window_member")
+__all__ = (
+    "SCHEMA_VERSION",
+    "Document",
+    "Existing",
+    "accumulator_of",
+    "read",
+    "read_head",
+    "schema",
+    "top_matches",
+    "totals",
+    "window_member",
+)
 
 SCHEMA_VERSION = 1
 
 _MARKS = (b'"run_summaries":[\n', b'"source_files":[\n', b'"quarantined_files":[\n')
 _END = b"]\n}\n"
+_LONGEST_HEAD = 16 * 1024 * 1024
 
 
 def schema() -> dict[str, Any]:
@@ -67,6 +79,7 @@ class Existing:
         revision: How often it was committed.
         late: How many of its files came after its first commit.
         accumulator: What is folded into it.
+        last_key: The last key that it names; empty if it names none.
     """
 
     key: str
@@ -74,6 +87,7 @@ class Existing:
     revision: int
     late: int
     accumulator: Accumulator
+    last_key: str
     _spool: Spool
     _tables: list[_Table]
 
@@ -109,6 +123,12 @@ class Existing:
             for line in lines:
                 row = self._load(line)
                 yield Quarantined(row["key"], row["etag"], line)
+
+    async def kept(self, number: int) -> AsyncIterator[bytes]:
+        """Yield the rows of a table as they stand, in blocks, without the last line's end."""
+        table = self._tables[number]
+        async for block in self._spool.blocks(table.start, table.end - 1):
+            yield block
 
     async def _lines(self, table: _Table) -> AsyncIterator[list[bytes]]:
         async for lines in self._spool.lines(table.start, table.end):
@@ -162,6 +182,10 @@ async def read(
     head = await _load_head(key, spool, tables[0].start - len(_MARKS[0]))
     _check_window(key, head, window)
     existing = _existing(key, etag, head, spool, tables)
+    for table in tables[1:]:
+        if table.rows:
+            row = existing._load(table.last.removesuffix(b","))  # noqa: SLF001 - its own reader
+            existing = replace(existing, last_key=max(existing.last_key, row["key"]))
     total = existing.accumulator
     for table, rows in zip(tables, (total.counted, total.counted, total.quarantined), strict=True):
         if table.rows != rows:
@@ -173,6 +197,7 @@ class _Table(NamedTuple):
     start: int
     end: int
     rows: int
+    last: bytes
 
 
 async def _find_tables(spool: Spool) -> list[_Table] | None:
@@ -180,7 +205,8 @@ async def _find_tables(spool: Spool) -> list[_Table] | None:
     marks: list[tuple[int, int]] = []  # of each table: its first row's offset and line
     offset = number = 0
     last: list[bytes] = []
-    before = b""
+    rows: list[bytes] = []  # of each table: its last row
+    before = earlier = b""
     async for lines in spool.lines():
         for line in lines:
             offset += len(line) + 1
@@ -189,9 +215,10 @@ async def _find_tables(spool: Spool) -> list[_Table] | None:
                 if before != b"],":
                     return None
                 marks.append((offset, number))
-            before = line
-        last = [*last, *lines][-2:]
-    if len(marks) < len(_MARKS) or last != [b"]", b"}"] or offset != spool.size:
+                rows.append(earlier)
+            earlier, before = before, line
+        last = [*last, *lines][-3:]
+    if len(marks) < len(_MARKS) or last[1:] != [b"]", b"}"] or offset != spool.size:
         return None
     # Behind the rows of a table stand "]," and the next table's mark, or "]" and "}".
     ends = [
@@ -200,13 +227,18 @@ async def _find_tables(spool: Spool) -> list[_Table] | None:
         (spool.size - len(_END), number - 2),
     ]
     return [
-        _Table(start, end, line_end - line_start)
-        for (start, line_start), (end, line_end) in zip(marks, ends, strict=True)
+        _Table(start, end, line_end - line_start, row)
+        for (start, line_start), (end, line_end), row in zip(
+            marks, ends, [*rows[1:], last[0]], strict=True
+        )
     ]
 
 
 async def _load_head(key: str, spool: Spool, end: int) -> dict[str, Any]:
-    text = b"".join([block async for block in spool.blocks(0, end)])
+    return _loads_head(key, b"".join([block async for block in spool.blocks(0, end)]))
+
+
+def _loads_head(key: str, text: bytes) -> dict[str, Any]:
     try:
         head = json.loads(text.rstrip().removesuffix(b",") + b"}")
     except (ValueError, RecursionError) as error:
@@ -214,6 +246,31 @@ async def _load_head(key: str, spool: Spool, end: int) -> dict[str, Any]:
     if not isinstance(head, dict) or head.get("schema_version") != SCHEMA_VERSION:
         raise _damaged(key, f"its schema_version is not {SCHEMA_VERSION}")
     return head
+
+
+async def read_head(key: str, window: Window, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
+    """Read what an aggregate says before its rows, and no further.
+
+    Args:
+        key: Its key, for messages.
+        window: The window that it is to be the aggregate of.
+        chunks: Its content, from the start.
+
+    Raises:
+        AggregateError: It is not ours, is damaged, or is of another window.
+    """
+    text = bytearray()
+    async for chunk in chunks:
+        searched = max(0, len(text) - len(_MARKS[0]))
+        text += chunk
+        end = text.find(_MARKS[0], searched)
+        if end >= 0:
+            head = _loads_head(key, bytes(text[:end]))
+            _check_window(key, head, window)
+            return head
+        if len(text) > _LONGEST_HEAD:
+            break
+    raise _damaged(key, "its parts are not where they belong")
 
 
 def _check_window(key: str, head: dict[str, Any], window: Window) -> None:
@@ -241,7 +298,8 @@ def _existing(
             etag=etag,
             revision=int(head["revision"]),
             late=int(head["files"]["late"]),
-            accumulator=_accumulator(head),
+            accumulator=accumulator_of(head),
+            last_key="",
             _spool=spool,
             _tables=tables,
         )
@@ -249,7 +307,12 @@ def _existing(
         raise _damaged(key, f"its head lacks or garbles {error}") from None
 
 
-def _accumulator(head: dict[str, Any]) -> Accumulator:
+def accumulator_of(head: dict[str, Any]) -> Accumulator:
+    """Return the accumulator that `totals` and `top_matches` told of.
+
+    Raises:
+        LookupError, TypeError, ValueError, ArithmeticError: It is garbled.
+    """
     files, times = head["files"], head["processing_time"]
     value = Accumulator()
     value.counted = int(files["counted"])
@@ -290,6 +353,8 @@ class Document:
         written_at: When it was written.
         rows: The rows of the files that are new in it.
         existing: What stood before, whose rows it keeps.
+        appends: Whether every new row is known to come behind all that stood before, whose rows
+            are then copied as they are.
     """
 
     window: Window
@@ -297,55 +362,45 @@ class Document:
     revision: int
     late: int
     written_at: datetime
-    rows: RowSpool
+    rows: Rows
     existing: Existing | None = None
+    appends: bool = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield its bytes, in blocks."""
         yield self._head()
         tables: tuple[AsyncIterator[bytes], ...] = (
-            _table(_MARKS[0], self._counted_lines(summaries=True)),
-            _table(_MARKS[1], self._counted_lines(summaries=False)),
-            _table(_MARKS[2], self._quarantined_lines()),
+            self._counted_lines(summaries=True),
+            self._counted_lines(summaries=False),
+            self._quarantined_lines(),
         )
-        for number, table in enumerate(tables):
-            async for block in table:
+        for number, rows in enumerate(tables):
+            kept = self.existing.kept(number) if self.existing and self.appends else _nothing()
+            async for block in _table(_MARKS[number], kept, rows):
                 yield block
             yield b"]" if number == len(tables) - 1 else b"],\n"
         yield b"\n}\n"
 
     def _head(self) -> bytes:
-        total = self.accumulator
         members = {
             "schema_version": SCHEMA_VERSION,
             "window": window_member(self.window),
             "revision": self.revision,
             "aggregation_timestamp": self.written_at.astimezone(UTC).isoformat(),
             "aggregation_window_minutes": self.window.minutes,
-            "total_opportunities": total.opportunities,
-            "total_matches": total.matches,
-            "total_no_matches": total.no_matches,
-            "total_errors": total.errors,
-            "processing_time_seconds": float(total.seconds),
-            "processing_time": total.processing_time(),
-            "files": {
-                "counted": total.counted,
-                "quarantined": total.quarantined,
-                "late": self.late,
-                "bytes": total.bytes,
-            },
+            **totals(self.accumulator, self.late),
         }
         lines = [f'"{name}":{_dumps(value)},\n' for name, value in members.items()]
-        matches = b",\n".join([_shown(match) for match in total.top])
+        matches = b",\n".join([orjson.dumps(match) for match in top_matches(self.accumulator)])
         return b'{\n%b"top_matches":[\n%b\n],\n' % ("".join(lines).encode(), matches)
 
     async def _counted_lines(self, *, summaries: bool) -> AsyncIterator[bytes]:
-        old = self.existing.counted() if self.existing else _nothing()
+        old = self.existing.counted() if self.existing and not self.appends else _nothing()
         async for row in merged(old, self.rows.counted()):
             yield row.summary if summaries else row.source
 
     async def _quarantined_lines(self) -> AsyncIterator[bytes]:
-        old = self.existing.quarantined() if self.existing else _nothing()
+        old = self.existing.quarantined() if self.existing and not self.appends else _nothing()
         async for row in merged(old, self.rows.quarantined()):
             yield row.row
 
@@ -355,9 +410,30 @@ def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def _shown(match: RankedMatch) -> bytes:
-    _, key, position, body = match
-    return orjson.dumps(orjson.loads(body) | dict(zip(RESERVED, (key, position), strict=True)))
+def totals(total: Accumulator, late: int) -> dict[str, Any]:
+    """Return what a document says of an accumulator, but for its matches, ready for JSON."""
+    return {
+        "total_opportunities": total.opportunities,
+        "total_matches": total.matches,
+        "total_no_matches": total.no_matches,
+        "total_errors": total.errors,
+        "processing_time_seconds": float(total.seconds),
+        "processing_time": total.processing_time(),
+        "files": {
+            "counted": total.counted,
+            "quarantined": total.quarantined,
+            "late": late,
+            "bytes": total.bytes,
+        },
+    }
+
+
+def top_matches(total: Accumulator) -> list[dict[str, Any]]:
+    """Return the best matches as a document shows them, each with where it came from."""
+    return [
+        orjson.loads(body) | dict(zip(RESERVED, (key, position), strict=True))
+        for _, key, position, body in total.top
+    ]
 
 
 async def _nothing() -> AsyncIterator[Any]:
@@ -365,18 +441,24 @@ async def _nothing() -> AsyncIterator[Any]:
     yield
 
 
-async def _table(mark: bytes, rows: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield a table without its closing bracket, in blocks."""
-    block = [mark]
-    size = 0
+async def _table(
+    mark: bytes, kept: AsyncIterator[bytes], rows: AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    """Yield a table without its closing bracket, in blocks: rows that are kept, then others."""
+    yield mark
     separator = b""
+    async for block in kept:
+        yield block
+        separator = b",\n"
+    pending: list[bytes] = []
+    size = 0
     async for row in rows:
-        block += (separator, row)
+        pending += (separator, row)
         separator = b",\n"
         size += len(row)
         if size >= BLOCK:
-            yield b"".join(block)
-            block, size = [], 0
+            yield b"".join(pending)
+            pending, size = [], 0
     if separator:
-        block.append(b"\n")
-    yield b"".join(block)
+        pending.append(b"\n")
+    yield b"".join(pending)

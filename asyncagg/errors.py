@@ -8,6 +8,7 @@ __all__ = (
     "AsyncaggError",
     "ConfigurationError",
     "NotFoundError",
+    "OverlapError",
     "PreconditionFailedError",
     "RefusedError",
     "StoreError",
@@ -38,6 +39,13 @@ class AggregateError(AsyncaggError):
 
     It is never overwritten. Move it away (``asyncagg verify --repair`` rebuilds a damaged one)
     and the next run settles the window.
+    """
+
+
+class OverlapError(AsyncaggError):
+    """Two aggregates that were to be merged name the same file: nobody's fault, nothing is lost.
+
+    Another runner has counted it meanwhile. Count the rest again.
     """
 
 

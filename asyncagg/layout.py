@@ -1,4 +1,4 @@
-"""Which key is what: where run files, aggregates, archived and quarantined files stand."""
+"""Which key is what: where run files and all that is made of them stand."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import re
 from enum import Enum, auto
 from pathlib import PurePosixPath
 
+from asyncagg.errors import UsageError
 from asyncagg.model import Window
 from asyncagg.parsing import is_run_file
 from asyncagg.settings import Settings
+from asyncagg.windows import parse_window
 
 __all__ = ("Kind", "Layout")
 
@@ -22,11 +24,11 @@ class Kind(Enum):
     IGNORED = auto()
     """Neither ours nor a run file: a folder marker, another kind of file."""
     OURS = auto()
-    """An aggregate, an archived or a quarantined file, where those prefixes nest in the inbox."""
+    """An aggregate, an archived file or the like, where their prefixes nest in the inbox."""
 
 
 class Layout:
-    """The four prefixes, and the keys that follow from them.
+    """The prefixes, and the keys that follow from them.
 
     Args:
         settings: The prefixes; checked already to be told apart.
@@ -35,6 +37,8 @@ class Layout:
     def __init__(self, settings: Settings) -> None:
         self.runs_prefix = settings.runs_prefix
         self.aggregate_prefix = settings.aggregate_prefix
+        self.rollup_prefix = settings.rollup_prefix
+        self.work_prefix = settings.work_prefix
         self._archive_prefix = settings.archive_prefix
         self._quarantine_prefix = settings.quarantine_prefix
         self._shared_inbox = settings.aggregate_prefix == settings.runs_prefix
@@ -44,6 +48,8 @@ class Layout:
                 settings.aggregate_prefix,
                 settings.archive_prefix,
                 settings.quarantine_prefix,
+                settings.rollup_prefix,
+                settings.work_prefix,
             )
             if prefix.startswith(settings.runs_prefix) and prefix != settings.runs_prefix
         )
@@ -61,6 +67,23 @@ class Layout:
     def aggregate_key(self, window: Window) -> str:
         """Return the key of a window's aggregate."""
         return f"{self.aggregate_prefix}{window.name}.json"
+
+    def aggregate_window(self, key: str, minutes: int) -> Window | None:
+        """Return the window whose aggregate has this key, or None if it is no aggregate's."""
+        if not _AGGREGATE_NAME.fullmatch(key, len(self.aggregate_prefix)):
+            return None
+        try:
+            return parse_window(key[len(self.aggregate_prefix) : -len(".json")], minutes)
+        except UsageError:
+            return None
+
+    def partial_key(self, window: Window, name: str) -> str:
+        """Return where a partial aggregate of a window stands while a backfill runs."""
+        return f"{self.work_folder(window)}{name}.json"
+
+    def work_folder(self, window: Window) -> str:
+        """Return what the keys of a window's partial aggregates start with."""
+        return f"{self.work_prefix}{window.name}/"
 
     def archive_key(self, key: str) -> str:
         """Return where a run file goes once it is counted."""

@@ -172,6 +172,7 @@ class Retry:
         uniform: Returns a number between its two arguments.
 
     Attributes:
+        requests: How many requests were sent, tries included, by operation.
         retries: How many requests were tried again, by operation.
     """
 
@@ -183,6 +184,7 @@ class Retry:
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self.policy = policy or RetryPolicy()
+        self.requests: dict[str, int] = {}
         self.retries: dict[str, int] = {}
         self._sleep = sleep
         self._uniform = uniform
@@ -200,6 +202,7 @@ class Retry:
             if self._resume_at > -math.inf:
                 await self._wait_for_the_others()
             attempt += 1
+            self.requests[operation] = self.requests.get(operation, 0) + 1
             try:
                 return await request()
             except TransientError as error:

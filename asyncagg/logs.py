@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextvars import ContextVar
-from typing import Any, TextIO
-
-from pythonjsonlogger.json import JsonFormatter
+from typing import TextIO
 
 __all__ = ("configure", "correlation_id")
 
@@ -35,25 +33,37 @@ class _TextFormatter(logging.Formatter):
         return f"{line} {record.getMessage()} {pairs}".rstrip()
 
 
-def configure(level: str, *, json: bool, stream: TextIO | None = None) -> None:
+def configure(
+    level: str,
+    *,
+    json: bool = False,
+    formatter: logging.Formatter | None = None,
+    stream: TextIO | None = None,
+) -> None:
     """Send what the package logs to a stream (default: standard error).
 
     Args:
         level: The least that is logged.
         json: One JSON object a line, for machines; else text.
+        formatter: What writes the lines instead.
         stream: Where to.
     """
     handler = logging.StreamHandler(stream)
-    formatter: Any = _TextFormatter()
-    if json:
-        formatter = JsonFormatter(
-            "%(levelname)s %(message)s %(correlation_id)s",
-            rename_fields={"levelname": "level"},
-            timestamp=True,
-        )
-    handler.setFormatter(formatter)
+    handler.setFormatter(formatter or (_json_formatter() if json else _TextFormatter()))
     handler.addFilter(_Correlated())
     logger = logging.getLogger("asyncagg")
     logger.handlers = [handler]
     logger.setLevel(level.upper())
     logger.propagate = False
+
+
+def _json_formatter() -> logging.Formatter:
+    # Imported where it is asked for: the Lambda has a formatter of its own.
+    from pythonjsonlogger.json import JsonFormatter  # noqa: PLC0415
+
+    formatter: logging.Formatter = JsonFormatter(
+        "%(levelname)s %(message)s %(correlation_id)s",
+        rename_fields={"levelname": "level"},
+        timestamp=True,
+    )
+    return formatter

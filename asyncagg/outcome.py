@@ -113,6 +113,26 @@ class RunReport:
     oldest_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
 
+    def add(self, other: RunReport) -> None:
+        """Add what another run did, of the same windows or of others."""
+        for each in other.windows.values():
+            self.add_window(each)
+        self.ignored += other.ignored
+        self.waiting += other.waiting
+        self.complete = self.complete and other.complete
+        self.oldest_seconds = max(self.oldest_seconds, other.oldest_seconds)
+        for step, spent in other.seconds.items():
+            self.seconds[step] += spent
+
+    def add_window(self, other: WindowReport) -> None:
+        """Add what was done with one window."""
+        report = self.windows.setdefault(
+            other.window, WindowReport(other.window, other.aggregate_key)
+        )
+        report.revision = max(report.revision, other.revision)
+        report.failure = report.failure or other.failure
+        report.tally.add(other.tally)
+
     @property
     def total(self) -> Tally:
         """The numbers of all windows together."""

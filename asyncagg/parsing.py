@@ -198,7 +198,6 @@ class Inflater:
         self._limit = limit
         self._total = 0
         self._member = zlib.decompressobj(wbits=31)
-        self._fed = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what ``data`` unzips to.
@@ -221,7 +220,6 @@ class Inflater:
                 block = self._member.decompress(data, self._BLOCK)
             except zlib.error as error:
                 raise RefusedError(f"bad gzip: {error}") from None
-            self._fed = True
             data = self._member.unconsumed_tail or self._member.unused_data
             self._total += len(block)
             if self._total > self._limit:
@@ -235,5 +233,5 @@ class Inflater:
         Raises:
             RefusedError: It is cut short, or there was none.
         """
-        if not self._fed or not self._member.eof:
+        if not self._member.eof:
             raise RefusedError("bad gzip: cut short")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
+from asyncagg.keyspace import KeyRange, listed
 from asyncagg.layout import Kind, Layout
 from asyncagg.limits import Deadline, for_each, task_group
 from asyncagg.model import RunFile, Window
@@ -42,6 +43,8 @@ async def run(
     deadline: Deadline | None = None,
     dry_run: bool = False,
     only: Callable[[Window], bool] | None = None,
+    keys: Sequence[KeyRange] = (KeyRange(),),
+    settler: Callable[..., Settler] = Settler,
     now: Callable[[], datetime] = _now,
     temporary: Path | None = None,
     progress: Callable[[RunReport], object] | None = None,
@@ -56,6 +59,8 @@ async def run(
         deadline: When to be done; the report says what is left.
         dry_run: Only list and report, change nothing.
         only: Settle only the windows for which this is true.
+        keys: List only these parts of the inbox, in key order.
+        settler: Makes what settles the windows; it is called as `Settler` is.
         now: The clock of ``aggregation_timestamp``.
         temporary: Folder for rows that do not fit in memory.
         progress: Called with the report so far after each window of each chunk.
@@ -74,6 +79,8 @@ async def run(
         deadline=deadline or Deadline(),
         dry_run=dry_run,
         only=only,
+        keys=keys,
+        settler=settler,
         now=now,
         temporary=temporary,
         progress=progress,
@@ -110,6 +117,8 @@ class _Run:
         deadline: Deadline,
         dry_run: bool,
         only: Callable[[Window], bool] | None,
+        keys: Sequence[KeyRange],
+        settler: Callable[..., Settler],
         now: Callable[[], datetime],
         temporary: Path | None,
         progress: Callable[[RunReport], object] | None,
@@ -120,10 +129,11 @@ class _Run:
         self._settings = settings
         self._at = at
         self._only = only
+        self._keys = keys
         self._progress = progress
         self._layout = Layout(settings)
         self._window_of = membership(settings.window_by, settings.window_minutes)
-        self._settler = Settler(
+        self._settler = settler(
             store,
             settings,
             layout=self._layout,
@@ -145,13 +155,18 @@ class _Run:
         """Send the listing page by page, one page ahead of the work."""
         async with pages:
             before = perf_counter()
-            async for page in self._store.list_pages(self._layout.runs_prefix):
+            async for page in self._pages():
                 self.report.seconds["list"] += perf_counter() - before
                 try:
                     await pages.send(page)
                 except anyio.BrokenResourceError:
                     return  # the settling was cancelled first: nobody takes the rest
                 before = perf_counter()
+
+    async def _pages(self) -> AsyncIterator[Sequence[RunFile]]:
+        for part in self._keys:
+            async for page in listed(self._store, self._layout.runs_prefix, part):
+                yield page
 
     async def _settle_chunks(self, pages: ObjectReceiveStream[Sequence[RunFile]]) -> None:
         chunk: dict[Window, list[RunFile]] = {}

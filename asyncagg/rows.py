@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import NamedTuple, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import orjson
 
+from asyncagg.errors import OverlapError
 from asyncagg.model import RunFile, RunResult
 from asyncagg.spool import Spool
 
-__all__ = ("Counted", "Quarantined", "RowSpool", "counted_row", "merged", "quarantined_row")
+__all__ = (
+    "Counted",
+    "MergedRows",
+    "Quarantined",
+    "RowSpool",
+    "Rows",
+    "counted_row",
+    "merged",
+    "quarantined_row",
+)
 
 
 class Counted(NamedTuple):
@@ -55,6 +65,18 @@ def quarantined_row(file: RunFile, reason: str, moved_to: str) -> Quarantined:
     """Return what ``quarantined_files`` says of a refused file."""
     row = {"key": file.key, "reason": reason, "moved_to": moved_to, "etag": file.etag}
     return Quarantined(file.key, file.etag, orjson.dumps(row))
+
+
+class Rows(Protocol):
+    """Rows in the order of key and etag, to be read as often as needed."""
+
+    def counted(self) -> AsyncIterator[Counted]:
+        """Yield the rows of the counted files."""
+        ...
+
+    def quarantined(self) -> AsyncIterator[Quarantined]:
+        """Yield the rows of the quarantined files."""
+        ...
 
 
 class RowSpool:
@@ -118,3 +140,49 @@ async def merged(old: AsyncIterator[Row], new: AsyncIterator[Row]) -> AsyncItera
     while right is not None:
         yield right
         right = await anext(new, None)
+
+
+class MergedRows:
+    """The rows of several sources, in the order of key and etag.
+
+    Reading them fails where two sources have a row of the same file: that file would be counted
+    twice.
+
+    Args:
+        sources: Each with its rows in order.
+    """
+
+    def __init__(self, sources: Sequence[Rows]) -> None:
+        self._sources = sources
+
+    def counted(self) -> AsyncIterator[Counted]:
+        """Yield the rows of the counted files.
+
+        Raises:
+            OverlapError: Two sources name the same file.
+        """
+        return _distinct(_tree([source.counted() for source in self._sources]))
+
+    def quarantined(self) -> AsyncIterator[Quarantined]:
+        """Yield the rows of the quarantined files.
+
+        Raises:
+            OverlapError: Two sources name the same file.
+        """
+        return _distinct(_tree([source.quarantined() for source in self._sources]))
+
+
+def _tree(sources: list[AsyncIterator[Row]]) -> AsyncIterator[Row]:
+    if len(sources) == 1:
+        return sources[0]
+    half = len(sources) // 2
+    return merged(_tree(sources[:half]), _tree(sources[half:]))
+
+
+async def _distinct(rows: AsyncIterator[Row]) -> AsyncIterator[Row]:
+    before: Row | None = None
+    async for row in rows:
+        if before is not None and row[:2] == before[:2]:
+            raise OverlapError(f"{row.key!r} with etag {row.etag!r} is in two partial aggregates")
+        yield row
+        before = row

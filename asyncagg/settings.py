@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -51,6 +52,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     quarantine_prefix: Annotated[
         str, Meta(description="Where files go that can never be counted.")
     ] = "quarantine/"
+    rollup_prefix: Annotated[str, Meta(description="Where rollups are written.")] = "rollups/"
+    work_prefix: Annotated[
+        str, Meta(description="Where a backfill keeps partial aggregates while it runs.")
+    ] = "work/"
     window_minutes: Annotated[
         int,
         Meta(
@@ -75,7 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             description="Run files held between two commits.",
             extra={"unit": "files"},
         ),
-    ] = 20_000
+    ] = 10_000
     max_inflight_bytes: Annotated[
         int,
         Meta(ge=1024, description="Bytes of bodies in flight.", extra={"unit": "bytes"}),
@@ -152,8 +157,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def _check_prefixes(self) -> None:
         prefixes = {
-            name: getattr(self, name)
-            for name in ("runs_prefix", "aggregate_prefix", "archive_prefix", "quarantine_prefix")
+            name: getattr(self, name) for name in self.__struct_fields__ if name.endswith("_prefix")
         }
         for name, prefix in prefixes.items():
             if prefix and (not prefix.endswith("/") or prefix.startswith("/")):
@@ -162,15 +166,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                     "not start with it, such as runs/"
                 )
         # Whatever moves into these must not come out as something else: see docs/guarantees.md.
-        for inner, outer in (
-            ("runs_prefix", "archive_prefix"),
-            ("runs_prefix", "quarantine_prefix"),
-            ("aggregate_prefix", "archive_prefix"),
-            ("aggregate_prefix", "quarantine_prefix"),
-            ("archive_prefix", "quarantine_prefix"),
-            ("quarantine_prefix", "archive_prefix"),
-        ):
-            if prefixes[inner].startswith(prefixes[outer]):
+        closed = ("archive_prefix", "quarantine_prefix", "rollup_prefix", "work_prefix")
+        for inner, outer in product(prefixes, closed):
+            if inner != outer and prefixes[inner].startswith(prefixes[outer]):
                 raise UsageError(
                     f"{inner} {prefixes[inner]!r} lies in {outer} {prefixes[outer]!r}: "
                     "expected a prefix outside of it"

@@ -31,7 +31,7 @@ from asyncagg.settings import Settings
 from asyncagg.spool import Spool, open_spool
 from asyncagg.store import Store
 
-__all__ = ("RESETTLES", "Settler")
+__all__ = ("RESETTLES", "Settled", "Settler", "load")
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Settler:
 
     async def _count(
         self, window: Window, files: Sequence[RunFile], report: WindowReport, workers: int
-    ) -> _Settled | None:
+    ) -> Settled | None:
         """Count the files that are not counted yet; None where others kept being faster."""
         try:
             for _ in range(RESETTLES):
@@ -121,13 +121,16 @@ class Settler:
 
     async def _count_once(
         self, window: Window, files: Sequence[RunFile], report: WindowReport, workers: int
-    ) -> _Settled | None:
+    ) -> Settled | None:
         tally = Tally()
         mover = Mover(self._store, workers, tally)
         async with AsyncExitStack() as stack:
             with self._timed("load"):
                 existing = await self._load(window, await self._spool(stack))
-                counted, refused = await existing.known(files) if existing else (set(), set())
+                appends = self._appends(window, existing, files)
+                counted, refused = set[str](), set[str]()
+                if existing is not None and not appends:
+                    counted, refused = await existing.known(files)
             rows = RowSpool(await self._spool(stack), await self._spool(stack))
             fetcher = Fetcher(self._reader, mover, self._layout, rows, tally)
             fresh = [file for file in files if file.key not in counted and file.key not in refused]
@@ -136,12 +139,12 @@ class Settler:
             if fetcher.counted or fetcher.refused:
                 try:
                     with self._timed("commit"):
-                        await self._commit(window, existing, fetcher, rows, report)
+                        await self._commit(window, existing, fetcher, rows, report, appends=appends)
                 except PreconditionFailedError:
                     return None
         counted.update(file.key for file in fetcher.counted)
         refused.update(file.key for file in fetcher.refused)
-        return _Settled(
+        return Settled(
             mover=mover,
             tally=tally,
             counted=[file for file in files if file.key in counted],
@@ -152,12 +155,19 @@ class Settler:
         return await stack.enter_async_context(open_spool(self._spool_bytes, self._temporary))
 
     async def _load(self, window: Window, spool: Spool) -> Existing | None:
-        key = self._layout.aggregate_key(window)
-        try:
-            async with self._store.stream(key) as body:
-                return await read(key, body.etag, window, body.chunks, spool)
-        except NotFoundError:
-            return None
+        return await load(self._store, self._layout.aggregate_key(window), window, spool)
+
+    def _appends(self, window: Window, existing: Existing | None, files: Sequence[RunFile]) -> bool:
+        """Say whether the files come behind all of an aggregate that this very run wrote.
+
+        So it is with every chunk but the first of a window that fills several: keys are listed in
+        order. Of such an aggregate nothing has to be looked up, or checked row by row, again.
+        """
+        return (
+            existing is not None
+            and self._committed.get(window) == existing.etag
+            and files[0].key > existing.last_key
+        )
 
     async def _commit(
         self,
@@ -166,6 +176,8 @@ class Settler:
         fetcher: Fetcher,
         rows: RowSpool,
         report: WindowReport,
+        *,
+        appends: bool,
     ) -> None:
         """Write the aggregate: the one moment at which the files become counted."""
         stood = existing is not None and self._committed.get(window) != existing.etag
@@ -182,6 +194,7 @@ class Settler:
             written_at=self._now(),
             rows=rows,
             existing=existing,
+            appends=appends,
         )
         self._committed[window] = await self._store.put(
             self._layout.aggregate_key(window),
@@ -193,7 +206,7 @@ class Settler:
         report.tally.take(fetcher.accumulator)
         report.tally.late += late
 
-    async def _clear(self, settled: _Settled, report: WindowReport) -> None:
+    async def _clear(self, settled: Settled, report: WindowReport) -> None:
         """Move the counted files to the archive, and drop the refused ones from the inbox."""
         mover, tally = settled.mover, settled.tally
         before = tally.out_of_hand
@@ -216,10 +229,36 @@ class Settler:
 
 
 @dataclass(frozen=True, slots=True)
-class _Settled:
-    """Files that an aggregate names, and who clears them from the inbox."""
+class Settled:
+    """Files that an aggregate names, and who clears them from the inbox.
+
+    Attributes:
+        mover: Who clears them.
+        tally: What became of them so far.
+        counted: Those that go to the archive.
+        refused: Those that are in quarantine.
+    """
 
     mover: Mover
     tally: Tally
     counted: list[RunFile]
     refused: list[RunFile]
+
+
+async def load(store: Store, key: str, window: Window, spool: Spool) -> Existing | None:
+    """Read the aggregate of a window that stands at a key, if one does.
+
+    Args:
+        store: Where it is.
+        key: Its key.
+        window: Its window.
+        spool: An empty spool to hold it.
+
+    Raises:
+        AggregateError: It is not ours, is damaged, or is of another window.
+    """
+    try:
+        async with store.stream(key) as body:
+            return await read(key, body.etag, window, body.chunks, spool)
+    except NotFoundError:
+        return None

@@ -35,6 +35,7 @@ MAX_VALUE_BYTES = 1024 * 1024
 """A string longer than this refuses a file that is streamed: the parser has to hold it whole."""
 
 _STEP = 64 * 1024
+_WHITE = b" \t\r\n"
 _MAX_DEPTH = 1024  # what the parser of small files takes
 
 # The escapes and the white space that orjson takes. yajl takes a form feed too, and half a
@@ -72,6 +73,8 @@ async def parse_stream(
     async for chunk in chunks:
         for data in _steps(unzipper.feed(chunk) if unzipper else (chunk,)):
             proof.read(data)
+            if machine.ended and data.strip(_WHITE):
+                raise RefusedError("not JSON: more behind its end")
             with _refusing():
                 parser.send(data)
             machine.take(events, len(data))
@@ -123,13 +126,23 @@ class _Proof:
 def _steps(blocks: Iterable[bytes]) -> Iterator[bytes]:
     for block in blocks:
         for start in range(0, len(block), _STEP):
-            yield block[start : start + _STEP]
+            step = block[start : start + _STEP]
+            # What ends the object is a step of its own: yajl overlooks an open string behind it.
+            last = max(0, len(step.rstrip(_WHITE)) - 1)
+            if last:
+                yield step[:last]
+            yield step[last:]
 
 
 class _Machine:
-    """Follows the parser's events through one run file."""
+    """Follows the parser's events through one run file.
+
+    Attributes:
+        ended: Whether the file's object is closed.
+    """
 
     def __init__(self, file: RunFile) -> None:
+        self.ended = False
         self._file = file
         self._fields: dict[str, Any] = {}
         self._best: list[Match] = []
@@ -165,6 +178,7 @@ class _Machine:
                 self._key = value
         elif event in _ENDS:
             self._depth -= 1
+            self.ended = not self._depth
             self._in_matches = self._in_matches and self._depth > 1
         elif self._in_matches and self._depth == 2:
             self._start_match(event, value)

@@ -9,12 +9,13 @@ import json
 import os
 import platform
 import resource
+import ssl
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -56,16 +57,39 @@ def cores() -> tuple[set[int], set[int]]:
 
 @dataclass
 class Server:
-    """The S3 server process, and its control over HTTP."""
+    """The S3 server process, and its control over HTTP.
+
+    Attributes:
+        url: Its endpoint.
+        certificate: What a client has to trust, where it speaks TLS.
+    """
 
     url: str
+    certificate: Path | None = None
 
     def control(self, name: str, **parameters: Any) -> Any:
         """Ask the server something about itself; see `tests/s3server.py`."""
         body = json.dumps(parameters).encode() if name != "audit" else None
-        request = urllib.request.Request(f"{self.url}/_control/{name}", data=body)  # noqa: S310 - loopback
-        with urllib.request.urlopen(request, timeout=3600) as answer:  # noqa: S310 - loopback
-            return json.loads(answer.read() or b"null")
+        return json.loads(self._ask(f"_control/{name}", body) or b"null")
+
+    def read(self, key: str) -> Any:
+        """Return what a JSON object in the bucket holds."""
+        return json.loads(self._ask(f"{BUCKET}/{key}", None))
+
+    def _ask(self, path: str, body: bytes | None) -> bytes:
+        request = urllib.request.Request(f"{self.url}/{path}", data=body)  # noqa: S310 - loopback
+        trusted = ssl.create_default_context(cafile=self.certificate) if self.certificate else None
+        with urllib.request.urlopen(request, timeout=3600, context=trusted) as answer:  # noqa: S310
+            return bytes(answer.read())
+
+    def settings(self) -> dict[str, str]:
+        """Return the environment that leads asyncagg here."""
+        found = {"ASYNCAGG_STORE": f"s3://{BUCKET}", "ASYNCAGG_ENDPOINT_URL": self.url}
+        return found | self.trust()
+
+    def trust(self) -> dict[str, str]:
+        """Return the environment that makes an S3 client trust the server."""
+        return {"AWS_CA_BUNDLE": str(self.certificate)} if self.certificate else {}
 
     def fill(self, count: int, windows: Sequence[datetime], size: int = 2500) -> dict[str, Any]:
         """Put run files into the inbox, spread over windows; return their exact totals."""
@@ -78,8 +102,17 @@ class Server:
 
 
 @contextmanager
-def server(*words: str) -> Iterator[Server]:
-    """Run the S3 server on a core of its own, on a free port of this machine."""
+def server(*words: str, tls: Path | None = None) -> Iterator[Server]:
+    """Run the S3 server on a core of its own, on a free port of this machine.
+
+    Args:
+        words: Further options of its command line.
+        tls: A folder for a certificate of its own: it speaks TLS then.
+    """
+    certificate = _certificate(tls) if tls else None
+    if certificate:
+        key = certificate.with_name("key.pem")
+        words += ("--tls-cert", str(certificate), "--tls-key", str(key))
     command = [sys.executable, str(SERVER), "--port", "0", "--bucket", BUCKET, "--log-size", "0"]
     with subprocess.Popen(
         [*command, *words], stdout=subprocess.PIPE, text=True, env=environment()
@@ -87,9 +120,38 @@ def server(*words: str) -> Iterator[Server]:
         os.sched_setaffinity(process.pid, cores()[0])
         try:
             assert process.stdout is not None
-            yield Server(process.stdout.readline().split()[-1])
+            yield Server(process.stdout.readline().split()[-1], certificate)
         finally:
             process.terminate()
+
+
+def lost(audit: Mapping[str, Any]) -> list[Any]:
+    """Return the run files that an audit says were lost.
+
+    Aggregates are meant to be replaced, and the objects that the guards are probed on to be lost.
+    """
+    return [
+        each
+        for each in audit["lost"]
+        if not each["key"].startswith("aggregates/") and "/asyncagg-probe-" not in each["key"]
+    ]
+
+
+def _certificate(folder: Path) -> Path:
+    """Make a certificate for 127.0.0.1 that nobody trusts but who is told to."""
+    made = folder / "certificate.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    extensions = ("subjectAltName=IP:127.0.0.1", "basicConstraints=critical,CA:FALSE")
+    subprocess.run(
+        [
+            *command.split(),
+            *("-subj", "/CN=benchmark", "-keyout", str(folder / "key.pem"), "-out", str(made)),
+            *(word for extension in extensions for word in ("-addext", extension)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return made
 
 
 def writable(controller: str) -> bool:
@@ -226,6 +288,12 @@ def machine() -> dict[str, Any]:
         "system": platform.system() + " " + platform.machine(),
         "versions": {name: metadata.version(name) for name in packages},
     }
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, its first column to the left and the others to the right."""
+    lines = [columns, ["---", *["--:"] * (len(columns) - 1)], *rows]
+    return "\n".join([f"| {' | '.join(cells)} |" for cells in lines])
 
 
 def keep(name: str, result: Mapping[str, Any]) -> None:

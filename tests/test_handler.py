@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from s3server import S3Server, ThreadedS3Server
+from s3server import Request, S3Server, ThreadedS3Server
 
 from asyncagg import handler
-from asyncagg.errors import ConfigurationError, UsageError
+from asyncagg.errors import AsyncaggError, ConfigurationError, UsageError
 
 BUCKET = "matching-out-runs"
 IN_WINDOW = datetime(2025, 10, 21, 13, 57, tzinfo=UTC)
@@ -108,6 +111,63 @@ def test_the_time_of_the_event_decides_not_the_clock(server: ThreadedS3Server) -
     answer = handler.lambda_handler(early, Context())
     assert json.loads(answer["body"])["results"]["processed_files"] == 0
     assert len(keys(server)) == 3
+
+
+def test_a_window_is_settled_when_it_is_asked_for(server: ThreadedS3Server) -> None:
+    """A direct invocation replays one window, or a span, and leaves the others."""
+    answer = handler.lambda_handler({"window": "20251021t1355Z"}, Context())
+    assert json.loads(answer["body"])["results"]["processed_files"] == 0
+    assert len(keys(server)) == 3
+    span = {"since": "2025-10-21T13:55:00Z", "until": "2025-10-21T14:00:00Z"}
+    answer = handler.lambda_handler(span, Context())
+    assert json.loads(answer["body"])["results"]["processed_files"] == 3
+
+
+def test_a_dry_run_changes_nothing_and_publishes_nothing(
+    server: ThreadedS3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It answers what there is to do; metrics of it would ring the alarms."""
+    answer = handler.lambda_handler(EVENT | {"dry_run": True}, Context())
+    body = json.loads(answer["body"])
+    assert body["message"] == "dry run: 3 files of 1 windows to settle"
+    assert (body["results"]["dry_run"], body["results"]["left_files"]) == (True, 3)
+    assert len(keys(server)) == 3
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("server")
+def test_each_invocation_publishes_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line each; the second is not charged what the first one sent."""
+    counted = []
+    for event in (EVENT, EVENT):
+        handler.lambda_handler(event, Context())
+        (line,) = capsys.readouterr().out.splitlines()
+        values = json.loads(line)
+        counted.append([values[name][0] for name in ("FilesCounted", "CopyRequests")])
+        assert values["OldestFileAge"] == ([180.0] if len(counted) == 1 else [0.0])
+        assert values["PeakMemory"][0] > 0
+        assert values["ListRequests"] == [1.0]
+    assert counted[0][0] == 3
+    assert counted[0][1] > 3  # the probe of the guards copies too
+    assert counted[1] == [0, 0]
+
+
+def test_sigterm_ends_the_work_and_says_so(server: ThreadedS3Server) -> None:
+    """What was asked for is cancelled; the same process can go on, and nothing is lost."""
+
+    async def never_answer(request: Request) -> None:
+        if request.operation == "CopyObject" and request.key.startswith("archive/2"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+
+    server.server.on_request = never_answer
+    with pytest.raises(AsyncaggError, match="ended by SIGTERM: nothing is lost"):
+        handler.lambda_handler(EVENT, Context())
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    server.server.on_request = None
+    answer = handler.lambda_handler(EVENT, Context())
+    results = json.loads(answer["body"])["results"]
+    assert (results["processed_files"], results["archived_files"]) == (0, 3)
 
 
 def test_connections_that_died_in_a_freeze_are_replaced(server: ThreadedS3Server) -> None:

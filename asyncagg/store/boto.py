@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -400,8 +401,9 @@ class BotoMultipart:
             )
         return str(answer["UploadId"])
 
-    async def upload_part(self, key: str, upload: str, number: int, data: bytes) -> str:
+    async def upload_part(self, key: str, upload: str, number: int, data: BytesIO) -> str:
         """UploadPart; returns the part's etag."""
+        data.seek(0)
         with self._bucket.translated("put", key):
             answer = await self._bucket.client.upload_part(
                 **self._bucket.at(key), UploadId=upload, PartNumber=number, Body=data

@@ -27,15 +27,19 @@ _MAX_PAGE_BYTES = 16 * 1024 * 1024
 
 
 @asynccontextmanager
-async def open_store(settings: Settings) -> AsyncIterator[Store]:
+async def open_store(settings: Settings, *, retry: Retry | None = None) -> AsyncIterator[Store]:
     """Open the store that the settings name, for as long as the context lasts.
+
+    Args:
+        settings: Its name, and how to reach it.
+        retry: The retry layer around its requests, which counts them; default: one of its own.
 
     Raises:
         UsageError: The name is none of a store.
         ConfigurationError: There is no such directory, or no way to reach the bucket.
     """
     if "://" in settings.store:
-        async with _open_s3(settings) as store:
+        async with _open_s3(settings, retry) as store:
             yield store
     elif settings.store:
         # Imported where it is asked for: the Lambda does without it.
@@ -50,13 +54,13 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
-async def _open_s3(settings: Settings) -> AsyncIterator[Store]:
+async def _open_s3(settings: Settings, retry: Retry | None) -> AsyncIterator[Store]:
     # A directory needs no S3.
     from asyncagg.store.boto import BotoMultipart, open_control  # noqa: PLC0415
     from asyncagg.store.s3 import S3Store  # noqa: PLC0415
 
     bucket, prefix = _parse(settings.store)
-    retry = Retry(RetryPolicy(attempts=settings.retry_attempts))
+    retry = retry or Retry(RetryPolicy(attempts=settings.retry_attempts))
     async with (
         open_control(
             endpoint_url=settings.endpoint_url, connections=settings.concurrency

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
+from io import BytesIO
 from typing import Protocol
 
 import anyio
@@ -31,7 +32,7 @@ class Multipart(Protocol):
         """CreateMultipartUpload; returns the upload's id."""
         ...
 
-    async def upload_part(self, key: str, upload: str, number: int, data: bytes) -> str:
+    async def upload_part(self, key: str, upload: str, number: int, data: BytesIO) -> str:
         """UploadPart; returns the part's etag."""
         ...
 
@@ -181,7 +182,7 @@ class S3Store:
             request = partial(
                 self._plane.put,
                 key,
-                first,
+                first.getvalue(),
                 if_match=if_match,
                 if_absent=if_absent,
                 content_type=content_type,
@@ -197,15 +198,15 @@ class S3Store:
         self,
         key: str,
         upload: str,
-        started: list[bytes],
-        parts: AsyncIterator[tuple[bytes, bool]],
+        started: list[BytesIO],
+        parts: AsyncIterator[tuple[BytesIO, bool]],
         *,
         if_match: str | None,
         if_absent: bool,
     ) -> str:
         etags: list[str] = []
 
-        async def send(part: bytes) -> None:
+        async def send(part: BytesIO) -> None:
             request = partial(self._multipart.upload_part, key, upload, len(etags) + 1, part)
             etags.append(await self.retry.call("put", request))
 
@@ -337,21 +338,24 @@ class S3Store:
         return final
 
 
-async def _parts(body: bytes | AsyncIterable[bytes]) -> AsyncIterator[tuple[bytes, bool]]:
-    """Yield the body in parts, and whether each is the last; none but the last is a short one."""
-    if isinstance(body, bytes):
-        for start in range(0, len(body) or 1, PART_BYTES):
-            yield body[start : start + PART_BYTES], start + PART_BYTES >= len(body)
-        return
-    pending: list[bytes] = []
-    size = 0
-    async for block in body:
-        if size >= PART_BYTES:
-            part = b"".join(pending)
-            pending.clear()
-            size = 0
+async def _parts(body: bytes | AsyncIterable[bytes]) -> AsyncIterator[tuple[BytesIO, bool]]:
+    """Yield the body in parts, and whether each is the last; none but the last is a short one.
+
+    A part grows in place and is read from there: joining its blocks would hold it twice.
+    """
+    part = BytesIO()
+    async for block in _blocks(body):
+        if part.tell() >= PART_BYTES:
             yield part, False
-            del part  # before the next one is gathered: there is memory for one
-        pending.append(block)
-        size += len(block)
-    yield b"".join(pending), True
+            part = BytesIO()
+        part.write(block)
+    yield part, True
+
+
+async def _blocks(body: bytes | AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    if isinstance(body, bytes):
+        for start in range(0, len(body), PART_BYTES):
+            yield body[start : start + PART_BYTES]
+        return
+    async for block in body:
+        yield block

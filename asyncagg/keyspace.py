@@ -1,0 +1,68 @@
+"""Parts of a listing: ranges of keys that can be listed side by side."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import datetime, timedelta
+from itertools import pairwise
+from string import ascii_letters, digits
+from typing import NamedTuple
+
+from asyncagg.model import RunFile
+from asyncagg.store import Store
+
+__all__ = ("MOST_TIMES", "KeyRange", "listed", "ranges")
+
+MOST_TIMES = 168
+"""At most so many points in time cut a listing: a week by the hour, half a year by the day."""
+
+
+class KeyRange(NamedTuple):
+    """The keys behind one key, up to and including another.
+
+    Attributes:
+        after: The key before its first one; empty for the start of the listing.
+        last: Its last key; None for the end of the listing.
+    """
+
+    after: str = ""
+    last: str | None = None
+
+
+async def listed(store: Store, prefix: str, keys: KeyRange) -> AsyncIterator[Sequence[RunFile]]:
+    """Yield the objects below a prefix whose keys are in a range, page by page, in key order."""
+    async for page in store.list_pages(prefix, start_after=keys.after):
+        if keys.last is None or not page or page[-1].key <= keys.last:
+            yield page
+            continue
+        yield [file for file in page if file.key <= keys.last]
+        return
+
+
+def ranges(prefix: str, since: datetime, until: datetime) -> list[KeyRange]:
+    """Return ranges that together hold every key below a prefix, each exactly once.
+
+    Where names begin with their time, each hour (or day, of a long time) of the interval is a
+    range of its own; where they begin with anything else, each first letter or digit is. Names in
+    folders that all begin alike fall in one range: then nothing is listed side by side.
+
+    Args:
+        prefix: What the keys start with.
+        since: The start of the interval, in UTC.
+        until: Its end.
+    """
+    letters = (prefix + letter for letter in digits + ascii_letters)
+    times = (f"{prefix}{time}" for time in _times(since, until))
+    points = sorted({*letters, *times})
+    inner = [KeyRange(after, last) for after, last in pairwise(points)]
+    return [KeyRange("", points[0]), *inner, KeyRange(points[-1], None)]
+
+
+def _times(since: datetime, until: datetime) -> Iterator[str]:
+    hours = max(1, -(-(until - since) // timedelta(hours=1)))
+    step = timedelta(hours=1) if hours <= MOST_TIMES else timedelta(days=-(-hours // 24 // 180))
+    by_day = step >= timedelta(days=1)
+    moment = since.replace(hour=0 if by_day else since.hour, minute=0, second=0, microsecond=0)
+    while moment <= until:
+        yield f"{moment:%Y%m%d}" if by_day else f"{moment:%Y%m%dt%H}"
+        moment += step

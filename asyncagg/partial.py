@@ -1,0 +1,268 @@
+"""A window too large for one worker: counted in parts, the parts merged, committed once.
+
+A partial aggregate is an aggregate document of some of a window's files. It stands below the work
+prefix, where nobody takes it for a run file, under a name that follows from the files in it: made
+twice it is the same, and one that a killed worker left behind is found and used. It counts nothing
+yet. `commit` merges the parts into the aggregate of the window, in one conditional write that
+fails where a part names a file that meanwhile somebody else has counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from asyncagg.accumulator import Accumulator
+from asyncagg.archive import Mover
+from asyncagg.document import Document, Existing
+from asyncagg.errors import AggregateError, NotFoundError, OverlapError, PreconditionFailedError
+from asyncagg.fetching import Fetcher
+from asyncagg.layout import Layout
+from asyncagg.model import RunFile, Window
+from asyncagg.outcome import Tally, WindowReport
+from asyncagg.rows import MergedRows, Quarantined, RowSpool
+from asyncagg.settings import Settings
+from asyncagg.settle import RESETTLES, Settled, Settler, load
+from asyncagg.spool import Spool, open_spool
+from asyncagg.store import DELETE_BATCH, Store
+
+__all__ = ("FAN_IN", "Bench", "Folder", "clear", "commit", "merge", "sweep")
+
+FAN_IN = 8
+"""Partial aggregates merged at a time: of each, a few blocks of its rows are in memory."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What a piece of work is done with.
+
+    Attributes:
+        store: Where the objects live.
+        settings: The prefixes, the window and the bounds.
+        temporary: Folder for rows that do not fit in memory.
+        now: The clock of ``aggregation_timestamp``.
+    """
+
+    store: Store
+    settings: Settings
+    temporary: Path | None = None
+    now: Callable[[], datetime] = _now
+
+
+class Folder(Settler):
+    """Counts the files of a window into partial aggregates; those counted before are archived.
+
+    Args:
+        store: Where the objects live.
+        settings: The bounds.
+        made: Where the key of each partial aggregate is added, with its window.
+        more: What a `Settler` takes.
+    """
+
+    def __init__(
+        self, store: Store, settings: Settings, *, made: list[tuple[Window, str]], **more: Any
+    ) -> None:
+        super().__init__(store, settings, **more)
+        self._made = made
+
+    async def _count_once(
+        self, window: Window, files: Sequence[RunFile], report: WindowReport, workers: int
+    ) -> Settled:
+        tally = Tally()
+        mover = Mover(self._store, workers, tally)
+        async with AsyncExitStack() as stack:
+            existing = await self._load(window, await self._spool(stack))
+            counted, refused = await existing.known(files) if existing else (set(), set())
+            known = counted | refused
+            fresh = [file for file in files if file.key not in known]
+            if fresh and not await self._made_before(window, fresh):
+                rows = RowSpool(await self._spool(stack), await self._spool(stack))
+                fetcher = Fetcher(self._reader, mover, self._layout, rows, tally)
+                with self._timed("fetch"):
+                    await fetcher.fetch(fresh, workers=workers, until=self._deadline.intake_ends())
+                await self._keep(window, fetcher, rows)
+        return Settled(
+            mover=mover,
+            tally=tally,
+            counted=[file for file in files if file.key in counted],
+            refused=[file for file in files if file.key in refused],
+        )
+
+    async def _made_before(self, window: Window, files: Sequence[RunFile]) -> bool:
+        key = self._layout.partial_key(window, _name(files))
+        try:
+            await self._store.head(key)
+        except NotFoundError:
+            return False
+        self._made.append((window, key))
+        return True
+
+    async def _keep(self, window: Window, fetcher: Fetcher, rows: RowSpool) -> None:
+        files = [*fetcher.counted, *fetcher.refused]
+        if not files:
+            return
+        key = self._layout.partial_key(window, _name(files))
+        document = _partial(window, fetcher.accumulator, rows, self._now())
+        with self._timed("commit"):
+            await _put_once(self._store, key, document)
+        self._made.append((window, key))
+
+
+def _name(files: Iterable[RunFile]) -> str:
+    identities = sorted(f"{file.key}\0{file.etag}\n" for file in files)
+    return hashlib.sha256("".join(identities).encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def _partial(
+    window: Window, total: Accumulator, rows: RowSpool | MergedRows, now: datetime
+) -> Document:
+    return Document(
+        window=window, accumulator=total, revision=1, late=0, written_at=now, rows=rows
+    )
+
+
+async def _put_once(store: Store, key: str, document: Document) -> None:
+    try:
+        await store.put(key, document, if_absent=True)
+    except PreconditionFailedError:
+        return  # its name says what is in it
+
+
+async def merge(bench: Bench, window: Window, keys: Sequence[str]) -> str | None:
+    """Merge partial aggregates into one.
+
+    Returns:
+        Its key, or None where one of them is gone.
+
+    Raises:
+        OverlapError: Two of them name the same file.
+    """
+    name = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:32]
+    key = Layout(bench.settings).partial_key(window, name)
+    async with _loaded(bench, window, keys) as parts:
+        if parts is None:
+            return None
+        document = _partial(window, _sum(parts), MergedRows(parts), bench.now())
+        await _put_once(bench.store, key, document)
+    return key
+
+
+async def commit(bench: Bench, window: Window, keys: Sequence[str]) -> WindowReport | None:
+    """Merge partial aggregates into the aggregate of their window: their files become counted.
+
+    Returns:
+        What was counted, or None where it has to be counted anew: a part is gone, or names a file
+        that somebody else has counted meanwhile.
+    """
+    aggregate_key = Layout(bench.settings).aggregate_key(window)
+    report = WindowReport(window.name, aggregate_key)
+    for _ in range(RESETTLES):
+        try:
+            async with _loaded(bench, window, keys) as parts, _spooled(bench) as spool:
+                if parts is None:
+                    return None
+                existing = await load(bench.store, aggregate_key, window, spool)
+                await _commit(bench, parts, existing, report)
+        except PreconditionFailedError:
+            continue
+        except OverlapError:
+            return None
+        except AggregateError as error:
+            report.failure = str(error)
+        return report
+    return None
+
+
+async def _commit(
+    bench: Bench, parts: list[Existing], existing: Existing | None, report: WindowReport
+) -> None:
+    fresh = _sum(parts)
+    standing = [existing] if existing else []
+    late = fresh.counted if existing else 0
+    document = Document(
+        window=parts[0].window,
+        accumulator=_sum([*parts, *standing]),
+        revision=1 + (existing.revision if existing else 0),
+        late=late + (existing.late if existing else 0),
+        written_at=bench.now(),
+        rows=MergedRows([*parts, *standing]),
+    )
+    await bench.store.put(
+        report.aggregate_key,
+        document,
+        if_match=existing.etag if existing else None,
+        if_absent=existing is None,
+    )
+    report.revision = document.revision
+    report.tally.take(fresh)
+    report.tally.late += late
+
+
+async def clear(bench: Bench, window: Window, key: str) -> WindowReport:
+    """Move the files that a partial aggregate names out of the inbox, now that they are counted."""
+    layout = Layout(bench.settings)
+    report = WindowReport(window.name, layout.aggregate_key(window))
+    mover = Mover(bench.store, bench.settings.concurrency, report.tally)
+    async with _loaded(bench, window, [key]) as parts:
+        for part in parts or ():
+            counted = [_reference(row.source) async for row in part.counted()]
+            refused = [row async for row in part.quarantined()]
+            await mover.archive(counted, layout.archive_key)
+            await mover.drop(await _there(bench.store, refused), layout.quarantine_key)
+    return report
+
+
+def _reference(source: bytes) -> RunFile:
+    return msgspec.json.decode(source, type=RunFile)
+
+
+async def _there(store: Store, rows: Iterable[Quarantined]) -> list[RunFile]:
+    """Return those refused files that are still in the inbox, in the version that was refused."""
+    found = []
+    for row in rows:
+        try:
+            file = (await store.head(row.key)).file
+        except NotFoundError:
+            continue
+        if file.etag == row.etag:
+            found.append(file)
+    return found
+
+
+def _spooled(bench: Bench) -> AbstractAsyncContextManager[Spool]:
+    return open_spool(bench.settings.spool_bytes, bench.temporary)
+
+
+async def sweep(bench: Bench, windows: Iterable[Window]) -> None:
+    """Remove the partial aggregates of windows, of this job and those that others left behind."""
+    layout = Layout(bench.settings)
+    for window in windows:
+        async for page in bench.store.list_pages(layout.work_folder(window)):
+            for start in range(0, len(page), DELETE_BATCH):
+                await bench.store.delete(page[start : start + DELETE_BATCH])
+
+
+@asynccontextmanager
+async def _loaded(
+    bench: Bench, window: Window, keys: Sequence[str]
+) -> AsyncIterator[list[Existing] | None]:
+    """Read partial aggregates; give None where one is gone."""
+    async with AsyncExitStack() as stack:
+        parts = []
+        for key in keys:
+            spool = await stack.enter_async_context(_spooled(bench))
+            part = await load(bench.store, key, window, spool)
+            if part is not None:
+                parts.append(part)
+        yield parts if len(parts) == len(keys) else None

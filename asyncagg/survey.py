@@ -1,0 +1,230 @@
+"""Where the run files of an interval lie, and how to share them out.
+
+A survey lists keys and keeps no reference: of each stretch of about a thousand keys it notes how
+many files of which window are in it. From that a plan follows whose pieces are ranges of keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from typing import NamedTuple
+
+from asyncagg.keyspace import KeyRange, listed
+from asyncagg.layout import Kind, Layout
+from asyncagg.model import RunFile, Window
+from asyncagg.settings import Settings
+from asyncagg.store import Store
+from asyncagg.windows import membership
+
+__all__ = ("SEGMENT", "Interval", "Piece", "Segment", "plan", "survey")
+
+SEGMENT = 1000
+"""The most files of a segment, and the most other keys that it passes over: a page of S3's."""
+
+
+class Interval(NamedTuple):
+    """The windows from a moment to another, both in UTC.
+
+    Attributes:
+        since: No window starts earlier.
+        until: No window ends later.
+    """
+
+    since: datetime
+    until: datetime
+
+    def holds(self, window: Window) -> bool:
+        """Say whether all of a window is in it."""
+        return self.since <= window.start and window.end <= self.until
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of keys.
+
+    Attributes:
+        keys: The range.
+        files: How many files of each wanted window it holds.
+        bytes: Their size together.
+    """
+
+    keys: KeyRange
+    files: Mapping[Window, int]
+    bytes: int
+
+    @property
+    def count(self) -> int:
+        """How many wanted files it holds."""
+        return sum(self.files.values())
+
+
+async def survey(
+    store: Store, settings: Settings, keys: KeyRange, interval: Interval
+) -> list[Segment]:
+    """List a range of the inbox and return its segments, in key order.
+
+    Args:
+        store: Where the inbox is.
+        settings: The prefixes, and which window a file belongs to.
+        keys: The range.
+        interval: The wanted windows.
+    """
+    layout = Layout(settings)
+    window_of = membership(settings.window_by, settings.window_minutes)
+    cutter = _Cutter(keys.after)
+    async for page in listed(store, layout.runs_prefix, keys):
+        for file in page:
+            window = window_of(file) if layout.kind(file.key) is Kind.RUN_FILE else None
+            if window is None or not interval.holds(window):
+                cutter.skip(file)
+            else:
+                cutter.take(file, window)
+    return cutter.finish()
+
+
+class _Cutter:
+    """Cuts a listing into segments; one starts where a window begins, so that plans can follow."""
+
+    def __init__(self, after: str) -> None:
+        self._segments: list[Segment] = []
+        self._seen: set[Window] = set()
+        self._before = after  # the key before the segment's first
+        self._at = after  # the key listed last
+        self._last = after  # the last wanted key
+        self._files = Counter[Window]()
+        self._bytes = 0
+        self._skipped = 0
+
+    def take(self, file: RunFile, window: Window) -> None:
+        """Take a wanted file."""
+        if window not in self._seen or self._files.total() >= SEGMENT or self._skipped >= SEGMENT:
+            self._cut()
+            self._seen.add(window)
+        if not self._files:
+            self._before = self._at
+        self._files[window] += 1
+        self._bytes += file.size
+        self._skipped = 0
+        self._at = self._last = file.key
+
+    def skip(self, file: RunFile) -> None:
+        """Pass over any other key."""
+        self._at = file.key
+        self._skipped += 1
+
+    def finish(self) -> list[Segment]:
+        """Return the segments."""
+        self._cut()
+        return self._segments
+
+    def _cut(self) -> None:
+        if self._files:
+            keys = KeyRange(self._before, self._last)
+            self._segments.append(Segment(keys, dict(self._files), self._bytes))
+        self._files.clear()
+        self._bytes = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of the work that one worker does at a time.
+
+    Attributes:
+        keys: Where its files are.
+        files: How many there are.
+        bytes: Their size together.
+        whole: The windows all of whose files are in it.
+        shared: The windows that have files in other pieces too.
+    """
+
+    keys: tuple[KeyRange, ...]
+    files: int
+    bytes: int
+    whole: frozenset[Window]
+    shared: frozenset[Window]
+
+
+def plan(segments: Sequence[Segment], *, most: int, shares: int) -> list[Piece]:
+    """Share out segments so that as few windows as possible are in more than one piece.
+
+    Args:
+        segments: What a survey found, in key order.
+        most: The most files of a piece. A window with more is in several.
+        shares: Into how many pieces to divide the whole at the least, if that many windows allow.
+    """
+    total = sum(segment.count for segment in segments)
+    groups = list(_packed(segments, most=most, fair=math.ceil(total / max(1, shares))))
+    spread = Counter(window for group in groups for window in _windows(group))
+    return [_piece(group, spread) for group in groups]
+
+
+def _packed(segments: Sequence[Segment], *, most: int, fair: int) -> Iterator[list[Segment]]:
+    """Yield groups of neighbours: a cluster that is not too large stays together."""
+    group: list[Segment] = []
+    size = 0
+    for cluster in _clusters(segments):
+        whole = _count(cluster) <= most
+        limit = min(most, fair) if whole else most
+        for part in (cluster,) if whole else ([segment] for segment in cluster):
+            more = _count(part)
+            # A large cluster is cut at the same keys every time, whatever lies before it.
+            if group and (size + more > limit or part[0] is cluster[0] and not whole):
+                yield group
+                group, size = [], 0
+            group += part
+            size += more
+        if not whole:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _clusters(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+    """Yield neighbours that share windows."""
+    cluster = list(segments[:1])
+    for left, right in pairwise(segments):
+        if left.files.keys().isdisjoint(right.files):
+            yield cluster
+            cluster = []
+        cluster.append(right)
+    if cluster:
+        yield cluster
+
+
+def _piece(group: Sequence[Segment], spread: Mapping[Window, int]) -> Piece:
+    windows = _windows(group)
+    return Piece(
+        keys=tuple(_joined(segment.keys for segment in group)),
+        files=_count(group),
+        bytes=sum(segment.bytes for segment in group),
+        whole=frozenset(window for window in windows if spread[window] == 1),
+        shared=frozenset(window for window in windows if spread[window] > 1),
+    )
+
+
+def _joined(parts: Iterable[KeyRange]) -> Iterator[KeyRange]:
+    """Make one range of those that follow each other without a gap."""
+    current: KeyRange | None = None
+    for part in parts:
+        if current is not None and part.after == current.last:
+            current = KeyRange(current.after, part.last)
+            continue
+        if current is not None:
+            yield current
+        current = part
+    if current is not None:
+        yield current
+
+
+def _windows(group: Iterable[Segment]) -> set[Window]:
+    return {window for segment in group for window in segment.files}
+
+
+def _count(group: Iterable[Segment]) -> int:
+    return sum(segment.count for segment in group)

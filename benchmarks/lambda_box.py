@@ -1,0 +1,175 @@
+"""The real handler in the box of a 128 MB Lambda: how many files does one invocation settle?
+
+    python benchmarks/lambda_box.py                  # 300 seconds, twice: warm and cold
+    python benchmarks/lambda_box.py --seconds 60     # shorter; what it would come to, it says so
+
+The box is a hard limit of 128 MB and of 0.0723 CPU (128/1769 of one), as cgroups enforce them, and
+each request to the store takes 20 ms longer. The invocation has a deadline of 300 seconds, and is
+killed after them. Its inbox holds more files than it can settle.
+
+*Warm*: an earlier invocation has left an open client. *Cold*: the package is imported already,
+which Lambda does at full speed and before the time runs, but the client is opened in the box.
+
+Only files that were counted *and* archived are settled. What is left is then settled outside of the
+box, and the sums of both invocations are checked against the server's own truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from harness import (
+    BUCKET,
+    HERE,
+    MIB,
+    Measured,
+    Server,
+    box,
+    keep,
+    lost,
+    machine,
+    markdown,
+    measure,
+    server,
+    writable,
+)
+
+MEMORY = 128 * MIB
+CPUS = 128 / 1769
+LATENCY = 0.020
+INVOCATION = 300.0
+FIRST = datetime(2025, 10, 21, 13, 57, tzinfo=UTC)
+COLUMNS = (
+    "started",
+    "windows",
+    "seconds",
+    "files settled",
+    "CPU seconds",
+    "CPU µs a file",
+    "peak RSS",
+    "exact",
+    "killed",
+)
+SUMS = {  # what the server calls them, and what the handler does
+    "total_opportunities": "total_opportunities",
+    "matches_found": "total_matches",
+    "no_matches": "total_no_matches",
+    "errors": "total_errors",
+}
+
+
+def invoke(store: Server, started: str, seconds: float) -> Measured:
+    """Invoke the handler once in the box."""
+    with box(memory_bytes=MEMORY) as memory, box(cpus=CPUS) as cpu:
+        return measure(
+            [sys.executable, str(HERE / "warm.py"), started, str(seconds), *map(str, cpu)],
+            env=store.settings(),
+            joins=memory,
+            sample_seconds=1,
+        )
+
+
+def finish(store: Server) -> Measured:
+    """Settle what is left, outside of the box."""
+    return measure(
+        [sys.executable, str(HERE / "warm.py"), "cold", "3600"],
+        env=store.settings() | {"ASYNCAGG_LOG_LEVEL": "warning"},
+    )
+
+
+def run(started: str, files: int, windows: int, seconds: float) -> dict[str, Any]:
+    """Measure one invocation, and check that nothing was lost or counted twice."""
+    with server() as store:
+        totals = store.fill(files, [FIRST + timedelta(minutes=5 * each) for each in range(windows)])
+        inbox = store.control("audit")["buckets"][BUCKET]["runs/"]
+        store.control("faults", latency=LATENCY)
+        done = invoke(store, started, seconds)
+        if done.answer is None:
+            print(done.stderr, file=sys.stderr)
+            return {"started": started, "killed": True, "code": done.code}
+        archived = store.control("audit")["buckets"][BUCKET].get("archive/", {"keys": 0})["keys"]
+        store.control("faults", latency=0)
+        rest = finish(store)
+        audit = store.control("audit")
+    assert rest.answer is not None, rest.stderr
+    told = done.answer
+    both = {theirs: told[ours] + rest.answer[ours] for theirs, ours in SUMS.items()}
+    after = audit["buckets"][BUCKET]
+    exact = (
+        both == {name: totals[name] for name in SUMS}
+        and told["processed_files"] + rest.answer["processed_files"] == files
+        and after["archive/"]["content"] == inbox["content"]
+        and "runs/" not in after
+        and not lost(audit)
+    )
+    settled = min(archived, told["processed_files"])
+    return {
+        "started": started,
+        "killed": False,
+        "exact": exact,
+        "windows": windows,
+        "inbox": files,
+        "seconds": seconds,
+        "counted": told["processed_files"],
+        "archived": archived,
+        "settled": settled,
+        "dry": not told["left_files"] and bool(told["complete"]),
+        "in_300_seconds": settled if seconds == INVOCATION else None,
+        "extrapolated": None if seconds == INVOCATION else round(settled * INVOCATION / seconds),
+        "cpu_seconds": round(told["cpu_seconds"], 2),
+        "cpu_us_a_file": round(told["cpu_seconds"] / max(1, settled) * 1e6, 1),
+        "wall_seconds": round(told["wall_seconds"], 1),
+        "peak_mb": round(told["peak_bytes"] / MIB, 1),
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the results as a Markdown table."""
+    rows = []
+    for each in results:
+        if each["killed"]:
+            rows.append([each["started"], *[""] * 6, "", f"**yes** ({each['code']})"])
+            continue
+        settled = f"{each['settled']:,}"
+        if each["dry"]:
+            settled += " (all there were)"
+        if each["extrapolated"]:
+            settled += f" (would be {each['extrapolated']:,} in 300 s: extrapolated)"
+        rows.append(
+            [
+                each["started"],
+                str(each["windows"]),
+                f"{each['wall_seconds']:g}",
+                settled,
+                str(each["cpu_seconds"]),
+                f"{each['cpu_us_a_file']:.0f}",
+                f"{each['peak_mb']:.0f} MB",
+                "yes" if each["exact"] else "**no**",
+                "no",
+            ]
+        )
+    return markdown(COLUMNS, rows)
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=float, default=INVOCATION, help="of one invocation")
+    parser.add_argument("--files", type=int, default=200_000, help="in the inbox")
+    parser.add_argument("--windows", type=int, default=1, help="that they are spread over")
+    parser.add_argument("--started", nargs="*", choices=["warm", "cold"], default=["warm", "cold"])
+    asked = parser.parse_args()
+    if not (writable("memory") and writable("cpu")):
+        print("cgroups (version 1) are not writable here: there is no box, nothing is measured")
+        return
+    results = [run(each, asked.files, asked.windows, asked.seconds) for each in asked.started]
+    if asked.seconds == INVOCATION:
+        keep("lambda_box", {"machine": machine(), "results": results})
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

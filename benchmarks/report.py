@@ -1,0 +1,66 @@
+"""Write the tables of docs/performance.md from the results, so that every number was measured.
+
+    python benchmarks/report.py
+
+Between ``<!-- NAME -->`` and ``<!-- end -->`` it puts what benchmarks/results/NAME.json holds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import lambda_box
+import scaling
+import throughput
+from harness import HERE, RESULTS
+
+DOCUMENT = HERE.parent / "docs" / "performance.md"
+TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+    "throughput": throughput.table,
+    "throughput-tls": throughput.table,
+    "lambda_box": lambda_box.table,
+    "scaling": scaling.table,
+}
+GOALS = (("floor", "of the floor"), ("obstore", "of obstore"), ("boto3-serial", "of boto3 serial"))
+_PLACE = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def section(name: str) -> str:
+    """Return the table of a result and what it has to be read with."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return "Not measured yet.\n"
+    kept = json.loads(path.read_text())
+    told = kept["machine"]
+    versions = ", ".join(f"{package} {number}" for package, number in told["versions"].items())
+    lines = [TABLES[name](kept["results"]), ""]
+    if TABLES[name] is throughput.table:
+        lines += [ratios(kept["results"]), ""]
+    lines.append(
+        f"`{told['command']}`, {told['date']}; {told['processor']}, {told['cores']} cores, "
+        f"{told['system']}, Python {told['python']}; {versions}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def ratios(results: list[dict[str, Any]]) -> str:
+    """Return how the lean plane's CPU per file compares."""
+    cpu = {each["name"]: each["at_0_ms"]["cpu_us"] for each in results}
+    ours = cpu.get("asyncagg-lean")
+    if ours is None:
+        return ""
+    told = [f"{ours / cpu[name]:.3g} {words}" for name, words in GOALS if name in cpu]
+    return f"CPU per file of the lean plane: {', '.join(told)}."
+
+
+def main() -> None:
+    """Put the tables where they belong."""
+    text = DOCUMENT.read_text()
+    DOCUMENT.write_text(_PLACE.sub(lambda place: place[1] + section(place[2]) + place[3], text))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""The whole job, list to delete: asyncagg, its peers and the floor, in one sitting.
+
+    python benchmarks/throughput.py                       # everything (an hour or so)
+    python benchmarks/throughput.py --files 5000 --only asyncagg-lean floor obstore
+    python benchmarks/throughput.py --tls                 # over TLS, as real S3 is
+
+Each contender is a fresh process on a core of its own and does the same job on the same files. What
+it did is checked against the server's own truth: exact sums in the aggregate, an empty inbox, and
+an archive whose contents are those that were in the inbox. The requests of each are checked for
+their signatures first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from harness import (
+    BUCKET,
+    CREDENTIALS,
+    HERE,
+    MIB,
+    Measured,
+    Server,
+    keep,
+    lost,
+    machine,
+    markdown,
+    measure,
+    server,
+)
+
+END = "2100-01-01T00:00:00Z"
+WINDOW = datetime(2025, 10, 21, 13, 57, tzinfo=UTC)
+LATENCIES = (0, 20)  # milliseconds
+PROOF_FILES = 100
+OURS = ("total_opportunities", "total_matches", "total_no_matches", "total_errors")
+COLUMNS = (
+    "contender",
+    "files",
+    "CPU µs a file",
+    "ratio",
+    "with start-up",
+    "CPU at 20 ms",
+    "wall µs a file",
+    "wall at 20 ms",
+    "peak RSS",
+)
+THEIRS = ("total_opportunities", "matches_found", "no_matches", "errors")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One that does the whole job.
+
+    Attributes:
+        name: Its name on the command line.
+        told: What it is, for the table.
+        share: It gets one file of so many: the slow ones take long enough with fewer.
+        aggregate: The key of its aggregate.
+        fields: What the aggregate calls the four sums.
+        settings: Environment of its own.
+    """
+
+    name: str
+    told: str
+    share: int = 1
+    aggregate: str = "aggregates/peer.json"
+    fields: Sequence[str] = THEIRS
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self, store: Server) -> Measured:
+        """Let it do the job, in a process of its own."""
+        if self.fields is OURS:
+            command = [str(HERE / "job.py"), END, "7200", "1"]
+        else:
+            command = [str(HERE / "peers.py"), self.name, store.url, BUCKET]
+        done = measure([sys.executable, *command], env={**store.settings(), **self.settings})
+        assert done.code == 0, f"{self.name} failed:\n{done.stderr}"
+        return done
+
+
+def _ours(plane: str, told: str, share: int) -> Contender:
+    return Contender(
+        f"asyncagg-{plane}",
+        told,
+        share,
+        aggregate="aggregates/20251021t1400Z.json",
+        fields=OURS,
+        settings={"ASYNCAGG_DATA_PLANE": plane},
+    )
+
+
+CONTENDERS = (
+    _ours("lean", "**asyncagg**, lean plane", 1),
+    Contender("floor", "the floor: bare httptools, uvloop, signed", 1),
+    Contender("obstore", "obstore (Rust), 32 in flight", 2),
+    _ours("boto", "asyncagg, boto plane", 10),
+    Contender("boto3-threads", "boto3, 32 threads", 10),
+    Contender("aioboto3", "aioboto3, semaphore of 32", 10),
+    Contender("s3fs", "s3fs, batches of 32", 10),
+    Contender("boto3-serial", "boto3, one by one", 20),
+)
+
+
+@contextmanager
+def filled(store: Server, files: int, latency: int) -> Iterator[dict[str, Any]]:
+    """Fill an empty store; yields the exact totals."""
+    store.control("reset")
+    if files:
+        totals = store.fill(files, [WINDOW])
+    else:  # the bucket has to be there
+        store.control("fill", bucket=BUCKET, prefix="else/", count=1, windows=[WINDOW.isoformat()])
+        totals = {}
+    store.control("faults", latency=latency / 1000)
+    yield totals
+    store.control("faults", latency=0)
+
+
+def settled(contender: Contender, store: Server, files: int, latency: int = 0) -> Measured:
+    """Let a contender do the job, and check what it did."""
+    with filled(store, files, latency) as totals:
+        before = store.control("audit")["buckets"][BUCKET]
+        done = contender.run(store)
+        after = store.control("audit")
+    assert done.answer["processed_files"] == files, (contender.name, done.answer)
+    if files:
+        aggregate = store.read(contender.aggregate)
+        sums = [aggregate[name] for name in contender.fields]
+        expected = [totals[name] for name in THEIRS]
+        assert sums == expected, (contender.name, sums, expected)
+        assert not lost(after), lost(after)
+        left = after["buckets"][BUCKET]
+        assert "runs/" not in left, (contender.name, left)
+        assert left["archive/"]["keys"] == files, (contender.name, left)
+        assert left["archive/"]["content"] == before["runs/"]["content"], contender.name
+    return done
+
+
+def prove(contenders: Sequence[Contender], tls: Path | None) -> None:
+    """Let all of them do a small job against a server that checks signatures; it warms up, too."""
+    with server("--credentials", ":".join(CREDENTIALS), tls=tls) as store:
+        for contender in contenders:
+            with filled(store, PROOF_FILES, 0):
+                done = contender.run(store)
+            assert done.answer["processed_files"] == PROOF_FILES, (contender.name, done.answer)
+
+
+def gather(
+    contenders: Sequence[Contender], files: int, repeat: int, tls: Path | None
+) -> list[dict[str, Any]]:
+    """Measure all contenders, in turns, so that a noisy minute strikes them alike."""
+    runs: dict[tuple[str, int], list[Measured]] = {}
+    starts: dict[str, list[Measured]] = {}
+    with server(tls=tls) as store:
+        for turn in range(repeat):
+            for contender in contenders:
+                starts.setdefault(contender.name, []).append(settled(contender, store, 0))
+                for latency in LATENCIES:
+                    done = settled(contender, store, files // contender.share, latency)
+                    runs.setdefault((contender.name, latency), []).append(done)
+                print(f"turn {turn + 1} of {repeat}: {contender.name}", file=sys.stderr)
+    return [
+        _summary(
+            contender,
+            files,
+            starts[contender.name],
+            {latency: runs[contender.name, latency] for latency in LATENCIES},
+        )
+        for contender in contenders
+    ]
+
+
+def _summary(
+    contender: Contender,
+    files: int,
+    starts: Sequence[Measured],
+    runs: Mapping[int, Sequence[Measured]],
+) -> dict[str, Any]:
+    mine = files // contender.share
+    start_cpu = median(each.cpu_seconds for each in starts)
+    start_wall = median(each.wall_seconds for each in starts)
+    found: dict[str, Any] = {
+        "name": contender.name,
+        "contender": contender.told,
+        "files": mine,
+        "start_cpu_seconds": round(start_cpu, 3),
+        "peak_mb": round(
+            max(done.answer["peak_bytes"] for each in runs.values() for done in each) / MIB, 1
+        ),
+    }
+    for latency, each in runs.items():
+        cpu = [(done.cpu_seconds - start_cpu) / mine * 1e6 for done in each]
+        wall = [(done.wall_seconds - start_wall) / mine * 1e6 for done in each]
+        found[f"at_{latency}_ms"] = {
+            "cpu_us": round(median(cpu), 1),
+            # Start-up is spread over the same number of files for all.
+            "cpu_with_start_us": round(median(cpu) + start_cpu / files * 1e6, 1),
+            "wall_us": round(median(wall), 1),
+            "cpu_us_of_runs": [round(value, 1) for value in cpu],
+        }
+    return found
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return the results as a Markdown table, the cheapest first."""
+    ours = next((each for each in results if each["name"] == "asyncagg-lean"), None)
+    rows = []
+    for each in sorted(results, key=lambda each: float(each["at_0_ms"]["cpu_us"])):
+        near, far = each["at_0_ms"], each["at_20_ms"]
+        rows.append(
+            [
+                each["contender"],
+                f"{each['files']:,}",
+                f"{near['cpu_us']:,.0f}",
+                f"{near['cpu_us'] / ours['at_0_ms']['cpu_us']:.2f}" if ours else "",
+                f"{near['cpu_with_start_us']:,.0f}",
+                f"{far['cpu_us']:,.0f}",
+                f"{near['wall_us']:,.0f}",
+                f"{far['wall_us']:,.0f}",
+                f"{each['peak_mb']:.0f} MB",
+            ]
+        )
+    return markdown(COLUMNS, rows)
+
+
+def main() -> None:
+    """Measure the contenders that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    names = [contender.name for contender in CONTENDERS]
+    parser.add_argument("--files", type=int, default=20_000, help="of the quick ones")
+    parser.add_argument("--repeat", type=int, default=3, help="the median of so many")
+    parser.add_argument("--only", nargs="*", choices=names, default=names)
+    parser.add_argument("--tls", action="store_true", help="with a certificate made for it")
+    asked = parser.parse_args()
+    chosen = [contender for contender in CONTENDERS if contender.name in asked.only]
+    with tempfile.TemporaryDirectory() as folder:
+        tls = Path(folder) if asked.tls else None
+        prove(chosen, tls)
+        results = gather(chosen, asked.files, asked.repeat, tls)
+    keep(
+        "throughput-tls" if asked.tls else "throughput",
+        {"machine": machine(), "files": asked.files, "repeat": asked.repeat, "results": results},
+    )
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,350 @@
+"""The stack: what it names exists, and its role may do what the program does and no more."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+from urllib.parse import unquote
+
+import pytest
+import yaml
+from promises import check_after_clean_run, of_server
+from s3server import Request, S3Error, S3Server
+from scenario import AT, BUCKET, PLANES, fill_server, open_s3, prepared
+
+import asyncagg.store.s3 as s3_module
+from asyncagg.events import request_of
+from asyncagg.metrics import Usage, measurements
+from asyncagg.outcome import RunReport
+from asyncagg.pipeline import run
+from asyncagg.settings import from_environment
+
+TEMPLATE = Path(__file__).parent.parent / "template.yaml"
+PARAMETERS = {"CodeBucket": "code", "Version": "1", "BucketName": BUCKET}
+PSEUDO = {"AWS::Partition": "aws", "AWS::StackName": "stack", "AWS::Region": "us-east-1"}
+OBJECTS = f"arn:aws:s3:::{BUCKET}/"
+
+# ------------------------------------------------------------------------- reading the template
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads the short forms of CloudFormation's functions: ``!Ref X`` as ``{"Ref": "X"}``."""
+
+
+def _function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
+    value: Any
+    if isinstance(node, yaml.ScalarNode):
+        value = loader.construct_scalar(node)
+    elif isinstance(node, yaml.SequenceNode):
+        value = loader.construct_sequence(node, deep=True)
+    else:
+        value = loader.construct_mapping(node, deep=True)
+    return {name if name == "Ref" else f"Fn::{name}": value}
+
+
+_Loader.add_multi_constructor("!", _function)
+
+
+@cache
+def template() -> dict[str, Any]:
+    """Return the template, its functions in their long form."""
+    loaded: dict[str, Any] = yaml.load(TEMPLATE.read_text(), _Loader)  # noqa: S506 - a SafeLoader
+    return loaded
+
+
+@dataclass
+class Resolver:
+    """Does what CloudFormation does with functions, as far as this template goes."""
+
+    given: dict[str, str]
+    parameters: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Fill in the defaults."""
+        declared = template()["Parameters"].items()
+        defaults = {name: str(each["Default"]) for name, each in declared if "Default" in each}
+        self.parameters = defaults | PSEUDO | PARAMETERS | self.given
+
+    def resolve(self, value: Any) -> Any:
+        """Return a value without functions."""
+        if isinstance(value, list):
+            resolved = [self.resolve(each) for each in value]
+            return [each for each in resolved if each is not None]
+        if not isinstance(value, dict):
+            return value
+        match list(value.items()):
+            case [("Ref", name)]:
+                return None if name == "AWS::NoValue" else self.parameters.get(name, f"<{name}>")
+            case [("Fn::GetAtt", name)]:
+                return f"<{name}>"
+            case [("Fn::If", [name, first, second])]:
+                return self.resolve(first if self.condition(name) else second)
+            case [("Fn::Sub", [text, names])]:
+                return self.substitute(text, {n: self.resolve(each) for n, each in names.items()})
+            case [("Fn::Sub", text)]:
+                return self.substitute(text, {})
+        return {name: self.resolve(each) for name, each in value.items()}
+
+    def condition(self, name: str) -> bool:
+        """Tell whether a condition holds: all are comparisons of a parameter, negated or not."""
+        told = template()["Conditions"][name]
+        negated = "Fn::Not" in told
+        left, right = (told["Fn::Not"][0] if negated else told)["Fn::Equals"]
+        return bool((self.resolve(left) == right) != negated)
+
+    def substitute(self, text: str, names: dict[str, Any]) -> str:
+        """Fill in ``${…}``."""
+        known = self.parameters | names
+        return re.sub(r"\$\{([\w:.]+)\}", lambda name: known.get(name[1], f"<{name[1]}>"), text)
+
+    def properties(self, name: str) -> dict[str, Any]:
+        """Return the properties of a resource."""
+        resolved: dict[str, Any] = self.resolve(template()["Resources"][name]["Properties"])
+        return resolved
+
+
+def resources(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the resources of a type, resolved."""
+    for name, each in template()["Resources"].items():
+        if each["Type"] == kind:
+            yield name, Resolver({}).properties(name)
+
+
+# ------------------------------------------------------------------------------- the permissions
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return what may stand alone as a list."""
+    return value if isinstance(value, list) else [value]
+
+
+@dataclass
+class Role:
+    """Judges requests by the role's policy, as S3 does, and notes which grants are of use."""
+
+    given: dict[str, str] = field(default_factory=dict)
+    used: set[tuple[str, str]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Read the policy."""
+        policies = Resolver(self.given).properties("Role")["Policies"]
+        self.statements = [
+            statement
+            for policy in policies
+            if policy["PolicyName"] == "objects"
+            for statement in policy["PolicyDocument"]["Statement"]
+        ]
+
+    def granted(self) -> set[tuple[str, str]]:
+        """Return every grant: the action, and the pattern of its resource or prefix."""
+        return {
+            (action, pattern)
+            for statement in self.statements
+            for action in as_list(statement["Action"])
+            for pattern in self.patterns(statement)
+        }
+
+    @staticmethod
+    def patterns(statement: dict[str, Any]) -> list[str]:
+        """Return what a statement is restricted to."""
+        condition = statement.get("Condition")
+        if condition is None:
+            return as_list(statement["Resource"])
+        assert statement["Resource"] == OBJECTS[:-1]
+        (prefixes,) = condition["StringLike"].values()
+        return as_list(prefixes)
+
+    def allows(self, action: str, subject: str) -> bool:
+        """Tell whether an action on an object, or on a prefix, is allowed."""
+        for granted, pattern in self.granted():
+            if granted == action and fnmatchcase(subject, pattern):
+                self.used.add((granted, pattern))
+                return True
+        return False
+
+    def judge(self, server: S3Server, request: Request) -> None:
+        """Refuse a request that the role may not send."""
+        for action, subject in self.needed(server, request):
+            if not self.allows(action, subject):
+                raise S3Error("AccessDenied")
+
+    def needed(self, server: S3Server, request: Request) -> Iterator[tuple[str, str]]:
+        """Yield what S3 asks for; https://docs.aws.amazon.com/AmazonS3/latest/API/ says what."""
+        target = OBJECTS + request.key
+        match request.operation:
+            case "ListObjectsV2":
+                yield "s3:ListBucket", request.query["prefix"]
+            case "GetObject" | "HeadObject":
+                yield "s3:GetObject", target
+                if not server.has(BUCKET, request.key):  # or 403 instead of 404
+                    yield "s3:ListBucket", request.key
+            case "PutObject" | "CreateMultipartUpload" | "UploadPart" | "CompleteMultipartUpload":
+                yield "s3:PutObject", target
+            case "AbortMultipartUpload":
+                yield "s3:AbortMultipartUpload", target
+            case "CopyObject":
+                source = unquote(request.header("x-amz-copy-source") or "").removeprefix("/")
+                yield "s3:GetObject", f"arn:aws:s3:::{source}"
+                yield "s3:PutObject", target
+                if "asyncagg-probe" not in source:  # a run file's writer may have tagged it
+                    yield "s3:GetObjectTagging", f"arn:aws:s3:::{source}"
+                    yield "s3:PutObjectTagging", target
+            case "DeleteObjects":
+                for key in re.findall("<Key>(.*?)</Key>", request.body.decode()):
+                    yield "s3:DeleteObject", OBJECTS + key
+                    yield "s3:GetObject", OBJECTS + key  # it carries an ETag
+            case other:
+                raise AssertionError(f"the program sends {other}: say what that needs")
+
+
+@pytest.mark.parametrize("plane", PLANES)
+async def test_the_role_may_do_what_the_program_does_and_no_more(
+    plane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with quarantine, taken targets, parts and probe needs every grant and no other."""
+    monkeypatch.setattr(s3_module, "PART_BYTES", 1000)
+    role = Role()
+    completions = 0
+
+    def judge(request: Request) -> None:
+        nonlocal completions
+        role.judge(server, request)
+        if request.operation == "CompleteMultipartUpload":
+            completions += 1
+            if completions == 1:  # as where another runner was faster
+                raise S3Error("PreconditionFailed")
+
+    def empty_quarantine(request: Request) -> None:
+        """An operator is faster than the look at what has taken the target."""
+        if request.operation == "HeadObject" and request.key.startswith("quarantine/"):
+            server.delete(BUCKET, request.key)
+        judge(request)
+
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        server.faults.allow_small_parts = True
+        scenario = prepared()
+        fill_server(server, scenario.store)
+        server.on_request = judge
+        async with open_s3(server, plane) as (store, settings):
+            report = await run(store, settings, at=AT)
+        check_after_clean_run(
+            of_server(server), scenario.originals, at=AT, foreign=scenario.foreign
+        )
+        again = next(key for key in server.keys(BUCKET, "quarantine/") if "bad" in key)
+        body = server.get(BUCKET, again).body
+        server.put(BUCKET, again.replace("quarantine/", "runs/"), body, last_modified=AT)
+        server.on_request = empty_quarantine
+        async with open_s3(server, plane) as (store, settings):
+            await run(store, settings, at=AT.replace(hour=AT.hour + 1))
+    assert (report.failures, report.total.deferred) == ({}, 0)
+    assert role.used == role.granted()
+
+
+def test_the_key_of_the_bucket_is_granted_where_there_is_one() -> None:
+    """Two actions on that key alone."""
+    key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    more = Role({"KmsKeyArn": key}).granted() - Role().granted()
+    assert more == {("kms:Decrypt", key), ("kms:GenerateDataKey", key)}
+
+
+# --------------------------------------------------------------------------- names that must exist
+
+
+def test_the_function_is_what_was_promised() -> None:
+    """Runtime, size, time, concurrency; and its handler exists."""
+    function = Resolver({}).properties("Function")
+    module, name = function["Handler"].rsplit(".", 1)
+    assert callable(getattr(importlib.import_module(module), name))
+    assert function["Runtime"] == "python3.13"
+    assert function["Architectures"] == ["arm64"]
+    assert function["MemorySize"] == "128"
+    assert function["EphemeralStorage"] == {"Size": 512}
+    assert function["Timeout"] == 300
+    assert function["ReservedConcurrentExecutions"] == 1
+    assert function["CodeUri"]["Key"] == "asyncagg/1/lambda-arm64.zip"
+
+
+def test_its_environment_is_accepted() -> None:
+    """Every variable is a setting, with a value in its range; the prefixes are the parameters'."""
+    given = {"RunsPrefix": "in/", "ArchivePrefix": "in/old/", "WindowMinutes": "15"}
+    variables = Resolver(given).properties("Function")["Environment"]["Variables"]
+    assert variables.pop("POWERTOOLS_SERVICE_NAME") == "stack"
+    settings = from_environment(variables)
+    assert (settings.store, settings.window_minutes) == (f"s3://{BUCKET}", 15)
+    assert (settings.runs_prefix, settings.archive_prefix) == ("in/", "in/old/")
+    names = [name.removeprefix("ASYNCAGG_").lower() for name in variables]
+    assert all(hasattr(settings, name) for name in names)
+
+
+def test_the_schedule_sends_an_event_that_is_accepted() -> None:
+    """The scheduled time is the event's; retries end before the next schedules have passed."""
+    schedule = Resolver({}).properties("Function")["Events"]["Schedule"]["Properties"]
+    event = schedule["Input"].replace("<aws.scheduler.scheduled-time>", "2025-10-21T14:00:00Z")
+    request = request_of(json.loads(event), 5, now=AT)
+    assert request.at.isoformat() == "2025-10-21T14:00:00+00:00"
+    assert schedule["ScheduleExpression"] == "rate(5 minutes)"
+    assert schedule["RetryPolicy"]["MaximumRetryAttempts"] > 0
+    assert "DeadLetters" in schedule["DeadLetterConfig"]["Arn"]
+
+
+def published() -> set[str]:
+    """Return the names of all metrics that an invocation may publish."""
+    usage = Usage(0.0, 0, {}, dict.fromkeys(("get", "copy", "put", "list", "head", "delete"), 1))
+    return {name for name, _, _ in measurements(RunReport(at=""), usage)}
+
+
+def test_the_alarms_watch_metrics_that_are_published() -> None:
+    """Under the namespace and dimension that the handler writes; each tells the topic."""
+    watched = set()
+    for name, alarm in resources("AWS::CloudWatch::Alarm"):
+        watched.add(alarm["MetricName"])
+        if alarm["Namespace"] == "asyncagg":
+            assert alarm["MetricName"] in published()
+            assert alarm["Dimensions"] == [{"Name": "service", "Value": "stack"}]
+        topic = Resolver({"AlarmTopicArn": "arn:topic"}).properties(name)
+        assert topic["AlarmActions"] == topic["OKActions"] == ["arn:topic"]
+    assert watched >= {
+        *("Errors", "Throttles", "Duration"),
+        *("OldestFileAge", "FilesQuarantined", "FilesDeferred"),
+    }
+
+
+def test_the_dashboard_shows_metrics_that_are_published() -> None:
+    """It is JSON, and every name in it exists."""
+    ((_, dashboard),) = resources("AWS::CloudWatch::Dashboard")
+    shown = set()
+    for widget in json.loads(dashboard["DashboardBody"])["widgets"]:
+        namespace = ""
+        for metric in widget["properties"].get("metrics", ()):
+            namespace = metric[0] if metric[0] != "." else namespace
+            if namespace == "asyncagg":
+                shown.add(metric[1])
+    assert shown
+    assert shown <= published()
+
+
+def test_every_alarm_is_explained() -> None:
+    """docs/operations.md says what each means and what to do."""
+    explained = (TEMPLATE.parent / "docs" / "operations.md").read_text().lower()
+    for _, alarm in resources("AWS::CloudWatch::Alarm"):
+        (title,) = re.findall('"(.*?)"', alarm["AlarmDescription"])
+        assert f"### {title}\n" in explained
+
+
+def test_sam_accepts_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS's own translator makes plain CloudFormation of it (`tox -e template` has it)."""
+    transform = pytest.importorskip("samtranslator.translator.transform").transform
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    policies = Mock(load=Mock(return_value={}))
+    made = transform(json.loads(json.dumps(template())), PARAMETERS, policies)["Resources"]
+    kinds = [each["Type"] for each in made.values()]
+    assert kinds.count("AWS::Scheduler::Schedule") == 1
+    assert kinds.count("AWS::IAM::Role") == 2
