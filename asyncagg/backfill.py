@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar, runtime_checkable
@@ -19,10 +19,10 @@ import anyio
 
 from asyncagg.errors import TransientError, UsageError
 from asyncagg.keyspace import KeyRange, ranges
+from asyncagg.layout import Layout
 from asyncagg.limits import for_each, task_group
 from asyncagg.model import Window
 from asyncagg.outcome import RunReport, WindowReport
-from asyncagg.layout import Layout
 from asyncagg.partial import FAN_IN, Bench, Folder, clear, commit, merge, sweep
 from asyncagg.pipeline import run
 from asyncagg.settings import Settings
@@ -225,10 +225,15 @@ class _Clear:
 
 @dataclass(frozen=True, slots=True)
 class _Sweep:
-    windows: tuple[Window, ...]
+    folder: str
+    interval: Interval
+    keep: frozenset[Window] = frozenset()
 
     async def perform(self, bench: Bench) -> None:
-        await sweep(bench, self.windows)
+        await sweep(bench, self.folder, self._wanted)
+
+    def _wanted(self, window: Window) -> bool:
+        return self.interval.holds(window) and window not in self.keep
 
 
 # ------------------------------------------------------------------------------ the order
@@ -270,11 +275,13 @@ class _Shared:
 
     Attributes:
         keys: Where its files are.
+        files: How many there are.
         missing: How many pieces are not folded yet.
         parts: The keys of its partial aggregates so far.
     """
 
     keys: list[KeyRange] = field(default_factory=list)
+    files: int = 0
     missing: int = 0
     parts: list[str] = field(default_factory=list)
 
@@ -294,7 +301,7 @@ class _Backfill:
         self._settings = settings
         self._interval = interval
         self._layout = Layout(settings)
-        self._told = progress
+        self._tell = progress or (lambda _: None)
         self._progress = Progress(self.report)
         self._shared: dict[Window, _Shared] = {}
 
@@ -304,5 +311,142 @@ class _Backfill:
             most=self._settings.chunk_files,
             shares=self._engine.workers * SHARES,
         )
-        files = Counter[Window]()
-        ...
+        self._note(pieces)
+        if self.report.dry_run:
+            return
+        async with task_group() as group:
+
+            async def one(piece: Piece) -> None:
+                await self._settle(piece)
+                for window in await self._fold(piece):
+                    group.start_soon(self._finish, window)
+
+            # Twice as many as there are workers: each has its next piece at hand.
+            await for_each(pieces, one, workers=2 * self._engine.workers)
+        keep = frozenset(self._shared)
+        await self._engine.run(_Sweep(self._layout.work_prefix, self._interval, keep))
+
+    async def _survey(self) -> list[Segment]:
+        prefix = self._layout.runs_prefix
+        # A directory is read from its start for each range: there, one after the other is faster.
+        remote = "://" in self._settings.store
+        parts = ranges(prefix, *self._interval) if remote else [KeyRange()]
+        tasks = [
+            _Survey(tuple(parts[start : start + _LISTINGS]), self._interval)
+            for start in range(0, len(parts), _LISTINGS)
+        ]
+        found = await self._all(tasks)
+        return [segment for several in found for segments in several for segment in segments]
+
+    def _note(self, pieces: Sequence[Piece]) -> None:
+        """Note what there is to do, for those who watch and for the windows in parts."""
+        windows = Counter[Window]()
+        for piece in pieces:
+            windows.update(piece.files)
+            self._progress.bytes += piece.bytes
+            for window in piece.shared:
+                shared = self._shared.setdefault(window, _Shared())
+                shared.keys += piece.keys
+                shared.files += piece.files[window]
+                shared.missing += 1
+        self._progress.pieces = len(pieces)
+        self._progress.files = windows.total()
+        self._progress.windows = len(windows)
+        if self.report.dry_run:
+            for window, files in sorted(windows.items()):
+                self._report_of(window).tally.left += files
+        self._tell(self._progress)
+
+    async def _settle(self, piece: Piece) -> None:
+        if not piece.whole:
+            return
+        try:
+            self.report.add(await self._engine.run(_Settle(piece, self._interval.until)))
+        except TransientError as error:
+            for window in piece.whole:
+                self._defer(window, piece.files[window], error)
+        self._progress.windows_done += len(piece.whole)
+        self._tell(self._progress)
+
+    async def _fold(self, piece: Piece) -> list[Window]:
+        """Fold a piece's share of windows in parts; return those that were waiting for it."""
+        if piece.shared:
+            task = _Fold(piece.keys, piece.shared, self._interval.until)
+            try:
+                self._take(await self._engine.run(task))
+            except TransientError as error:
+                for window in piece.shared:
+                    self._defer(window, piece.files[window], error)
+        for window in piece.shared:
+            self._shared[window].missing -= 1
+        self._progress.pieces_done += 1
+        self._tell(self._progress)
+        return [window for window in piece.shared if not self._shared[window].missing]
+
+    def _take(self, folded: _Folded) -> None:
+        self.report.add(folded.report)
+        for window, key in folded.made:
+            self._shared[window].parts.append(key)
+
+    async def _finish(self, window: Window) -> None:
+        """Commit a window whose parts are all there, and clear its files from the inbox."""
+        shared = self._shared[window]
+        try:
+            for _ in range(RESETTLES):
+                if await self._commit(window, shared.parts):
+                    break
+                shared.parts = []
+                task = _Fold(tuple(shared.keys), frozenset({window}), self._interval.until)
+                self._take(await self._engine.run(task))
+            else:
+                raise TransientError(f"others committed it {RESETTLES} times meanwhile")
+        except TransientError as error:
+            self._defer(window, shared.files, error)
+        self._progress.windows_done += 1
+        self._tell(self._progress)
+
+    async def _commit(self, window: Window, parts: Sequence[str]) -> bool:
+        """Commit a window; return whether that is done, or its files are to be folded anew."""
+        if parts:
+            roots = await self._reduce(window, sorted(parts))
+            report = roots and await self._engine.run(_Commit(window, tuple(roots)))
+            if not report:
+                return False
+            self.report.add_window(report)
+            if report.failure:
+                return True
+            for cleared in await self._all([_Clear(window, key) for key in parts]):
+                self.report.add_window(cleared)
+        await self._engine.run(_Sweep(self._layout.work_folder(window), self._interval))
+        del self._shared[window]
+        return True
+
+    async def _reduce(self, window: Window, keys: Sequence[str]) -> Sequence[str] | None:
+        """Merge partial aggregates, several at a time and side by side, until few are left."""
+        while len(keys) > FAN_IN:
+            groups = [keys[start : start + FAN_IN] for start in range(0, len(keys), FAN_IN)]
+            merged = await self._all([_Merge(window, tuple(group)) for group in groups])
+            keys = [key for key in merged if key is not None]
+            if len(keys) < len(groups):
+                return None
+        return keys
+
+    async def _all(self, tasks: Sequence[Task[T]]) -> list[T]:
+        """Do tasks side by side; return what they return, in their order."""
+        done: dict[int, T] = {}
+
+        async def one(item: tuple[int, Task[T]]) -> None:
+            index, task = item
+            done[index] = await self._engine.run(task)
+            self._tell(self._progress)
+
+        await for_each(enumerate(tasks), one, workers=2 * self._engine.workers)
+        return [done[index] for index in range(len(tasks))]
+
+    def _defer(self, window: Window, files: int, error: TransientError) -> None:
+        self._report_of(window).tally.deferred += files
+        _log.warning("window deferred", extra={"window": window.name, "reason": str(error)})
+
+    def _report_of(self, window: Window) -> WindowReport:
+        key = self._layout.aggregate_key(window)
+        return self.report.windows.setdefault(window.name, WindowReport(window.name, key))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from enum import Enum, auto
-from pathlib import PurePosixPath
+from hashlib import sha256
 
-from asyncagg.errors import UsageError
 from asyncagg.model import Window
 from asyncagg.parsing import is_run_file
 from asyncagg.settings import Settings
-from asyncagg.windows import parse_window
 
 __all__ = ("Kind", "Layout")
+
+_LONGEST_KEY = 1024
+"""Bytes of a key that S3 takes, in UTF-8."""
+
+_LONGEST_NAME = 255
+"""Bytes of a name that file systems take."""
 
 _AGGREGATE_NAME = re.compile(r"\d{8}t\d{4}Z\.json", re.ASCII)
 
@@ -72,10 +76,7 @@ class Layout:
         """Return the window whose aggregate has this key, or None if it is no aggregate's."""
         if not _AGGREGATE_NAME.fullmatch(key, len(self.aggregate_prefix)):
             return None
-        try:
-            return parse_window(key[len(self.aggregate_prefix) : -len(".json")], minutes)
-        except UsageError:
-            return None
+        return _window(key[len(self.aggregate_prefix) : -len(".json")], minutes)
 
     def partial_key(self, window: Window, name: str) -> str:
         """Return where a partial aggregate of a window stands while a backfill runs."""
@@ -85,17 +86,37 @@ class Layout:
         """Return what the keys of a window's partial aggregates start with."""
         return f"{self.work_prefix}{window.name}/"
 
+    def work_window(self, key: str, minutes: int) -> Window | None:
+        """Return the window whose partial aggregate has this key, or None if it is none."""
+        return _window(key.removeprefix(self.work_prefix).partition("/")[0], minutes)
+
     def archive_key(self, key: str) -> str:
         """Return where a run file goes once it is counted."""
-        return self._archive_prefix + key.removeprefix(self.runs_prefix)
+        return _fitted(self._archive_prefix + key.removeprefix(self.runs_prefix))
 
     def quarantine_key(self, key: str) -> str:
         """Return where a file goes that can never be counted."""
-        return self._quarantine_prefix + key.removeprefix(self.runs_prefix)
+        return _fitted(self._quarantine_prefix + key.removeprefix(self.runs_prefix))
 
     @staticmethod
     def beside(key: str, etag: str) -> str:
         """Return the key to take where ``key`` is taken by other content: a suffix of its own."""
-        name = PurePosixPath(key).name
+        folder, slash, name = key.rpartition("/")
         stem, dot, ending = name.partition(".json")
-        return f"{key[: len(key) - len(name)]}{stem}.{etag[:16]}{dot}{ending}"
+        suffix = f".{etag[:16]}{dot}{ending}"
+        stem = _cut(stem, _LONGEST_NAME - len(suffix.encode()))
+        return _fitted(f"{folder}{slash}{stem}{suffix}")
+
+
+def _fitted(key: str) -> str:
+    """Return a key that S3 takes: one that is too long is cut, and told apart by a digest."""
+    if len(key) <= _LONGEST_KEY // 4 or len(key.encode()) <= _LONGEST_KEY:
+        return key
+    ending = ".json.gz" if key.endswith(".gz") else ".json"
+    suffix = f".{sha256(key.encode()).hexdigest()[:16]}{ending}"
+    return _cut(key, _LONGEST_KEY - len(suffix)) + suffix
+
+
+def _cut(text: str, size: int) -> str:
+    """Return as much of a text as fits into ``size`` bytes of UTF-8."""
+    return text.encode()[:size].decode("utf-8", "ignore")

@@ -127,9 +127,7 @@ def _name(files: Iterable[RunFile]) -> str:
 def _partial(
     window: Window, total: Accumulator, rows: RowSpool | MergedRows, now: datetime
 ) -> Document:
-    return Document(
-        window=window, accumulator=total, revision=1, late=0, written_at=now, rows=rows
-    )
+    return Document(window=window, accumulator=total, revision=1, late=0, written_at=now, rows=rows)
 
 
 async def _put_once(store: Store, key: str, document: Document) -> None:
@@ -143,19 +141,26 @@ async def merge(bench: Bench, window: Window, keys: Sequence[str]) -> str | None
     """Merge partial aggregates into one.
 
     Returns:
-        Its key, or None where one of them is gone.
-
-    Raises:
-        OverlapError: Two of them name the same file.
+        Its key, or None where one of them is gone, or two of them name the same file.
     """
-    name = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:32]
+    name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
     key = Layout(bench.settings).partial_key(window, name)
     async with _loaded(bench, window, keys) as parts:
         if parts is None:
             return None
         document = _partial(window, _sum(parts), MergedRows(parts), bench.now())
-        await _put_once(bench.store, key, document)
+        try:
+            await _put_once(bench.store, key, document)
+        except OverlapError:
+            return None
     return key
+
+
+def _sum(parts: Iterable[Existing]) -> Accumulator:
+    total = Accumulator()
+    for part in parts:
+        total.merge(part.accumulator)
+    return total
 
 
 async def commit(bench: Bench, window: Window, keys: Sequence[str]) -> WindowReport | None:
@@ -244,13 +249,22 @@ def _spooled(bench: Bench) -> AbstractAsyncContextManager[Spool]:
     return open_spool(bench.settings.spool_bytes, bench.temporary)
 
 
-async def sweep(bench: Bench, windows: Iterable[Window]) -> None:
-    """Remove the partial aggregates of windows, of this job and those that others left behind."""
+async def sweep(bench: Bench, folder: str, wanted: Callable[[Window], bool]) -> None:
+    """Remove the partial aggregates of windows, of this job and those that others left behind.
+
+    Args:
+        bench: What it is done with.
+        folder: What the keys start with: the work prefix, or one window's part of it.
+        wanted: Says of which windows they are removed.
+    """
     layout = Layout(bench.settings)
-    for window in windows:
-        async for page in bench.store.list_pages(layout.work_folder(window)):
-            for start in range(0, len(page), DELETE_BATCH):
-                await bench.store.delete(page[start : start + DELETE_BATCH])
+    async for page in bench.store.list_pages(folder):
+        windows = [layout.work_window(file.key, bench.settings.window_minutes) for file in page]
+        unused = [
+            file for file, window in zip(page, windows, strict=True) if window and wanted(window)
+        ]
+        for start in range(0, len(unused), DELETE_BATCH):
+            await bench.store.delete(unused[start : start + DELETE_BATCH])
 
 
 @asynccontextmanager

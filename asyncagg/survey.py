@@ -136,17 +136,20 @@ class Piece:
 
     Attributes:
         keys: Where its files are.
-        files: How many there are.
+        files: How many files of each window there are.
         bytes: Their size together.
-        whole: The windows all of whose files are in it.
-        shared: The windows that have files in other pieces too.
+        shared: Those of its windows that have files in other pieces too.
     """
 
     keys: tuple[KeyRange, ...]
-    files: int
+    files: Mapping[Window, int]
     bytes: int
-    whole: frozenset[Window]
     shared: frozenset[Window]
+
+    @property
+    def whole(self) -> frozenset[Window]:
+        """The windows all of whose files are in it."""
+        return self.files.keys() - self.shared
 
 
 def plan(segments: Sequence[Segment], *, most: int, shares: int) -> list[Piece]:
@@ -173,7 +176,7 @@ def _packed(segments: Sequence[Segment], *, most: int, fair: int) -> Iterator[li
         for part in (cluster,) if whole else ([segment] for segment in cluster):
             more = _count(part)
             # A large cluster is cut at the same keys every time, whatever lies before it.
-            if group and (size + more > limit or part[0] is cluster[0] and not whole):
+            if group and (size + more > limit or (part[0] is cluster[0] and not whole)):
                 yield group
                 group, size = [], 0
             group += part
@@ -198,13 +201,14 @@ def _clusters(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
 
 
 def _piece(group: Sequence[Segment], spread: Mapping[Window, int]) -> Piece:
-    windows = _windows(group)
+    files = Counter[Window]()
+    for segment in group:
+        files.update(segment.files)
     return Piece(
         keys=tuple(_joined(segment.keys for segment in group)),
-        files=_count(group),
+        files=dict(files),
         bytes=sum(segment.bytes for segment in group),
-        whole=frozenset(window for window in windows if spread[window] == 1),
-        shared=frozenset(window for window in windows if spread[window] > 1),
+        shared=frozenset(window for window in files if spread[window] > 1),
     )
 
 

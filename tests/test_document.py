@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -26,6 +27,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from jsonschema.validators import validator_for
 from strategies import (
+    chunkings,
     etags,
     keys,
     match_objects,
@@ -38,7 +40,13 @@ from strategies import (
 
 from asyncagg import document as document_module
 from asyncagg import spool as spool_module
-from asyncagg.document import SCHEMA_VERSION, schema, window_member
+from asyncagg.document import (
+    SCHEMA_VERSION,
+    accumulator_of,
+    read_head,
+    schema,
+    window_member,
+)
 from asyncagg.errors import AggregateError
 from asyncagg.model import Match, RunFile, RunResult, Window
 from asyncagg.spool import LONGEST_LINE
@@ -230,6 +238,72 @@ class TestReadingBack:
             (each.file.key, each.file.etag) for each in entries
         ]
         assert {match[1] for match in top} <= {each.file.key for each in entries}
+
+
+async def arriving(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """Yield the chunks of a body."""
+    for chunk in chunks:
+        yield chunk
+
+
+class TestReadingTheHead:
+    @given(some(plain_results, 4), st.data())
+    async def test_at_every_chunking(self, entries: list[Entry], data: st.DataObject) -> None:
+        """The head is read however it arrives, and gives the accumulator of the whole."""
+        text = await written(entries)
+        head = await read_head("a", WINDOW, arriving(data.draw(chunkings(text))))
+        told = json.loads(text)
+        assert head == {name: told[name] for name in head}
+        assert set(told) - set(head) == {"run_summaries", "source_files", "quarantined_files"}
+        async with loaded(text) as existing:
+            assert accumulator_of(head).top == existing.accumulator.top
+
+    async def test_no_further(self) -> None:
+        """What comes behind the head is not asked for."""
+        text = await written(SMALL)
+        end = text.index(b'"run_summaries":[\n') + len(b'"run_summaries":[\n')
+
+        async def body() -> AsyncIterator[bytes]:
+            for start in range(end):
+                yield text[start : start + 1]
+            raise AssertionError("asked for more than the head")
+
+        assert (await read_head("a", WINDOW, body()))["total_matches"] == 2
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda text: b"",
+            lambda text: b"{}",
+            lambda text: text[: text.index(b'"run_summaries"')],
+            lambda text: text.replace(b'"schema_version":1', b'"schema_version":2'),
+            lambda text: text.replace(b"20251021t1400Z", b"20251021t1405Z"),
+            lambda text: text.replace(b'"revision":1', b'"revision":'),
+            lambda text: text.replace(b'"revision":1', b'"revision":"\xff"'),
+            lambda text: text.replace(b'"revision":1', b'"revision":' + b"[" * 5000),
+            lambda text: b"[" * 100_000 + text,
+            lambda text: b'"run_summaries":[\n' + text,
+        ],
+    )
+    async def test_damage(self, damage: Callable[[bytes], bytes]) -> None:
+        """A head that is missing, not ours, garbled or of another window is an AggregateError."""
+        text = damage(await written(SMALL))
+        with pytest.raises(AggregateError, match=r"^aggregate 'a': .*move it away"):
+            await read_head("a", WINDOW, arriving([text]))
+
+    async def test_a_head_without_end(self) -> None:
+        """A foreign object is given up on before it fills the memory."""
+        asked = 0
+
+        async def body() -> AsyncIterator[bytes]:
+            nonlocal asked
+            for _ in range(1000):
+                asked += 1
+                yield b"x" * (1 << 20)
+
+        with pytest.raises(AggregateError, match="its parts are not where they belong"):
+            await read_head("a", WINDOW, body())
+        assert asked <= 17
 
 
 class TestMerging:

@@ -177,11 +177,6 @@ def test_the_key_beside_has_a_suffix_of_the_etag(key: str, beside: str) -> None:
     assert Layout.beside(key, "0123456789abcdef0123456789abcdef") == beside
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="KNOWN BUG: a key near S3's limit has no place below a prefix longer than the inbox's: "
-    "its file is counted, then deferred by every run to come",
-)
 def test_the_longest_key_has_a_place() -> None:
     """A run file whose key has 1,024 bytes, the most that S3 takes, can be archived and refused."""
     key = f"runs/{'x' * 1014}.json"
