@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar
 
 import anyio
 
@@ -23,14 +23,13 @@ from asyncagg.layout import Layout
 from asyncagg.limits import for_each, task_group
 from asyncagg.model import Window
 from asyncagg.outcome import RunReport, WindowReport
-from asyncagg.partial import FAN_IN, Bench, Folder, clear, commit, merge, sweep
-from asyncagg.pipeline import run
+from asyncagg.partial import FAN_IN, Bench
 from asyncagg.settings import Settings
 from asyncagg.settle import RESETTLES
-from asyncagg.survey import Interval, Piece, Segment, plan, survey
+from asyncagg.survey import Interval, Piece, Segment, plan
 from asyncagg.windows import window_of
 
-__all__ = ("Engine", "LocalEngine", "Progress", "Task", "backfill", "interval_of")
+__all__ = ("Engine", "LocalEngine", "Progress", "backfill", "interval_of")
 
 _log = logging.getLogger(__name__)
 
@@ -39,18 +38,6 @@ T_co = TypeVar("T_co", covariant=True)
 
 SHARES = 8
 """Pieces for each worker, at the least: none of them is idle for long at the end."""
-
-_LISTINGS = 8
-"""Ranges that one survey task lists side by side."""
-
-
-@runtime_checkable
-class Task(Protocol[T_co]):
-    """Something to be done, here or on another machine; it can be pickled."""
-
-    async def perform(self, bench: Bench) -> T_co:
-        """Do it."""
-        ...
 
 
 class Engine(Protocol):
@@ -128,115 +115,6 @@ def interval_of(
             f"interval with a window of {settings.window_minutes} minutes that has ended"
         )
     return Interval(since, last)
-
-
-# ------------------------------------------------------------------------------ tasks
-
-
-@dataclass(frozen=True, slots=True)
-class _Survey:
-    keys: tuple[KeyRange, ...]
-    interval: Interval
-
-    async def perform(self, bench: Bench) -> list[list[Segment]]:
-        found: dict[KeyRange, list[Segment]] = {}
-
-        async def one(keys: KeyRange) -> None:
-            found[keys] = await survey(bench.store, bench.settings, keys, self.interval)
-
-        await for_each(self.keys, one, workers=_LISTINGS)
-        return [found[keys] for keys in self.keys]
-
-
-@dataclass(frozen=True, slots=True)
-class _Settle:
-    piece: Piece
-    until: datetime
-
-    async def perform(self, bench: Bench) -> RunReport:
-        return await run(
-            bench.store,
-            bench.settings,
-            at=self.until,
-            only=self.piece.whole.__contains__,
-            keys=self.piece.keys,
-            now=bench.now,
-            temporary=bench.temporary,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Folded:
-    report: RunReport
-    made: list[tuple[Window, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Fold:
-    keys: tuple[KeyRange, ...]
-    windows: frozenset[Window]
-    until: datetime
-
-    async def perform(self, bench: Bench) -> _Folded:
-        made: list[tuple[Window, str]] = []
-
-        def folder(*args: object, **more: object) -> Folder:
-            return Folder(*args, made=made, **more)  # type: ignore[arg-type]
-
-        report = await run(
-            bench.store,
-            bench.settings,
-            at=self.until,
-            only=self.windows.__contains__,
-            keys=self.keys,
-            settler=folder,
-            now=bench.now,
-            temporary=bench.temporary,
-        )
-        return _Folded(report, made)
-
-
-@dataclass(frozen=True, slots=True)
-class _Merge:
-    window: Window
-    keys: tuple[str, ...]
-
-    async def perform(self, bench: Bench) -> str | None:
-        return await merge(bench, self.window, self.keys)
-
-
-@dataclass(frozen=True, slots=True)
-class _Commit:
-    window: Window
-    keys: tuple[str, ...]
-
-    async def perform(self, bench: Bench) -> WindowReport | None:
-        return await commit(bench, self.window, self.keys)
-
-
-@dataclass(frozen=True, slots=True)
-class _Clear:
-    window: Window
-    key: str
-
-    async def perform(self, bench: Bench) -> WindowReport:
-        return await clear(bench, self.window, self.key)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sweep:
-    folder: str
-    interval: Interval
-    keep: frozenset[Window] = frozenset()
-
-    async def perform(self, bench: Bench) -> None:
-        await sweep(bench, self.folder, self._wanted)
-
-    def _wanted(self, window: Window) -> bool:
-        return self.interval.holds(window) and window not in self.keep
-
-
-# ------------------------------------------------------------------------------ the order
 
 
 async def backfill(
@@ -324,7 +202,7 @@ class _Backfill:
             # Twice as many as there are workers: each has its next piece at hand.
             await for_each(pieces, one, workers=2 * self._engine.workers)
         keep = frozenset(self._shared)
-        await self._engine.run(_Sweep(self._layout.work_prefix, self._interval, keep))
+        await self._engine.run(Sweep(self._layout.work_prefix, self._interval, keep))
 
     async def _survey(self) -> list[Segment]:
         prefix = self._layout.runs_prefix
@@ -332,8 +210,8 @@ class _Backfill:
         remote = "://" in self._settings.store
         parts = ranges(prefix, *self._interval) if remote else [KeyRange()]
         tasks = [
-            _Survey(tuple(parts[start : start + _LISTINGS]), self._interval)
-            for start in range(0, len(parts), _LISTINGS)
+            Survey(tuple(parts[start : start + LISTINGS]), self._interval)
+            for start in range(0, len(parts), LISTINGS)
         ]
         found = await self._all(tasks)
         return [segment for several in found for segments in several for segment in segments]
@@ -361,29 +239,29 @@ class _Backfill:
         if not piece.whole:
             return
         try:
-            self.report.add(await self._engine.run(_Settle(piece, self._interval.until)))
+            self.report.add(await self._engine.run(Settle(piece, self._interval.until)))
         except TransientError as error:
             for window in piece.whole:
-                self._defer(window, piece.files[window], error)
+                self._defer(window, piece.files[window], str(error))
         self._progress.windows_done += len(piece.whole)
         self._tell(self._progress)
 
     async def _fold(self, piece: Piece) -> list[Window]:
         """Fold a piece's share of windows in parts; return those that were waiting for it."""
         if piece.shared:
-            task = _Fold(piece.keys, piece.shared, self._interval.until)
+            task = Fold(piece.keys, piece.shared, self._interval.until)
             try:
                 self._take(await self._engine.run(task))
             except TransientError as error:
                 for window in piece.shared:
-                    self._defer(window, piece.files[window], error)
+                    self._defer(window, piece.files[window], str(error))
         for window in piece.shared:
             self._shared[window].missing -= 1
         self._progress.pieces_done += 1
         self._tell(self._progress)
         return [window for window in piece.shared if not self._shared[window].missing]
 
-    def _take(self, folded: _Folded) -> None:
+    def _take(self, folded: Folded) -> None:
         self.report.add(folded.report)
         for window, key in folded.made:
             self._shared[window].parts.append(key)
@@ -391,17 +269,18 @@ class _Backfill:
     async def _finish(self, window: Window) -> None:
         """Commit a window whose parts are all there, and clear its files from the inbox."""
         shared = self._shared[window]
+        reason = f"others committed it {RESETTLES} times meanwhile"
         try:
             for _ in range(RESETTLES):
                 if await self._commit(window, shared.parts):
                     break
                 shared.parts = []
-                task = _Fold(tuple(shared.keys), frozenset({window}), self._interval.until)
+                task = Fold(tuple(shared.keys), frozenset({window}), self._interval.until)
                 self._take(await self._engine.run(task))
             else:
-                raise TransientError(f"others committed it {RESETTLES} times meanwhile")
+                self._defer(window, shared.files, reason)
         except TransientError as error:
-            self._defer(window, shared.files, error)
+            self._defer(window, shared.files, str(error))
         self._progress.windows_done += 1
         self._tell(self._progress)
 
@@ -409,15 +288,17 @@ class _Backfill:
         """Commit a window; return whether that is done, or its files are to be folded anew."""
         if parts:
             roots = await self._reduce(window, sorted(parts))
-            report = roots and await self._engine.run(_Commit(window, tuple(roots)))
-            if not report:
+            if roots is None:
                 return False
-            self.report.add_window(report)
-            if report.failure:
+            committed = await self._engine.run(Commit(window, tuple(roots)))
+            if committed is None:
+                return False
+            self.report.add_window(committed)
+            if committed.failure:
                 return True
-            for cleared in await self._all([_Clear(window, key) for key in parts]):
+            for cleared in await self._all([Clear(window, key) for key in parts]):
                 self.report.add_window(cleared)
-        await self._engine.run(_Sweep(self._layout.work_folder(window), self._interval))
+        await self._engine.run(Sweep(self._layout.work_folder(window), self._interval))
         del self._shared[window]
         return True
 
@@ -425,7 +306,7 @@ class _Backfill:
         """Merge partial aggregates, several at a time and side by side, until few are left."""
         while len(keys) > FAN_IN:
             groups = [keys[start : start + FAN_IN] for start in range(0, len(keys), FAN_IN)]
-            merged = await self._all([_Merge(window, tuple(group)) for group in groups])
+            merged = await self._all([Merge(window, tuple(group)) for group in groups])
             keys = [key for key in merged if key is not None]
             if len(keys) < len(groups):
                 return None
@@ -443,9 +324,9 @@ class _Backfill:
         await for_each(enumerate(tasks), one, workers=2 * self._engine.workers)
         return [done[index] for index in range(len(tasks))]
 
-    def _defer(self, window: Window, files: int, error: TransientError) -> None:
+    def _defer(self, window: Window, files: int, reason: str) -> None:
         self._report_of(window).tally.deferred += files
-        _log.warning("window deferred", extra={"window": window.name, "reason": str(error)})
+        _log.warning("window deferred", extra={"window": window.name, "reason": reason})
 
     def _report_of(self, window: Window) -> WindowReport:
         key = self._layout.aggregate_key(window)

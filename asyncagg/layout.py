@@ -6,9 +6,11 @@ import re
 from enum import Enum, auto
 from hashlib import sha256
 
+from asyncagg.errors import UsageError
 from asyncagg.model import Window
 from asyncagg.parsing import is_run_file
 from asyncagg.settings import Settings
+from asyncagg.windows import parse_window
 
 __all__ = ("Kind", "Layout")
 
@@ -120,3 +122,10 @@ def _fitted(key: str) -> str:
 def _cut(text: str, size: int) -> str:
     """Return as much of a text as fits into ``size`` bytes of UTF-8."""
     return text.encode()[:size].decode("utf-8", "ignore")
+
+
+def _window(name: str, minutes: int) -> Window | None:
+    try:
+        return parse_window(name, minutes)
+    except UsageError:
+        return None

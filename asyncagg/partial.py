@@ -77,7 +77,11 @@ class Folder(Settler):
         self._made = made
 
     async def _count_once(
-        self, window: Window, files: Sequence[RunFile], report: WindowReport, workers: int
+        self,
+        window: Window,
+        files: Sequence[RunFile],
+        report: WindowReport,  # noqa: ARG002 - as it is called
+        workers: int,
     ) -> Settled:
         tally = Tally()
         mover = Mover(self._store, workers, tally)
@@ -178,7 +182,7 @@ async def commit(bench: Bench, window: Window, keys: Sequence[str]) -> WindowRep
                 if parts is None:
                     return None
                 existing = await load(bench.store, aggregate_key, window, spool)
-                await _commit(bench, parts, existing, report)
+                await _commit(bench, window, parts, existing, report)
         except PreconditionFailedError:
             continue
         except OverlapError:
@@ -190,13 +194,17 @@ async def commit(bench: Bench, window: Window, keys: Sequence[str]) -> WindowRep
 
 
 async def _commit(
-    bench: Bench, parts: list[Existing], existing: Existing | None, report: WindowReport
+    bench: Bench,
+    window: Window,
+    parts: list[Existing],
+    existing: Existing | None,
+    report: WindowReport,
 ) -> None:
     fresh = _sum(parts)
     standing = [existing] if existing else []
     late = fresh.counted if existing else 0
     document = Document(
-        window=parts[0].window,
+        window=window,
         accumulator=_sum([*parts, *standing]),
         revision=1 + (existing.revision if existing else 0),
         late=late + (existing.late if existing else 0),

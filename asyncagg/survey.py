@@ -149,7 +149,7 @@ class Piece:
     @property
     def whole(self) -> frozenset[Window]:
         """The windows all of whose files are in it."""
-        return self.files.keys() - self.shared
+        return frozenset(self.files) - self.shared
 
 
 def plan(segments: Sequence[Segment], *, most: int, shares: int) -> list[Piece]:

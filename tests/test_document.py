@@ -273,8 +273,8 @@ class TestReadingTheHead:
     @pytest.mark.parametrize(
         "damage",
         [
-            lambda text: b"",
-            lambda text: b"{}",
+            lambda text: text[:0],
+            lambda text: text[:0] + b"{}",
             lambda text: text[: text.index(b'"run_summaries"')],
             lambda text: text.replace(b'"schema_version":1', b'"schema_version":2'),
             lambda text: text.replace(b"20251021t1400Z", b"20251021t1405Z"),
