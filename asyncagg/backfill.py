@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
 import anyio
@@ -27,6 +27,18 @@ from asyncagg.partial import FAN_IN, Bench
 from asyncagg.settings import Settings
 from asyncagg.settle import RESETTLES
 from asyncagg.survey import Interval, Piece, Segment, plan
+from asyncagg.tasks import (
+    LISTINGS,
+    Clear,
+    Commit,
+    Fold,
+    Folded,
+    Merge,
+    Settle,
+    Survey,
+    Sweep,
+    Task,
+)
 from asyncagg.windows import window_of
 
 __all__ = ("Engine", "LocalEngine", "Progress", "backfill", "interval_of")
@@ -34,7 +46,6 @@ __all__ = ("Engine", "LocalEngine", "Progress", "backfill", "interval_of")
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 SHARES = 8
 """Pieces for each worker, at the least: none of them is idle for long at the end."""
@@ -108,13 +119,15 @@ def interval_of(
         UsageError: It holds no window.
     """
     now = now or datetime.now(UTC)
+    minutes = timedelta(minutes=settings.window_minutes)
+    first = window_of(since - timedelta.resolution, settings.window_minutes).end
     last = window_of(min(until or now, now), settings.window_minutes).start
-    if window_of(since, settings.window_minutes).end > last:
+    if first + minutes > last:
         raise UsageError(
             f"--since {since.isoformat()} --until {(until or now).isoformat()}: expected an "
             f"interval with a window of {settings.window_minutes} minutes that has ended"
         )
-    return Interval(since, last)
+    return Interval(first, last)
 
 
 async def backfill(

@@ -97,9 +97,14 @@ class Existing:
         found: list[set[str]] = []
         for table in self._tables[1:]:
             keys: set[str] = set()
+            before = ("", "")
             async for lines in self._lines(table):
                 for line in lines:
                     row = self._load(line)
+                    identity = (row["key"], row["etag"])
+                    if identity <= before:
+                        raise _damaged(self.key, f"a row is out of order: {line[:80]!r}")
+                    before = identity
                     if asked.get(row["key"]) == row["etag"]:
                         keys.add(row["key"])
             found.append(keys)
@@ -335,10 +340,11 @@ def accumulator_of(head: dict[str, Any]) -> Accumulator:
 
 
 def _ranked(match: dict[str, Any]) -> RankedMatch:
-    key, position = (match.pop(name) for name in RESERVED)
+    key, position = (match[name] for name in RESERVED)
     if not isinstance(key, str) or not isinstance(position, int):
         raise TypeError("top_matches")
-    return (-match.get("match_score", 0), key, position, orjson.dumps(match))
+    body = {name: value for name, value in match.items() if name not in RESERVED}
+    return (-match.get("match_score", 0), key, position, orjson.dumps(body))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,307 @@
+"""Build the deployable zip of the Lambda, for each architecture, from wheels alone.
+
+    tox -e lambda                      # dist/lambda-arm64.zip and dist/lambda-x86_64.zip
+    tox -e lambda -- x86_64            # only one of them
+    tox -e lambda -- --keep            # and keep the sizes in docs/operations.md
+
+The dependencies are those of requirements.txt, pinned and hashed. The same sources make the same
+bytes. What the Lambda never loads is left out; bytecode is put in, since Lambda's folder is
+read-only: without it, every cold start would compile all modules again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+PYTHON = "3.13"
+MACHINES = {"arm64": "aarch64", "x86_64": "x86_64"}
+GLIBC = range(34, 16, -1)
+"""Minor versions of glibc 2 that wheels may ask for: Amazon Linux 2023 has 2.34."""
+
+UNUSED = (
+    "bin",
+    "**/__pycache__",
+    "**/tests",
+    "**/*.pyi",
+    "**/*.[ch]",
+    "**/*.p[xy][dxi]",
+    # The command line, and what it shows.
+    "asyncagg/__main__.py",
+    "asyncagg/cli.py",
+    "asyncagg/demo.py",
+    "asyncagg/sample.py",
+    # Clients of other services than S3, and boto3's own objects.
+    "boto3/data/*",
+    "boto3/examples",
+    "botocore/data/*",
+    "botocore/data/*/*/examples-1.json*",
+    "botocore/data/*/*/paginators-1.*",
+    "botocore/data/*/*/waiters-2.json*",
+    # Powertools beyond logs and metrics.
+    "aws_lambda_powertools/event_handler",
+    "aws_lambda_powertools/metrics/provider/datadog",
+    "aws_lambda_powertools/utilities/*",
+    # Of each package's metadata all but its licence.
+    "*.dist-info/*",
+)
+SERVICES = ("s3", "sts")
+USED = (
+    *(f"botocore/data/{service}" for service in SERVICES),
+    "botocore/data/*.json",
+    "aws_lambda_powertools/utilities/__init__.py",
+    "aws_lambda_powertools/utilities/jmespath_utils",
+    "*.dist-info/licenses",
+    "*.dist-info/LICEN[CS]E*",
+    "*.dist-info/NOTICE*",
+)
+
+COLD_START = """
+import json, resource, sys
+sys.path.insert(0, sys.argv[1])
+import asyncagg.handler
+used = resource.getrusage(resource.RUSAGE_SELF)
+status = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]
+print(json.dumps([used.ru_utime + used.ru_stime, int(status) * 1024]))
+"""
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "none",
+    "AWS_SECRET_ACCESS_KEY": "none",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_LAMBDA_RUNTIME_API": "none",
+    "ASYNCAGG_STORE": "s3://bucket",
+}
+
+
+def find_python(version: str) -> str | None:
+    """Return an interpreter of a version: this one, one on the path, or one of pyenv's."""
+    homes = (Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python{version}")
+    for candidate in (sys.executable, shutil.which(f"python{version}"), *map(str, homes)):
+        if candidate and _version(candidate) == version:
+            return candidate
+    return None
+
+
+def _version(python: str) -> str:
+    command = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def install(folder: Path, requirements: Path, arch: str, version: str = PYTHON) -> None:
+    """Install locked requirements into a folder, for another machine than this if need be.
+
+    Raises:
+        subprocess.CalledProcessError: A wheel cannot be had, or is not the one that was locked.
+    """
+    _pip(folder, arch, version, "--require-hashes", "--requirement", str(requirements))
+
+
+def _pip(folder: Path, arch: str, version: str, *words: str) -> None:
+    machine = MACHINES[arch]
+    tags = [f"manylinux_2_{minor}_{machine}" for minor in GLIBC] + [f"manylinux2014_{machine}"]
+    platforms = [word for tag in tags for word in ("--platform", tag)]
+    target = ["--target", str(folder), "--implementation", "cp", "--python-version", version]
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    options = ["--no-deps", "--no-compile", "--only-binary=:all:", "--upgrade"]
+    subprocess.run([*command, *options, *target, *platforms, *words], check=True)
+
+
+def assemble(folder: Path, arch: str, version: str = PYTHON) -> None:
+    """Fill a folder with what the zip is to hold.
+
+    Args:
+        folder: An empty one.
+        arch: ``arm64`` or ``x86_64``.
+        version: Of Python.
+    """
+    install(folder, HERE / "requirements.txt", arch, version)
+    with tempfile.TemporaryDirectory() as made:
+        command = [sys.executable, "-m", "pip", "--quiet", "wheel", "--no-deps", "--wheel-dir"]
+        subprocess.run([*command, made, str(ROOT)], check=True)
+        (wheel,) = Path(made).glob("asyncagg-*.whl")
+        _pip(folder, arch, version, str(wheel))
+    strip(folder)
+    slim(folder / "botocore" / "data")
+    add_bytecode(folder, version)
+
+
+def strip(folder: Path) -> None:
+    """Remove what the Lambda never loads."""
+    used = {path for pattern in USED for path in folder.glob(pattern)}
+    for pattern in UNUSED:
+        for path in list(folder.glob(pattern)):
+            if path in used or not path.exists():
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def slim(data: Path) -> None:
+    """Leave out of botocore's data what no client of S3 reads: it would be held in memory."""
+    endpoints = json.loads((data / "endpoints.json").read_bytes())
+    for partition in endpoints["partitions"]:
+        services = partition["services"]
+        partition["services"] = {name: services[name] for name in SERVICES if name in services}
+    (data / "endpoints.json").write_bytes(_compact(endpoints))
+    for model in data.glob("*/*/service-2.json.gz"):
+        told = json.loads(gzip.decompress(model.read_bytes()))
+        model.write_bytes(gzip.compress(_compact(_without_prose(told)), mtime=0))
+
+
+def _without_prose(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_prose(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: "" if name == "documentation" and isinstance(each, str) else _without_prose(each)
+        for name, each in value.items()
+    }
+
+
+def _compact(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def add_bytecode(folder: Path, version: str) -> None:
+    """Compile all modules, to bytecode that no source's time or content is compared with."""
+    python = find_python(version)
+    if python is None:
+        print(f"no python{version} here: the zip goes without bytecode, cold starts take longer")
+        return
+    words = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+    subprocess.run([python, *words, "-s", folder, "-p", "/var/task", folder], check=True)
+
+
+def pack(folder: Path, target: Path) -> None:
+    """Write a zip that depends on names and contents alone."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for path in sorted(_files(folder)):
+            info = zipfile.ZipInfo(path.relative_to(folder).as_posix(), (1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, path.read_bytes())
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+@dataclass(frozen=True)
+class Built:
+    """One zip, in numbers.
+
+    Attributes:
+        arch: Its architecture.
+        target: Where it is.
+        sha256: Of its bytes.
+        zipped: Bytes.
+        unzipped: Bytes.
+        cold_start: CPU-seconds and peak bytes of a cold start; None where it cannot run here.
+    """
+
+    arch: str
+    target: Path
+    sha256: str
+    zipped: int
+    unzipped: int
+    cold_start: tuple[float, int] | None
+
+    def row(self) -> str:
+        """Return it as a row of a table."""
+        cold = "not run on this machine | "
+        if self.cold_start:
+            cold = f"{self.cold_start[0]:.2f} s | {self.cold_start[1] / 2**20:.0f} MiB"
+        sizes = f"{self.zipped / 2**20:.1f} MiB | {self.unzipped / 2**20:.1f} MiB"
+        return f"| {self.arch} | {sizes} | {cold} |"
+
+
+def build(arch: str, target: Path, version: str = PYTHON) -> Built:
+    """Build the zip of an architecture.
+
+    Args:
+        arch: ``arm64`` or ``x86_64``.
+        target: Where to.
+        version: Of Python.
+    """
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        assemble(folder, arch, version)
+        pack(folder, target)
+        return Built(
+            arch=arch,
+            target=target,
+            sha256=hashlib.sha256(target.read_bytes()).hexdigest(),
+            zipped=target.stat().st_size,
+            unzipped=sum(path.stat().st_size for path in _files(folder)),
+            cold_start=cold_start(folder, arch, version),
+        )
+
+
+def cold_start(folder: Path, arch: str, version: str = PYTHON) -> tuple[float, int] | None:
+    """Return CPU-seconds and peak bytes of a start to where the first invocation is awaited.
+
+    The best of three: what else the machine does is not the Lambda's.
+    """
+    python = find_python(version)
+    if python is None or platform.machine() != MACHINES[arch] or sys.platform != "linux":
+        return None
+    command = [python, "-I", "-B", "-c", COLD_START, str(folder)]
+    measured = []
+    for _ in range(3):
+        done = subprocess.run(
+            command, env=ENVIRONMENT, capture_output=True, text=True, check=True, cwd="/"
+        )
+        measured.append(tuple(json.loads(done.stdout)))
+    cpu, peak = min(measured)
+    return cpu, peak
+
+
+def keep(table: str) -> None:
+    """Put the table into docs/operations.md, between its marks."""
+    page = ROOT / "docs" / "operations.md"
+    marked = re.compile("(?<=<!-- build -->\n).*(?=<!-- end build -->)", re.DOTALL)
+    page.write_text(marked.sub(lambda _: table + "\n", page.read_text()))
+
+
+def main() -> None:
+    """Build what was asked for, and tell the numbers."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("arch", nargs="*", help=" or ".join(MACHINES), metavar="ARCH")
+    parser.add_argument("--keep", action="store_true", help="keep the sizes in the documentation")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the zips")
+    asked = parser.parse_args()
+    if unknown := set(asked.arch) - set(MACHINES):
+        parser.error(f"{', '.join(sorted(unknown))}: expected {' or '.join(MACHINES)}")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    arches = asked.arch or list(MACHINES)
+    built = [build(arch, asked.out / f"lambda-{arch}.zip") for arch in arches]
+    for each in built:
+        print(f"{each.sha256}  {each.target}")
+    head = "| | zip | unzipped | cold start, CPU | cold start, peak memory |"
+    table = "\n".join([head, "| --- | --- | --- | --- | --- |", *(each.row() for each in built)])
+    print(table)
+    if asked.keep:
+        keep(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""What a backfill has done, task by task, here or on other machines.
+
+A task is a small value that can be pickled. It may be done twice, or half and then again: what it
+does is idempotent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol, TypeVar
+
+from asyncagg.keyspace import KeyRange
+from asyncagg.limits import for_each
+from asyncagg.model import Window
+from asyncagg.outcome import RunReport, WindowReport
+from asyncagg.partial import Bench, Folder, clear, commit, merge, sweep
+from asyncagg.pipeline import run
+from asyncagg.survey import Interval, Piece, Segment, survey
+
+__all__ = (
+    "LISTINGS",
+    "Clear",
+    "Commit",
+    "Fold",
+    "Folded",
+    "Merge",
+    "Settle",
+    "Survey",
+    "Sweep",
+    "Task",
+)
+
+T_co = TypeVar("T_co", covariant=True)
+
+LISTINGS = 8
+"""Ranges that one survey lists side by side."""
+
+
+class Task(Protocol[T_co]):
+    """Something to be done, here or on another machine; it can be pickled."""
+
+    async def perform(self, bench: Bench) -> T_co:
+        """Do it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """List ranges of the inbox; return the segments of each."""
+
+    keys: tuple[KeyRange, ...]
+    interval: Interval
+
+    async def perform(self, bench: Bench) -> list[list[Segment]]:
+        """See `Task.perform`."""
+        found: dict[KeyRange, list[Segment]] = {}
+
+        async def one(keys: KeyRange) -> None:
+            found[keys] = await survey(bench.store, bench.settings, keys, self.interval)
+
+        await for_each(self.keys, one, workers=LISTINGS)
+        return [found[keys] for keys in self.keys]
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Settle the windows that are whole in a piece."""
+
+    piece: Piece
+    until: datetime
+
+    async def perform(self, bench: Bench) -> RunReport:
+        """See `Task.perform`."""
+        return await run(
+            bench.store,
+            bench.settings,
+            at=self.until,
+            only=self.piece.whole.__contains__,
+            keys=self.piece.keys,
+            now=bench.now,
+            temporary=bench.temporary,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What became of a piece's share of windows: the report, and its partial aggregates."""
+
+    report: RunReport
+    made: list[tuple[Window, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Count the files of windows into partial aggregates."""
+
+    keys: tuple[KeyRange, ...]
+    windows: frozenset[Window]
+    until: datetime
+
+    async def perform(self, bench: Bench) -> Folded:
+        """See `Task.perform`."""
+        made: list[tuple[Window, str]] = []
+
+        def folder(*args: object, **more: object) -> Folder:
+            return Folder(*args, made=made, **more)  # type: ignore[arg-type]
+
+        report = await run(
+            bench.store,
+            bench.settings,
+            at=self.until,
+            only=self.windows.__contains__,
+            keys=self.keys,
+            settler=folder,
+            now=bench.now,
+            temporary=bench.temporary,
+        )
+        return Folded(report, made)
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Merge partial aggregates into one; return its key, or None as `asyncagg.partial.merge`."""
+
+    window: Window
+    keys: tuple[str, ...]
+
+    async def perform(self, bench: Bench) -> str | None:
+        """See `Task.perform`."""
+        return await merge(bench, self.window, self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Commit partial aggregates; see `asyncagg.partial.commit`."""
+
+    window: Window
+    keys: tuple[str, ...]
+
+    async def perform(self, bench: Bench) -> WindowReport | None:
+        """See `Task.perform`."""
+        return await commit(bench, self.window, self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Archive what a partial aggregate names."""
+
+    window: Window
+    key: str
+
+    async def perform(self, bench: Bench) -> WindowReport:
+        """See `Task.perform`."""
+        return await clear(bench, self.window, self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Remove partial aggregates that nobody needs any more."""
+
+    folder: str
+    interval: Interval
+    keep: frozenset[Window] = frozenset()
+
+    async def perform(self, bench: Bench) -> None:
+        """See `Task.perform`."""
+        await sweep(bench, self.folder, self._wanted)
+
+    def _wanted(self, window: Window) -> bool:
+        return self.interval.holds(window) and window not in self.keep
