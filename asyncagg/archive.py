@@ -109,23 +109,28 @@ class Mover:
             self._defer(file, error)
         return None
 
-    async def _place(
-        self, file: RunFile, target: str, metadata: Mapping[str, str] | None
-    ) -> str | None:
-        for candidate in (target, Layout.beside(target, file.etag)):
-            try:
-                await self._store.copy(file.key, candidate, if_match=file.etag, metadata=metadata)
-            except PreconditionFailedError as failed:
-                # One of two: the source has changed, or the target is taken.
-                if (await self._store.head(file.key)).file.etag != file.etag:
-                    raise
-                if await self._same_content(file, candidate):
-                    return candidate
-                taken = failed
-            else:
-                return candidate
-        self._defer(file, taken)
-        return None
+    async def _place(self, file: RunFile, target: str, metadata: Mapping[str, str] | None) -> str:
+        if await self._stands(file, target, metadata):
+            return target
+        beside = Layout.beside(target, file.etag)
+        if await self._stands(file, beside, metadata):
+            return beside
+        raise StoreError(
+            f"{target!r} and {beside!r} are both taken by other content than that of {file.key!r}",
+            operation="copy",
+            key=file.key,
+        )
+
+    async def _stands(self, file: RunFile, target: str, metadata: Mapping[str, str] | None) -> bool:
+        """Copy a file, and say whether its content stands at the target now."""
+        try:
+            await self._store.copy(file.key, target, if_match=file.etag, metadata=metadata)
+        except PreconditionFailedError:
+            # One of two: the source has changed, or the target is taken.
+            if (await self._store.head(file.key)).file.etag != file.etag:
+                raise
+            return await self._same_content(file, target)
+        return True
 
     async def _same_content(self, file: RunFile, other: str) -> bool:
         try:

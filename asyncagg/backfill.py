@@ -41,7 +41,7 @@ from asyncagg.tasks import (
 )
 from asyncagg.windows import window_of
 
-__all__ = ("Engine", "LocalEngine", "Progress", "backfill", "interval_of")
+__all__ = ("Engine", "LocalEngine", "Status", "backfill", "interval_of")
 
 _log = logging.getLogger(__name__)
 
@@ -88,26 +88,26 @@ class LocalEngine:
 
 
 @dataclass(slots=True)
-class Progress:
+class Status:
     """How far a backfill is.
 
     Attributes:
         report: What was done so far.
-        pieces: Pieces of work in all; 0 until the survey is done.
-        pieces_done: Those that are settled or folded.
-        files: Files found in all.
-        bytes: Their size.
         windows: Windows found in all.
         windows_done: Those that are settled.
+        files: Files found in all.
+        files_done: Those that were fetched, or could not be.
+        bytes: The size of the files in all.
+        bytes_done: That of those that were fetched, or could not be.
     """
 
     report: RunReport
-    pieces: int = 0
-    pieces_done: int = 0
-    files: int = 0
-    bytes: int = 0
     windows: int = 0
     windows_done: int = 0
+    files: int = 0
+    files_done: int = 0
+    bytes: int = 0
+    bytes_done: int = 0
 
 
 def interval_of(
@@ -136,7 +136,7 @@ async def backfill(
     interval: Interval,
     *,
     dry_run: bool = False,
-    progress: Callable[[Progress], object] | None = None,
+    progress: Callable[[Status], object] | None = None,
 ) -> RunReport:
     """Settle every window of an interval, on whatever the engine offers.
 
@@ -185,7 +185,7 @@ class _Backfill:
         interval: Interval,
         *,
         dry_run: bool,
-        progress: Callable[[Progress], object] | None,
+        progress: Callable[[Status], object] | None,
     ) -> None:
         self.report = RunReport(at=interval.until.isoformat(), dry_run=dry_run)
         self._engine = engine
@@ -193,7 +193,7 @@ class _Backfill:
         self._interval = interval
         self._layout = Layout(settings)
         self._tell = progress or (lambda _: None)
-        self._progress = Progress(self.report)
+        self._status = Status(self.report)
         self._shared: dict[Window, _Shared] = {}
 
     async def work(self) -> None:
@@ -234,19 +234,18 @@ class _Backfill:
         windows = Counter[Window]()
         for piece in pieces:
             windows.update(piece.files)
-            self._progress.bytes += piece.bytes
+            self._status.bytes += piece.bytes
             for window in piece.shared:
                 shared = self._shared.setdefault(window, _Shared())
                 shared.keys += piece.keys
                 shared.files += piece.files[window]
                 shared.missing += 1
-        self._progress.pieces = len(pieces)
-        self._progress.files = windows.total()
-        self._progress.windows = len(windows)
+        self._status.files = windows.total()
+        self._status.windows = len(windows)
         if self.report.dry_run:
             for window, files in sorted(windows.items()):
                 self._report_of(window).tally.left += files
-        self._tell(self._progress)
+        self._tell(self._status)
 
     async def _settle(self, piece: Piece) -> None:
         if not piece.whole:
@@ -256,8 +255,8 @@ class _Backfill:
         except TransientError as error:
             for window in piece.whole:
                 self._defer(window, piece.files[window], str(error))
-        self._progress.windows_done += len(piece.whole)
-        self._tell(self._progress)
+        self._status.windows_done += len(piece.whole)
+        self._tell(self._status)
 
     async def _fold(self, piece: Piece) -> list[Window]:
         """Fold a piece's share of windows in parts; return those that were waiting for it."""
@@ -270,8 +269,9 @@ class _Backfill:
                     self._defer(window, piece.files[window], str(error))
         for window in piece.shared:
             self._shared[window].missing -= 1
-        self._progress.pieces_done += 1
-        self._tell(self._progress)
+        self._status.files_done += sum(piece.files.values())
+        self._status.bytes_done += piece.bytes
+        self._tell(self._status)
         return [window for window in piece.shared if not self._shared[window].missing]
 
     def _take(self, folded: Folded) -> None:
@@ -294,8 +294,8 @@ class _Backfill:
                 self._defer(window, shared.files, reason)
         except TransientError as error:
             self._defer(window, shared.files, str(error))
-        self._progress.windows_done += 1
-        self._tell(self._progress)
+        self._status.windows_done += 1
+        self._tell(self._status)
 
     async def _commit(self, window: Window, parts: Sequence[str]) -> bool:
         """Commit a window; return whether that is done, or its files are to be folded anew."""
@@ -332,7 +332,7 @@ class _Backfill:
         async def one(item: tuple[int, Task[T]]) -> None:
             index, task = item
             done[index] = await self._engine.run(task)
-            self._tell(self._progress)
+            self._tell(self._status)
 
         await for_each(enumerate(tasks), one, workers=2 * self._engine.workers)
         return [done[index] for index in range(len(tasks))]

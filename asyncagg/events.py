@@ -55,8 +55,7 @@ def request_of(event: Any, minutes: int, *, now: datetime) -> Request:
     """Return what an event asks for.
 
     The event's ``time`` decides which windows have ended, not the clock: so a retried event does
-    the same work. ``window`` takes one window, ``since`` and ``until`` those that end after the one
-    and not after the other.
+    the same work. ``window`` takes one window, ``since`` and ``until`` those that lie between them.
 
     Args:
         event: As Lambda hands it over.
@@ -111,7 +110,7 @@ def _one(asked: Window, at: datetime) -> Callable[[Window], bool]:
 def _between(since: datetime, until: datetime) -> Callable[[Window], bool]:
     if since >= until:
         raise UsageError(f"event since {since.isoformat()!r}: expected a time before until")
-    return lambda window: since < window.end <= until
+    return lambda window: since <= window.start and window.end <= until
 
 
 def _time(event: Mapping[str, Any], name: str) -> datetime | None:

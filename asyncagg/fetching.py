@@ -46,8 +46,12 @@ class Reader:
         self._max_bytes = settings.max_file_bytes
         self._limiter = ByteLimiter(settings.max_inflight_bytes)
 
-    async def read(self, file: RunFile) -> RunResult:
+    async def read(self, file: RunFile, *, at: str = "") -> RunResult:
         """Return what a run file says.
+
+        Args:
+            file: Its reference.
+            at: The key where it stands now, if not its own.
 
         Raises:
             RefusedError: It can never be counted.
@@ -56,15 +60,15 @@ class Reader:
         if file.size > self._max_bytes:
             raise RefusedError(f"too large: {file.size} bytes, expected at most {self._max_bytes}")
         if file.size > self._stream_bytes:
-            return await self._read_stream(file)
+            return await self._read_stream(file, at)
         async with self._limiter.hold(file.size):
-            body = await self._store.get(file.key, if_match=file.etag)
+            body = await self._store.get(at or file.key, if_match=file.etag)
             if not is_gzipped(file.key, body.content_encoding):
                 return parse(body.data, file)
             unzipped = self._unzip(body.data)
             if unzipped is not None:
                 return parse(unzipped, file)
-        return await self._read_stream(file)
+        return await self._read_stream(file, at)
 
     def _unzip(self, data: bytes) -> bytes | None:
         """Return the unzipped content, or None where it is too much to hold."""
@@ -77,10 +81,10 @@ class Reader:
             blocks.append(block)
         return b"".join(blocks)
 
-    async def _read_stream(self, file: RunFile) -> RunResult:
+    async def _read_stream(self, file: RunFile, at: str) -> RunResult:
         async with (
             self._limiter.hold(self._stream_bytes),
-            self._store.stream(file.key, if_match=file.etag) as body,
+            self._store.stream(at or file.key, if_match=file.etag) as body,
         ):
             gzipped = is_gzipped(file.key, body.content_encoding)
             return await parse_stream(body.chunks, file, gzipped=gzipped, max_bytes=self._max_bytes)
@@ -148,7 +152,8 @@ class Fetcher:
         else:
             self.accumulator.fold(file.key, file.size, result)
             self.counted.append(file)
-            _log.debug("counted", extra={"key": file.key, "size": file.size})
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug("counted", extra={"key": file.key, "size": file.size})
             return counted_row(file, result)
         return None
 

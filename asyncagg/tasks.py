@@ -16,6 +16,7 @@ from asyncagg.model import Window
 from asyncagg.outcome import RunReport, WindowReport
 from asyncagg.partial import Bench, Folder, clear, commit, merge, sweep
 from asyncagg.pipeline import run
+from asyncagg.recompute import Recomputed, recompute
 from asyncagg.survey import Interval, Piece, Segment, survey
 
 __all__ = (
@@ -25,6 +26,7 @@ __all__ = (
     "Fold",
     "Folded",
     "Merge",
+    "Recompute",
     "Settle",
     "Survey",
     "Sweep",
@@ -169,3 +171,15 @@ class Sweep:
 
     def _wanted(self, window: Window) -> bool:
         return self.interval.holds(window) and window not in self.keep
+
+
+@dataclass(frozen=True, slots=True)
+class Recompute:
+    """Compute an aggregate again; see `asyncagg.recompute.recompute`."""
+
+    window: Window
+    write: bool
+
+    async def perform(self, bench: Bench) -> Recomputed:
+        """See `Task.perform`."""
+        return await recompute(bench, self.window, write=self.write)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
-from typing import Any
+from typing import Any, Self
 
 __all__ = ("Answer", "Function", "RuntimeApi", "run_function")
 
@@ -33,7 +33,7 @@ class Answer:
     Attributes:
         ok: Whether it is a response rather than an error.
         body: It, from JSON.
-        seconds: How long it took.
+        seconds: How long the function took.
     """
 
     ok: bool
@@ -48,7 +48,14 @@ class Invocation:
     event: Any
     seconds: float
     request_id: str
-    answer: Queue[tuple[bool, Any]] = field(default_factory=lambda: Queue(1))
+    answer: Queue[Answer] = field(default_factory=lambda: Queue(1))
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of a function that was killed while it waited."""
 
 
 class RuntimeApi:
@@ -57,9 +64,8 @@ class RuntimeApi:
     def __init__(self) -> None:
         self.init_errors: Queue[Any] = Queue()
         self.waiting: Queue[Invocation] = Queue()
-        self.running: dict[str, Invocation] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
-        self._server.daemon_threads = True
+        self.running: dict[str, tuple[Invocation, float]] = {}
+        self._server = _Server(("127.0.0.1", 0), _handler_of(self))
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property
@@ -67,7 +73,7 @@ class RuntimeApi:
         """What ``AWS_LAMBDA_RUNTIME_API`` is set to."""
         return f"127.0.0.1:{self._server.server_port}"
 
-    def __enter__(self) -> RuntimeApi:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -84,20 +90,18 @@ class RuntimeApi:
             request_id: Of the invocation; default: a new one.
         """
         invocation = Invocation(event, seconds, request_id or str(uuid.uuid4()))
-        started = time.monotonic()
         self.waiting.put(invocation)
-        ok, body = invocation.answer.get(timeout=seconds + 30)
-        return Answer(ok, body, time.monotonic() - started)
+        return invocation.answer.get(timeout=seconds + 30)
 
 
 def _handler_of(api: RuntimeApi) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802 - the base class names it
+        def do_GET(self) -> None:
             assert self.path == f"{_PREFIX}invocation/next"
             invocation = api.waiting.get()
-            api.running[invocation.request_id] = invocation
+            api.running[invocation.request_id] = (invocation, time.monotonic())
             deadline = int((time.time() + invocation.seconds) * 1000)
             headers = {
                 "Lambda-Runtime-Aws-Request-Id": invocation.request_id,
@@ -107,7 +111,7 @@ def _handler_of(api: RuntimeApi) -> type[BaseHTTPRequestHandler]:
             }
             self._answer(200, json.dumps(invocation.event).encode(), headers)
 
-        def do_POST(self) -> None:  # noqa: N802 - the base class names it
+        def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             self._answer(202, b"{}", {})
             words = self.path.removeprefix(_PREFIX).split("/")
@@ -115,7 +119,9 @@ def _handler_of(api: RuntimeApi) -> type[BaseHTTPRequestHandler]:
                 api.init_errors.put(body)
                 return
             _, request_id, kind = words
-            api.running.pop(request_id).answer.put((kind == "response", body))
+            invocation, started = api.running.pop(request_id)
+            seconds = time.monotonic() - started
+            invocation.answer.put(Answer(kind == "response", body, seconds))
 
         def _answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
             self.send_response(status)
