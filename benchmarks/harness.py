@@ -196,7 +196,7 @@ class Measured:
         cpu_seconds: User and system time, start-up included.
         wall_seconds: From start to end.
         peak_bytes: Its largest resident set.
-        samples: Resident set over time, (seconds, bytes).
+        samples: Resident set over time, (seconds, bytes now, largest so far).
         stderr: What it complained of.
     """
 
@@ -205,7 +205,7 @@ class Measured:
     cpu_seconds: float
     wall_seconds: float
     peak_bytes: int
-    samples: list[tuple[float, int]] = field(default_factory=list)
+    samples: list[tuple[float, int, int]] = field(default_factory=list)
     stderr: str = ""
 
 
@@ -234,7 +234,7 @@ def measure(
         env=environment() | dict(env),
         preexec_fn=enter,  # noqa: PLW1509 - the box has to be entered before anything is loaded
     ) as process:
-        samples: list[tuple[float, int]] = []
+        samples: list[tuple[float, int, int]] = []
         watching = threading.Thread(
             target=_watch, args=(process, started, sample_seconds, samples), daemon=True
         )
@@ -247,7 +247,7 @@ def measure(
         code=process.returncode,
         cpu_seconds=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         wall_seconds=time.perf_counter() - started,
-        peak_bytes=max((size for _, size in samples), default=0),
+        peak_bytes=max((largest for _, _, largest in samples), default=0),
         samples=samples,
         stderr=err[-2000:],
     )
@@ -257,7 +257,7 @@ def _watch(
     process: subprocess.Popen[str],
     started: float,
     every: float,
-    samples: list[tuple[float, int]],
+    samples: list[tuple[float, int, int]],
 ) -> None:
     status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
@@ -267,7 +267,8 @@ def _watch(
             return
         sizes = {line.split(":")[0]: line.split()[1] for line in text.splitlines() if "kB" in line}
         if "VmHWM" in sizes:  # the kernel's own high-water mark: no peak falls between samples
-            samples.append((time.perf_counter() - started, int(sizes["VmHWM"]) * 1024))
+            now, largest = int(sizes["VmRSS"]) * 1024, int(sizes["VmHWM"]) * 1024
+            samples.append((time.perf_counter() - started, now, largest))
         time.sleep(every)
 
 
