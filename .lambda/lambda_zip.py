@@ -2,7 +2,7 @@
 
     tox -e lambda                      # dist/lambda-arm64.zip and dist/lambda-x86_64.zip
     tox -e lambda -- x86_64            # only one of them
-    tox -e lambda -- --keep            # and keep the sizes in docs/operations.md
+    tox -e lambda -- --keep            # and keep the numbers in docs/operations.md
 
 The dependencies are those of requirements.txt, pinned and hashed. The same sources make the same
 bytes. What the Lambda never loads is left out; bytecode is put in, since Lambda's folder is
@@ -41,9 +41,10 @@ UNUSED = (
     "**/*.pyi",
     "**/*.[ch]",
     "**/*.p[xy][dxi]",
-    # The command line, and what it shows.
+    # The command line, and what only it needs.
     "asyncagg/__main__.py",
-    "asyncagg/cli.py",
+    "asyncagg/cli*",
+    "asyncagg/cluster.py",
     "asyncagg/demo.py",
     "asyncagg/sample.py",
     # Clients of other services than S3, and boto3's own objects.

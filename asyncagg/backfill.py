@@ -24,16 +24,19 @@ from asyncagg.limits import for_each, task_group
 from asyncagg.model import Window
 from asyncagg.outcome import RunReport, WindowReport
 from asyncagg.partial import FAN_IN, Bench
+from asyncagg.recompute import RecomputeReport
 from asyncagg.settings import Settings
 from asyncagg.settle import RESETTLES
 from asyncagg.survey import Interval, Piece, Segment, plan
 from asyncagg.tasks import (
     LISTINGS,
+    Aggregated,
     Clear,
     Commit,
     Fold,
     Folded,
     Merge,
+    Recompute,
     Settle,
     Survey,
     Sweep,
@@ -41,7 +44,7 @@ from asyncagg.tasks import (
 )
 from asyncagg.windows import window_of
 
-__all__ = ("Engine", "LocalEngine", "Status", "backfill", "interval_of")
+__all__ = ("Engine", "LocalEngine", "Status", "backfill", "interval_of", "recompute_all")
 
 _log = logging.getLogger(__name__)
 
@@ -92,22 +95,22 @@ class Status:
     """How far a backfill is.
 
     Attributes:
-        report: What was done so far.
         windows: Windows found in all.
         windows_done: Those that are settled.
         files: Files found in all.
         files_done: Those that were fetched, or could not be.
         bytes: The size of the files in all.
         bytes_done: That of those that were fetched, or could not be.
+        troubles: Files deferred or quarantined, and windows that failed or differ.
     """
 
-    report: RunReport
     windows: int = 0
     windows_done: int = 0
     files: int = 0
     files_done: int = 0
     bytes: int = 0
     bytes_done: int = 0
+    troubles: int = 0
 
 
 def interval_of(
@@ -160,6 +163,45 @@ async def backfill(
     return job.report
 
 
+async def recompute_all(
+    engine: Engine,
+    settings: Settings,
+    interval: Interval,
+    *,
+    write: bool = False,
+    progress: Callable[[Status], object] | None = None,
+) -> RecomputeReport:
+    """Compute every aggregate of an interval again from the archive; see `asyncagg.recompute`.
+
+    Args:
+        engine: Does the tasks.
+        settings: The prefixes, the window and the bounds.
+        interval: The windows.
+        write: Whether to write the true aggregate over one that differs.
+        progress: Called after each window.
+    """
+    report = RecomputeReport()
+    status = Status()
+
+    async def one(window: Window) -> None:
+        done = await engine.run(Recompute(window, write))
+        report.windows.append(done)
+        status.windows_done += 1
+        status.files_done += done.files
+        status.bytes_done += done.bytes
+        status.troubles += bool(done.failure or done.differences)
+        if progress is not None:
+            progress(status)
+
+    with anyio.move_on_after(settings.max_seconds) as scope:
+        windows = await engine.run(Aggregated(interval))
+        status.windows = len(windows)
+        await for_each(windows, one, workers=2 * engine.workers)
+    report.complete = not scope.cancelled_caught
+    report.windows.sort(key=lambda each: each.window)
+    return report
+
+
 @dataclass(slots=True)
 class _Shared:
     """A window that is counted in parts.
@@ -192,8 +234,8 @@ class _Backfill:
         self._settings = settings
         self._interval = interval
         self._layout = Layout(settings)
-        self._tell = progress or (lambda _: None)
-        self._status = Status(self.report)
+        self._progress = progress
+        self._status = Status()
         self._shared: dict[Window, _Shared] = {}
 
     async def work(self) -> None:
@@ -245,7 +287,7 @@ class _Backfill:
         if self.report.dry_run:
             for window, files in sorted(windows.items()):
                 self._report_of(window).tally.left += files
-        self._tell(self._status)
+        self._tell()
 
     async def _settle(self, piece: Piece) -> None:
         if not piece.whole:
@@ -256,7 +298,7 @@ class _Backfill:
             for window in piece.whole:
                 self._defer(window, piece.files[window], str(error))
         self._status.windows_done += len(piece.whole)
-        self._tell(self._status)
+        self._tell()
 
     async def _fold(self, piece: Piece) -> list[Window]:
         """Fold a piece's share of windows in parts; return those that were waiting for it."""
@@ -271,7 +313,7 @@ class _Backfill:
             self._shared[window].missing -= 1
         self._status.files_done += sum(piece.files.values())
         self._status.bytes_done += piece.bytes
-        self._tell(self._status)
+        self._tell()
         return [window for window in piece.shared if not self._shared[window].missing]
 
     def _take(self, folded: Folded) -> None:
@@ -295,7 +337,7 @@ class _Backfill:
         except TransientError as error:
             self._defer(window, shared.files, str(error))
         self._status.windows_done += 1
-        self._tell(self._status)
+        self._tell()
 
     async def _commit(self, window: Window, parts: Sequence[str]) -> bool:
         """Commit a window; return whether that is done, or its files are to be folded anew."""
@@ -332,10 +374,17 @@ class _Backfill:
         async def one(item: tuple[int, Task[T]]) -> None:
             index, task = item
             done[index] = await self._engine.run(task)
-            self._tell(self._status)
+            self._tell()
 
         await for_each(enumerate(tasks), one, workers=2 * self._engine.workers)
         return [done[index] for index in range(len(tasks))]
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            total = self.report.total
+            failed = len(self.report.failures)
+            self._status.troubles = total.deferred + total.quarantined + failed
+            self._progress(self._status)
 
     def _defer(self, window: Window, files: int, reason: str) -> None:
         self._report_of(window).tally.deferred += files

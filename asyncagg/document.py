@@ -28,7 +28,7 @@ and row ``i`` of ``source_files`` speak of the same file; rows are in the order 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -40,7 +40,7 @@ import orjson
 from asyncagg.accumulator import RESERVED, Accumulator, RankedMatch, Sketch
 from asyncagg.errors import AggregateError
 from asyncagg.model import RunFile, Window
-from asyncagg.rows import Counted, Quarantined, Rows, merged
+from asyncagg.rows import Counted, Quarantined, Rows, RowSpool, merged
 from asyncagg.spool import BLOCK, Spool
 
 __all__ = (
@@ -375,7 +375,7 @@ class Document:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield its bytes, in blocks."""
         yield self._head()
-        tables: tuple[AsyncIterator[bytes], ...] = (
+        tables = (
             self._counted_lines(summaries=True),
             self._counted_lines(summaries=False),
             self._quarantined_lines(),
@@ -400,15 +400,19 @@ class Document:
         matches = b",\n".join([orjson.dumps(match) for match in top_matches(self.accumulator)])
         return b'{\n%b"top_matches":[\n%b\n],\n' % ("".join(lines).encode(), matches)
 
-    async def _counted_lines(self, *, summaries: bool) -> AsyncIterator[bytes]:
+    async def _counted_lines(self, *, summaries: bool) -> AsyncIterator[Sequence[bytes]]:
+        if isinstance(self.rows, RowSpool) and (self.existing is None or self.appends):
+            async for rows in self.rows.counted_json(summaries=summaries):
+                yield rows  # nothing to merge them with: they need not be parsed
+            return
         old = self.existing.counted() if self.existing and not self.appends else _nothing()
         async for row in merged(old, self.rows.counted()):
-            yield row.summary if summaries else row.source
+            yield (row.summary if summaries else row.source,)
 
-    async def _quarantined_lines(self) -> AsyncIterator[bytes]:
+    async def _quarantined_lines(self) -> AsyncIterator[Sequence[bytes]]:
         old = self.existing.quarantined() if self.existing and not self.appends else _nothing()
         async for row in merged(old, self.rows.quarantined()):
-            yield row.row
+            yield (row.row,)
 
 
 def _dumps(value: Any) -> str:
@@ -448,7 +452,7 @@ async def _nothing() -> AsyncIterator[Any]:
 
 
 async def _table(
-    mark: bytes, kept: AsyncIterator[bytes], rows: AsyncIterator[bytes]
+    mark: bytes, kept: AsyncIterator[bytes], batches: AsyncIterator[Sequence[bytes]]
 ) -> AsyncIterator[bytes]:
     """Yield a table without its closing bracket, in blocks: rows that are kept, then others."""
     yield mark
@@ -458,10 +462,12 @@ async def _table(
         separator = b",\n"
     pending: list[bytes] = []
     size = 0
-    async for row in rows:
-        pending += (separator, row)
+    async for rows in batches:
+        if not rows:
+            continue
+        pending += (separator, b",\n".join(rows))
         separator = b",\n"
-        size += len(row)
+        size += len(pending[-1])
         if size >= BLOCK:
             yield b"".join(pending)
             pending, size = [], 0

@@ -129,6 +129,7 @@ class _Run:
         self._settings = settings
         self._at = at
         self._only = only
+        self._oldest = datetime.max.replace(tzinfo=UTC)
         self._keys = keys
         self._progress = progress
         self._layout = Layout(settings)
@@ -200,8 +201,10 @@ class _Run:
         return planned
 
     def _note_age(self, file: RunFile) -> None:
-        age = (self._at - file.last_modified).total_seconds()
-        self.report.oldest_seconds = max(self.report.oldest_seconds, age)
+        if file.last_modified < self._oldest:
+            self._oldest = file.last_modified
+            age = (self._at - file.last_modified).total_seconds()
+            self.report.oldest_seconds = max(self.report.oldest_seconds, age)
 
     async def _settle_chunk(self, chunk: dict[Window, list[RunFile]]) -> None:
         at_once = max(1, min(WINDOWS_AT_ONCE, len(chunk), self._settings.concurrency))

@@ -76,7 +76,7 @@ async def survey(
     """
     layout = Layout(settings)
     window_of = membership(settings.window_by, settings.window_minutes)
-    cutter = _Cutter(keys.after)
+    cutter = _Cutter(keys.after, min(SEGMENT, settings.chunk_files))
     async for page in listed(store, layout.runs_prefix, keys):
         for file in page:
             window = window_of(file) if layout.kind(file.key) is Kind.RUN_FILE else None
@@ -90,7 +90,8 @@ async def survey(
 class _Cutter:
     """Cuts a listing into segments; one starts where a window begins, so that plans can follow."""
 
-    def __init__(self, after: str) -> None:
+    def __init__(self, after: str, most: int) -> None:
+        self._most = most
         self._segments: list[Segment] = []
         self._seen: set[Window] = set()
         self._before = after  # the key before the segment's first
@@ -102,7 +103,8 @@ class _Cutter:
 
     def take(self, file: RunFile, window: Window) -> None:
         """Take a wanted file."""
-        if window not in self._seen or self._files.total() >= SEGMENT or self._skipped >= SEGMENT:
+        full = self._files.total() >= self._most or self._skipped >= SEGMENT
+        if full or window not in self._seen:
             self._cut()
             self._seen.add(window)
         if not self._files:

@@ -16,11 +16,12 @@ from asyncagg.model import Window
 from asyncagg.outcome import RunReport, WindowReport
 from asyncagg.partial import Bench, Folder, clear, commit, merge, sweep
 from asyncagg.pipeline import run
-from asyncagg.recompute import Recomputed, recompute
+from asyncagg.recompute import Recomputed, aggregated, recompute
 from asyncagg.survey import Interval, Piece, Segment, survey
 
 __all__ = (
     "LISTINGS",
+    "Aggregated",
     "Clear",
     "Commit",
     "Fold",
@@ -171,6 +172,17 @@ class Sweep:
 
     def _wanted(self, window: Window) -> bool:
         return self.interval.holds(window) and window not in self.keep
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregated:
+    """List the windows that have an aggregate."""
+
+    interval: Interval
+
+    async def perform(self, bench: Bench) -> list[Window]:
+        """See `Task.perform`."""
+        return await aggregated(bench.store, bench.settings, self.interval)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ def _nth_window(number: int, minutes: int) -> Window:
     return Window(_EPOCH + timedelta(minutes=minutes) * (number + 1), minutes)
 
 
+@lru_cache(maxsize=4096)
 def window_of(moment: datetime, minutes: int) -> Window:
     """Return the window of ``minutes`` that holds ``moment``, aligned to the UTC epoch."""
     return _nth_window((moment - _EPOCH) // timedelta(minutes=minutes), minutes)

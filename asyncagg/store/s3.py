@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from io import BytesIO
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 from msgspec import structs
@@ -113,9 +113,9 @@ class S3Store:
         """See `asyncagg.store.Store.head`."""
         return await self.retry.call("head", partial(self._plane.head, key))
 
-    async def get(self, key: str, *, if_match: str | None = None) -> Body:
+    def get(self, key: str, *, if_match: str | None = None) -> Coroutine[Any, Any, Body]:
         """See `asyncagg.store.Store.get`."""
-        return await self.retry.call("get", partial(self._plane.get, key, if_match=if_match))
+        return self.retry.call("get", partial(self._plane.get, key, if_match=if_match))
 
     @asynccontextmanager
     async def stream(self, key: str, *, if_match: str | None = None) -> AsyncIterator[StreamedBody]:

@@ -31,6 +31,7 @@ _NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f]+")
 _ESCAPES = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"}
 )
+_ESCAPED = re.compile("[&<>\t\n\r]").search
 _MAX_MESSAGE = 300
 
 
@@ -125,12 +126,16 @@ def fits_xml(key: str) -> bool:
 def delete_batch(objects: Iterable[tuple[str, str]]) -> bytes:
     """Return the body of a quiet DeleteObjects for these keys and ETags; an empty one is none."""
     entries = [
-        f"<Object><Key>{key.translate(_ESCAPES)}</Key>"
-        + (f"<ETag>&quot;{etag.translate(_ESCAPES)}&quot;</ETag>" if etag else "")
+        f"<Object><Key>{_escaped(key)}</Key>"
+        + (f"<ETag>&quot;{_escaped(etag)}&quot;</ETag>" if etag else "")
         + "</Object>"
         for key, etag in objects
     ]
     return f'<Delete xmlns="{_NAMESPACE}"><Quiet>true</Quiet>{"".join(entries)}</Delete>'.encode()
+
+
+def _escaped(text: str) -> str:
+    return text.translate(_ESCAPES) if _ESCAPED(text) else text
 
 
 def _parse(body: bytes, name: str) -> ET.Element:

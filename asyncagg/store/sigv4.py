@@ -8,8 +8,10 @@ reading of what they leave open; the tests hold both equal.
 from __future__ import annotations
 
 import hmac
+import re
 import time
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from hashlib import sha256
 from urllib.parse import quote
 
@@ -51,9 +53,12 @@ class Credentials(msgspec.Struct, frozen=True):
         return f"Credentials(access_key={self.access_key!r})"
 
 
+_UNRESERVED = re.compile("[A-Za-z0-9_.~/-]*").fullmatch
+
+
 def encode_path(key: str) -> str:
     """Return an object's key as it stands in a URL: encoded once, ``..`` and ``//`` untouched."""
-    return quote(key, safe="/~")
+    return key if _UNRESERVED(key) else quote(key, safe="/~")
 
 
 def canonical_query(parameters: Iterable[tuple[str, str]]) -> str:
@@ -89,7 +94,7 @@ class Signer:
         self._date = ""
         self._preamble = ""
         self._authorization = ""
-        self._keyed = hmac.new(b"", digestmod="sha256")
+        self._inner = self._outer = sha256()
 
     def sign(
         self,
@@ -122,20 +127,20 @@ class Signer:
         signed = {**headers, "x-amz-content-sha256": payload, "x-amz-date": self._date}
         if credentials.token:
             signed["x-amz-security-token"] = credentials.token
-        names = sorted(signed)
+        names, listed = _ordered(tuple(signed))
         lines = "\n".join([f"{name}:{signed[name]}" for name in names])
         words = lines.split()
         if len(words) != len(names) or "\n".join(words) != lines or not lines.isascii():
             trimmed = _trimmed(names, signed)
         else:  # the usual case: no white space but the line ends put in here
             trimmed = lines
-        listed = ";".join(names)
         canonical = f"{method}\n{path}\n{query}\n{trimmed}\n\n{listed}\n{payload}"
-        keyed = self._keyed.copy()
-        keyed.update(f"{self._preamble}{sha256(canonical.encode()).hexdigest()}".encode())
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(f"{self._preamble}{sha256(canonical.encode()).hexdigest()}".encode())
+        outer.update(inner.digest())
         return (
             f"{lines.replace(_LINE_END, _WIRE_LINE_END)}\r\n"
-            f"authorization:{self._authorization}{listed}, Signature={keyed.hexdigest()}\r\n"
+            f"authorization:{self._authorization}{listed}, Signature={outer.hexdigest()}\r\n"
         )
 
     def _prepare(self, credentials: Credentials, second: int) -> None:
@@ -143,7 +148,11 @@ class Signer:
         day = date[:8]
         scope = f"{day}/{self.region}/{self._service}/aws4_request"
         if day != self._day or credentials is not self._credentials:
-            self._keyed = self._signing_key(credentials, day)
+            key = self._signing_key(credentials, day).ljust(64, b"\0")
+            # An HMAC is two hashes (RFC 2104) that begin the same for every request of a day.
+            # Copying them costs half of what copying the standard library's HMAC does.
+            self._inner = sha256(key.translate(_INNER))
+            self._outer = sha256(key.translate(_OUTER))
         self._authorization = (
             f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, SignedHeaders="
         )
@@ -151,13 +160,21 @@ class Signer:
         self._date, self._day = date, day
         self._second, self._credentials = second, credentials
 
-    def _signing_key(self, credentials: Credentials, day: str) -> hmac.HMAC:
+    def _signing_key(self, credentials: Credentials, day: str) -> bytes:
         key = f"AWS4{credentials.secret_key}".encode()
         for part in (day, self.region, self._service, "aws4_request"):
             key = hmac.digest(key, part.encode(), "sha256")
-        # A copy of a keyed HMAC is cheaper than a new one: the key is already taken in.
-        return hmac.new(key, digestmod="sha256")
+        return key
 
+
+@lru_cache
+def _ordered(names: tuple[str, ...]) -> tuple[list[str], str]:
+    """Return the names of headers in the order of signing, and so listed."""
+    ordered = sorted(names)
+    return ordered, ";".join(ordered)
+
+
+_INNER, _OUTER = (bytes([byte ^ pad for byte in range(256)]) for pad in (0x36, 0x5C))
 
 _LINE_END, _WIRE_LINE_END = "\n", "\r\n"
 

@@ -151,11 +151,13 @@ class Connection(asyncio.BufferedProtocol):
         self._buffer = buffer
         self._max_body_bytes = max_body_bytes
         self._loop = asyncio.get_running_loop()
+        self._headers: dict[bytes, bytes] = {}
+        # What the parser calls for each header field: a method would cost a frame for each.
+        self.on_header = self._headers.__setitem__
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Response] | None = None
         self._response: Response | None = None  # from the end of its headers on
-        self._headers: dict[bytes, bytes] = {}
         self._head_bytes = 0
         self._blocks: list[bytes] = []
         self._body_bytes = 0
@@ -187,7 +189,7 @@ class Connection(asyncio.BufferedProtocol):
         self.busy = True
         self._bodyless, self._streamed = bodyless, streamed
         self._complete = False
-        self._headers = {}
+        self._headers.clear()
         self._head_bytes = self._body_bytes = 0
         self.started = self.heard = self._clock()
         if len(body) <= _ONE_WRITE_BYTES:
@@ -297,18 +299,14 @@ class Connection(asyncio.BufferedProtocol):
         if self._complete:
             self._reusable = False
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header field; what trails the body is left alone."""
-        if self._response is None:
-            self._headers[name.lower()] = value
-
     def on_headers_complete(self) -> None:
         """Skip an interim response; hand out the head of a streamed one."""
         status = self._parser.get_status_code()
         if status < 200:
-            self._headers = {}
+            self._headers.clear()
             return
-        self._response = response = Response(status, self._headers)
+        headers = {name.lower(): value for name, value in self._headers.items()}
+        self._response = response = Response(status, headers)
         if self._bodyless:
             self.on_message_complete()
         if self._streamed and self._transport and self._answer and not self._answer.done():

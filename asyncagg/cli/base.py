@@ -1,0 +1,147 @@
+"""What the commands share: the options, and how work is run and shown."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, TypeVar
+
+import anyio
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from asyncagg import logs
+from asyncagg.limits import task_group
+from asyncagg.loops import loop_factory
+from asyncagg.outcome import RunReport
+from asyncagg.settings import Settings, described, from_environment
+
+__all__ = (
+    "JsonOption",
+    "configure_logs",
+    "err",
+    "execute",
+    "out",
+    "print_json",
+    "print_report",
+    "with_settings",
+)
+
+T = TypeVar("T")
+
+out = Console()
+err = Console(stderr=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
+
+
+def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the store and an option for every setting; it receives their `Settings`."""
+    parameters = dict(inspect.signature(command, eval_str=True).parameters)
+    store = parameters["settings"].replace(name="store", default=None, annotation=_store_argument())
+    parameters = {"store": store} | {n: each for n, each in parameters.items() if n != "settings"}
+    options = {setting.name: setting for setting in described() if setting.name != "store"}
+
+    def wrapped(**given: Any) -> Any:
+        values = {name: given.pop(name) for name in ("store", *options)}
+        return command(settings=from_environment(os.environ, **values), **given)
+
+    for setting in options.values():
+        help_text = f"{setting.description} [{setting.accepted}"
+        help_text += f", {setting.unit}]" if setting.unit else "]"
+        option = typer.Option(
+            setting.option,
+            help=help_text,
+            show_default="none" if setting.default in (None, "") else str(setting.default),
+            metavar=setting.unit.upper() or "TEXT",
+            rich_help_panel="Settings",
+        )
+        parameters[setting.name] = inspect.Parameter(
+            setting.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[str | None, option],
+        )
+    ordered = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters.values()]
+    # Typer reads both.
+    wrapped.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {each.name: each.annotation for each in ordered}
+    wrapped.__doc__ = command.__doc__
+    wrapped.__name__ = command.__name__
+    return wrapped
+
+
+def _store_argument() -> Any:
+    told = "s3://bucket[/prefix] or a directory; default: of the environment."
+    return Annotated[str | None, typer.Argument(help=told, metavar="STORE")]
+
+
+def execute(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run async work to its end; Ctrl-C and SIGTERM cancel it cleanly."""
+
+    async def supervised() -> T:
+        async with _cancelled_by_signals():
+            return await work()
+        raise typer.Exit(1)
+
+    return anyio.run(supervised, backend_options={"loop_factory": loop_factory()})
+
+
+@asynccontextmanager
+async def _cancelled_by_signals() -> AsyncIterator[None]:
+    async with task_group() as group:
+
+        async def watch() -> None:
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+                async for number in received:
+                    err.print(f"stopping on {number.name}: nothing is lost, run it again to go on")
+                    group.cancel_scope.cancel()
+
+        group.start_soon(watch)
+        yield
+        group.cancel_scope.cancel()
+
+
+def configure_logs(settings: Settings, *, json: bool) -> None:
+    """Send the log to standard error, with an id for what is about to be done."""
+    # The table tells people what the summary lines tell machines.
+    quieter = "warning" if settings.log_level == "info" else settings.log_level
+    logs.configure(settings.log_level if json else quieter, json=json)
+    logs.correlation_id.set(uuid.uuid4().hex)
+
+
+def print_json(document: Any) -> None:
+    """Print a document in one line."""
+    sys.stdout.write(orjson.dumps(document).decode() + "\n")
+
+
+def print_report(report: RunReport) -> None:
+    """Print what a run did, window by window."""
+    table = Table(title=f"windows that ended by {report.at}")
+    table.add_column("window", no_wrap=True)
+    names = ("counted", "late", "quarantined", "deferred", "left", "archived")
+    for name in ("rev.", *names):
+        table.add_column(name, justify="right", overflow="fold")
+    for each in report.windows.values():
+        numbers = [str(getattr(each.tally, name)) for name in names]
+        table.add_row(each.window, str(each.revision or "-"), *numbers)
+    out.print(table)
+    for window, reason in report.failures.items():
+        out.print(Text(f"window {window} failed: {reason}", style="red"))
+    notes = []
+    if report.waiting:
+        notes.append(f"{report.waiting} files wait for their window to end")
+    if report.ignored:
+        notes.append(f"{report.ignored} keys are no run files")
+    if not report.complete:
+        notes.append("time ran out before the whole inbox was listed: run again to go on")
+    if notes:
+        out.print("; ".join(notes))

@@ -1,0 +1,76 @@
+"""``asyncagg rollup``: aggregates merged into hours, days and months."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from asyncagg.cli.base import (
+    JsonOption,
+    configure_logs,
+    execute,
+    out,
+    print_json,
+    with_settings,
+)
+from asyncagg.rollup import Period, RollupReport
+from asyncagg.rollup import rollup as roll_up
+from asyncagg.settings import Settings
+from asyncagg.store.opening import open_store
+from asyncagg.windows import parse_time
+
+__all__ = ("rollup",)
+
+
+@with_settings
+def rollup(
+    *,
+    settings: Settings,
+    period: Annotated[Period, typer.Option(help="What one rollup covers, in UTC.")],
+    since: Annotated[
+        str | None,
+        typer.Option(help="Leave alone what ends by then.", metavar="TIME"),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(help="Leave alone what starts from then on.", metavar="TIME"),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Merge aggregates into hours, days or months; only what has changed is read again.
+
+    Examples:
+      asyncagg rollup ./data --period hour
+
+      asyncagg rollup s3://matching-out-runs --period month --since 2025-10-01 --json
+    """
+    start = None if since is None else parse_time(since, "--since")
+    end = None if until is None else parse_time(until, "--until")
+
+    async def work() -> RollupReport:
+        async with open_store(settings) as store:
+            return await roll_up(store, settings, period, since=start, until=end)
+
+    configure_logs(settings, json=json)
+    report = execute(work)
+    if json:
+        print_json(report.as_dict())
+    else:
+        _print(report)
+    raise typer.Exit(report.exit_code)
+
+
+def _print(report: RollupReport) -> None:
+    table = Table(title=f"rollups written; {report.unchanged:,} had not changed")
+    table.add_column("key", overflow="fold")
+    for name in ("rev.", "inputs", "read", "files"):
+        table.add_column(name, justify="right")
+    for each in report.written:
+        numbers = (each.revision, each.inputs, each.read, each.counted)
+        table.add_row(each.key, *(f"{number:,}" for number in numbers))
+    out.print(table)
+    for key, reason in report.failures.items():
+        out.print(Text(f"{key} failed: {reason}", style="red"))

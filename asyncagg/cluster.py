@@ -1,0 +1,186 @@
+"""A backfill's tasks on the workers of Dask distributed: of a cluster of its own, or one that runs.
+
+The only module that imports Dask. Scheduling, moving tasks away from dead workers and balancing
+the load are Dask's; that a task may be done twice is what settling allows. Each thread of a worker
+keeps an event loop and an open store from task to task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
+
+import anyio
+from distributed import Client, KilledWorker, LocalCluster
+from distributed.client import FutureCancelledError
+
+from asyncagg.errors import AsyncaggError, ConfigurationError, TransientError
+from asyncagg.loops import loop_factory
+from asyncagg.partial import Bench
+from asyncagg.settings import Settings
+from asyncagg.store.opening import open_store
+from asyncagg.tasks import Task
+
+__all__ = ("ClusterEngine", "join_cluster", "perform", "start_cluster")
+
+T = TypeVar("T")
+
+_SUBMISSIONS = 5
+"""How often a task is submitted whose scheduler is restarted."""
+
+_CONNECT_SECONDS = 30
+_CLOSE_SECONDS = 15
+
+
+class ClusterEngine:
+    """Does the tasks on the workers of a Dask cluster; see `asyncagg.backfill.Engine`.
+
+    Args:
+        client: Connected to the scheduler, asynchronous.
+        settings: The prefixes, the window and the bounds.
+        workers: How many tasks the cluster does at a time.
+    """
+
+    def __init__(self, client: Client, settings: Settings, workers: int) -> None:
+        self.workers = workers
+        self._client = client
+        self._settings = settings
+
+    async def run(self, task: Task[T]) -> T:
+        """Do a task, again if the scheduler that had it is gone.
+
+        Raises:
+            AsyncaggError: The task's failure.
+            TransientError: Too many workers died while they did it.
+            ConfigurationError: There is no scheduler any more.
+        """
+        name = f"{type(task).__name__.lower()}-{uuid.uuid4().hex}"
+        for _ in range(_SUBMISSIONS):
+            try:
+                result: T = await self._client.submit(
+                    perform, task, self._settings, key=name, pure=False
+                )
+            except KilledWorker as error:
+                raise TransientError(
+                    f"the workers that did {name} died, one after the other: {error}"
+                ) from error
+            except FutureCancelledError as error:
+                if self._client.status == "closed":
+                    raise ConfigurationError(
+                        f"the scheduler is gone ({error}): expected one that runs. Nothing is "
+                        "lost: run it again to go on"
+                    ) from error
+            else:
+                return result
+        raise TransientError(f"the scheduler lost {name} {_SUBMISSIONS} times")
+
+
+@asynccontextmanager
+async def start_cluster(settings: Settings, workers: int) -> AsyncIterator[ClusterEngine]:
+    """Start a cluster of processes on this machine, for as long as the context lasts.
+
+    Args:
+        settings: The prefixes, the window and the bounds.
+        workers: How many processes.
+    """
+    cluster = LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address=None,
+        memory_limit=0,  # a task's memory is bounded by the settings
+        silence_logs=logging.CRITICAL,  # a task that fails is told by the task
+        asynchronous=True,
+    )
+    async with _closing(cluster), _connected(cluster) as client:
+        yield ClusterEngine(client, settings, workers)
+
+
+@asynccontextmanager
+async def join_cluster(settings: Settings, address: str) -> AsyncIterator[ClusterEngine]:
+    """Join a cluster that runs; its workers have this package and a way to the store.
+
+    Args:
+        settings: The prefixes, the window and the bounds.
+        address: Its scheduler's, such as ``tcp://10.0.0.1:8786``.
+
+    Raises:
+        ConfigurationError: No scheduler answers there, or it has no workers.
+    """
+    try:
+        async with _connected(address) as client:
+            await client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+            threads = sum((await client.nthreads()).values())
+            yield ClusterEngine(client, settings, threads)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ConfigurationError(
+            f"scheduler {address!r}: {error}; expected the address of a Dask scheduler with "
+            "workers, such as tcp://10.0.0.1:8786"
+        ) from error
+
+
+@asynccontextmanager
+async def _connected(target: LocalCluster | str) -> AsyncIterator[Client]:
+    client = Client(target, asynchronous=True, timeout=_CONNECT_SECONDS, set_as_default=False)
+    async with _closing(client):
+        yield client
+
+
+@asynccontextmanager
+async def _closing(what: LocalCluster | Client) -> AsyncIterator[None]:
+    """Start a part of Dask, and close it in bounded time, also where the work is cancelled."""
+    try:
+        await what
+        yield
+    finally:
+        with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+            await what.close()
+
+
+# ------------------------------------------------------------------------------ on a worker
+
+
+class _Warm:
+    """What a thread of a worker keeps from task to task: an event loop and a store in it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._runner = asyncio.Runner(loop_factory=loop_factory())
+        self._stack = AsyncExitStack()
+        self._bench: Bench | None = None
+
+    def perform(self, task: Task[T]) -> T:
+        return self._runner.run(self._perform(task))
+
+    async def _perform(self, task: Task[T]) -> T:
+        if self._bench is None:
+            store = await self._stack.enter_async_context(open_store(self.settings))
+            self._bench = Bench(store, self.settings)
+        return await task.perform(self._bench)
+
+    def close(self) -> None:
+        self._runner.run(self._stack.aclose())
+        self._runner.close()
+
+
+_thread = threading.local()
+
+
+def perform(task: Task[T], settings: Settings) -> T:
+    """Do a task in this thread of a worker."""
+    warm: _Warm | None = getattr(_thread, "warm", None)
+    if warm is None or warm.settings != settings:
+        if warm is not None:
+            warm.close()
+        warm = _thread.warm = _Warm(settings)
+    try:
+        return warm.perform(task)
+    except AsyncaggError as error:
+        # What caused it may be of a class that cannot be sent.
+        error.__cause__ = error.__context__ = None
+        raise

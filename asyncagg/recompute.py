@@ -1,0 +1,245 @@
+"""Compute aggregates again from the files that they name, and say where they differ.
+
+Nothing is moved. Which files are of a window is what its aggregate says: in the archive, a file's
+time is that of its copy. So a window without an aggregate, or with one that cannot be read, is
+beyond what this can do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from asyncagg.accumulator import Accumulator
+from asyncagg.archive import Mover
+from asyncagg.document import Document, Existing, top_matches, totals
+from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, TransientError
+from asyncagg.fetching import Fetcher, Reader
+from asyncagg.layout import Layout
+from asyncagg.model import RunFile, RunResult, Window
+from asyncagg.outcome import Tally
+from asyncagg.partial import Bench
+from asyncagg.rows import RowSpool
+from asyncagg.settings import Settings
+from asyncagg.settle import load
+from asyncagg.spool import open_spool
+from asyncagg.store import Store
+from asyncagg.survey import Interval
+
+__all__ = ("SHOWN", "RecomputeReport", "Recomputed", "aggregated", "recompute")
+
+SHOWN = 10
+"""The most keys that are told of a window."""
+
+
+@dataclass(slots=True)
+class Recomputed:
+    """What came of one window.
+
+    Attributes:
+        window: Its name.
+        aggregate_key: Where its aggregate stands.
+        files: How many files it counts.
+        bytes: Their size together.
+        missing: The keys of files that could not be read, the first few.
+        differences: What differs: the field's name, and the value that stands and the true one.
+        written: Whether the true aggregate was written over it.
+        failure: Why it could not be computed, or empty.
+    """
+
+    window: str
+    aggregate_key: str
+    files: int = 0
+    bytes: int = 0
+    missing: list[str] = field(default_factory=list)
+    differences: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    written: bool = False
+    failure: str = ""
+
+
+@dataclass(slots=True)
+class RecomputeReport:
+    """What came of the windows of an interval.
+
+    Attributes:
+        windows: Each of them, in the order of time.
+        complete: Whether time was enough for all.
+    """
+
+    windows: list[Recomputed] = field(default_factory=list)
+    complete: bool = True
+
+    @property
+    def exit_code(self) -> int:
+        """0 all as they should be, 1 a window failed, 3 some differ and are left as they are."""
+        if any(each.failure for each in self.windows):
+            return 1
+        differ = any(each.differences and not each.written for each in self.windows)
+        return 3 if differ or not self.complete else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything, ready for JSON."""
+        return asdict(self) | {"exit_code": self.exit_code}
+
+
+async def aggregated(store: Store, settings: Settings, interval: Interval) -> list[Window]:
+    """Return the windows of an interval that have an aggregate, in the order of time."""
+    layout = Layout(settings)
+    after = f"{layout.aggregate_prefix}{interval.since:%Y%m%dt%H%MZ}"
+    found: list[Window] = []
+    async for page in store.list_pages(layout.aggregate_prefix, start_after=after):
+        windows = [layout.aggregate_window(file.key, settings.window_minutes) for file in page]
+        found += [window for window in windows if window is not None and interval.holds(window)]
+    return found
+
+
+async def recompute(bench: Bench, window: Window, *, write: bool) -> Recomputed:
+    """Compute the aggregate of a window again and compare.
+
+    Args:
+        bench: What it is done with.
+        window: The window.
+        write: Whether to write the true aggregate over one that differs. That is never done where
+            a file is missing.
+    """
+    key = Layout(bench.settings).aggregate_key(window)
+    outcome = Recomputed(window.name, key)
+    try:
+        async with AsyncExitStack() as stack:
+            spools = [
+                await stack.enter_async_context(
+                    open_spool(bench.settings.spool_bytes, bench.temporary)
+                )
+                for _ in range(3)
+            ]
+            existing = await load(bench.store, key, window, spools[0])
+            if existing is None:
+                outcome.failure = "its aggregate is gone"
+            else:
+                rows = RowSpool(*spools[1:])
+                await _recompute(bench, window, existing, rows, outcome, write=write)
+    except PreconditionFailedError:
+        outcome.failure = "somebody else committed it meanwhile: run it again"
+    except (AggregateError, TransientError) as error:
+        outcome.failure = str(error)
+    return outcome
+
+
+async def _recompute(
+    bench: Bench,
+    window: Window,
+    existing: Existing,
+    rows: RowSpool,
+    outcome: Recomputed,
+    *,
+    write: bool,
+) -> None:
+    stands = existing.accumulator
+    outcome.files, outcome.bytes = stands.counted, stands.bytes
+    total = await _fold(bench, existing, rows, outcome)
+    if outcome.missing:
+        outcome.failure = f"{stands.counted - total.counted} of its files could not be read"
+        return
+    total.quarantined = stands.quarantined
+    async for row in existing.quarantined():
+        await rows.append(row)
+    outcome.differences = _differences(stands, total)
+    differing = await _differing_rows(existing, rows)
+    if differing:
+        outcome.differences["run_summaries"] = (f"{differing} rows", "other rows")
+    if outcome.differences and write:
+        document = Document(
+            window=window,
+            accumulator=total,
+            revision=existing.revision + 1,
+            late=existing.late,
+            written_at=bench.now(),
+            rows=rows,
+        )
+        await bench.store.put(outcome.aggregate_key, document, if_match=existing.etag)
+        outcome.written = True
+
+
+async def _fold(
+    bench: Bench, existing: Existing, rows: RowSpool, outcome: Recomputed
+) -> Accumulator:
+    layout = Layout(bench.settings)
+    reader = _ArchiveReader(bench.store, bench.settings)
+    tally = Tally()
+    total = Accumulator()
+    async for files in _batches(existing, bench.settings.chunk_files):
+        mover = _Bystander(bench.store, 1, tally)
+        fetcher = Fetcher(reader, mover, layout, rows, tally)
+        await fetcher.fetch(files, workers=bench.settings.concurrency, until=math.inf)
+        total.merge(fetcher.accumulator)
+        read = {file.key for file in fetcher.counted}
+        unread = (file.key for file in files if file.key not in read)
+        outcome.missing += islice(unread, SHOWN - len(outcome.missing))
+    return total
+
+
+async def _batches(existing: Existing, most: int) -> AsyncIterator[list[RunFile]]:
+    batch: list[RunFile] = []
+    async for row in existing.counted():
+        batch.append(msgspec.json.decode(row.source, type=RunFile))
+        if len(batch) >= most:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class _ArchiveReader(Reader):
+    """Reads counted files where they are now: in the archive, or still in the inbox."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        super().__init__(store, settings)
+        self._layout = Layout(settings)
+
+    async def read(self, file: RunFile, *, at: str = "") -> RunResult:
+        """See `Reader.read`."""
+        archived = at or self._layout.archive_key(file.key)
+        beside = self._layout.beside(archived, file.etag)
+        for place in (archived, beside, file.key):
+            try:
+                return await super().read(file, at=place)
+            except (NotFoundError, PreconditionFailedError):
+                continue
+        # The copy of an object that was uploaded in parts, or is encrypted, has an etag of its own.
+        copied = (await self._store.head(archived)).file
+        if copied.size != file.size:
+            raise NotFoundError(f"no copy of {file.key!r} with etag {file.etag!r}", key=file.key)
+        return await super().read(msgspec.structs.replace(file, etag=copied.etag), at=archived)
+
+
+class _Bystander(Mover):
+    """Moves nothing: a file that is refused now, and was counted once, is told as unread."""
+
+    async def place(
+        self,
+        file: RunFile,  # noqa: ARG002 - as it is called
+        target: str,  # noqa: ARG002
+        metadata: Mapping[str, str] | None = None,  # noqa: ARG002
+    ) -> str | None:
+        """See `Mover.place`; the file stays where it is."""
+        return None
+
+
+def _differences(stands: Accumulator, true: Accumulator) -> dict[str, tuple[Any, Any]]:
+    left = totals(stands, 0) | {"top_matches": top_matches(stands)}
+    right = totals(true, 0) | {"top_matches": top_matches(true)}
+    return {name: (left[name], right[name]) for name in left if left[name] != right[name]}
+
+
+async def _differing_rows(existing: Existing, rows: RowSpool) -> int:
+    differing = 0
+    true = rows.counted()
+    async for row in existing.counted():
+        differing += row != await anext(true)
+    return differing

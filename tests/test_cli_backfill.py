@@ -1,0 +1,170 @@
+"""The commands for large windows, through the installed command in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from promises import final_bytes, of_directory
+from test_cli import asyncagg, sampled
+
+SINCE = (datetime.now(UTC) - timedelta(hours=12)).isoformat()
+BACKFILL = ("--since", SINCE, "--window-by", "name")
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    """Return the lines for machines, the last of which is the report."""
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["event"] for line in found[:-1]] == ["progress"] * (len(found) - 1)
+    assert found[-1]["event"] == "done"
+    return found
+
+
+def settled_by_run(folder: Path) -> dict[str, bytes]:
+    """Settle a copy of a folder by the scheduled run's command; return its aggregates."""
+    copy = folder.with_name(f"{folder.name}-run")
+    shutil.copytree(folder, copy)
+    assert asyncagg("run", str(copy), "--window-by", "name").returncode == 0
+    return final_bytes(of_directory(copy))
+
+
+def test_backfill_then_rollup(tmp_path: Path) -> None:
+    """A folder is settled, window by window, then rolled up; again nothing changes."""
+    sampled(tmp_path, "--files", "300", "--windows", "5")
+    done = asyncagg("backfill", str(tmp_path), *BACKFILL, "--json", "--chunk-files", "20")
+    assert done.returncode == 0, done.stderr
+    report = lines(done)[-1]
+    assert report["total"]["counted"] == report["total"]["archived"] == 300
+    assert len(report["windows"]) == 5
+    assert not list((tmp_path / "work").rglob("*.json"))
+
+    done = asyncagg("rollup", str(tmp_path), "--period", "month", "--json")
+    assert done.returncode == 0, done.stderr
+    written = {each["key"]: each for each in json.loads(done.stdout)["written"]}
+    months = [each["counted"] for key, each in written.items() if "/month/" in key]
+    assert sum(months) == 300
+    again = asyncagg("rollup", str(tmp_path), "--period", "month")
+    assert f"{len(written)} had not changed" in again.stdout
+
+
+def test_a_dry_run_lists(tmp_path: Path) -> None:
+    """--dry-run tells what is there and leaves it."""
+    sampled(tmp_path, "--files", "30")
+    done = asyncagg("backfill", str(tmp_path), *BACKFILL, "--dry-run", "--json")
+    assert done.returncode == 3
+    assert lines(done)[-1]["total"]["left"] == 30
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 30
+
+
+def test_from_the_archive_differences_are_told_and_mended_when_asked(tmp_path: Path) -> None:
+    """What differs from the archived files is told; --write puts it right; nothing is moved."""
+    sampled(tmp_path, "--files", "60", "--windows", "2")
+    asyncagg("run", str(tmp_path), "--window-by", "name")
+    words = ("backfill", str(tmp_path), *BACKFILL, "--source", "archive")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    assert asyncagg(*words).returncode == 0
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
+
+    victim = min((tmp_path / "aggregates").iterdir())
+    data = victim.read_bytes().replace(b'"total_errors":', b'"total_errors":7')
+    victim.write_bytes(data)
+    done = asyncagg(*words)
+    assert done.returncode == 3
+    assert f"window {victim.stem}: total_errors: 7" in done.stdout
+    assert victim.read_bytes() == data
+    done = asyncagg(*words, "--write", "--json")
+    assert done.returncode == 0
+    assert [each["written"] for each in lines(done)[-1]["windows"]] == [True, False]
+    assert asyncagg(*words).returncode == 0
+
+
+@pytest.mark.slow
+def test_workers_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--workers starts a cluster; the aggregates are those of a run."""
+    monkeypatch.chdir(tmp_path)
+    sampled(tmp_path / "data", "--files", "200", "--windows", "4")
+    expected = settled_by_run(tmp_path / "data")
+    done = asyncagg("backfill", "data", *BACKFILL, "--workers", "2", "--chunk-files", "15")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "200" in done.stdout
+    assert final_bytes(of_directory(tmp_path / "data")) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [(), ("--workers", "1")])
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(
+    tmp_path: Path, workers: tuple[str, ...]
+) -> None:
+    """Stopped in the middle it says so, in a sentence; in the end the aggregates are the same."""
+    data = tmp_path / "data"
+    sampled(data, "--files", "1500", "--windows", "30")
+    expected = settled_by_run(data)
+    words = ("backfill", str(data), *BACKFILL, *workers, "--json")
+    with subprocess.Popen(
+        [sys.executable, "-m", "asyncagg", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "progress"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "stopping on SIGINT: nothing is lost, run it again to go on" in err
+    assert "Traceback" not in err
+    assert list((data / "runs").glob("*.json"))
+    done = asyncagg(*words)
+    assert done.returncode == 0, done.stderr
+    assert final_bytes(of_directory(data)) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["backfill", "."], "--since"),
+        (["backfill", ".", "--since", "noon"], "--since 'noon': expected a time"),
+        (["backfill", ".", "--since", "29991231t0000Z"], "expected an interval with a window of 5"),
+        (
+            ["backfill", ".", "--since", SINCE, "--workers", "1", "--scheduler", "tcp://x:1"],
+            "expected one of the two",
+        ),
+        (["backfill", ".", "--since", SINCE, "--write"], "expected --source archive"),
+        (
+            ["backfill", ".", "--since", SINCE, "--source", "archive", "--dry-run"],
+            "expected neither",
+        ),
+        (["rollup", "."], "--period"),
+        (["rollup", ".", "--period", "week"], "week"),
+        (["rollup", ".", "--period", "hour", "--window-minutes", "90"], "window_minutes 90"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words: list[str], told: str) -> None:
+    """Wrong words end with 2, and no traceback."""
+    done = asyncagg(*words)
+    assert done.returncode == 2, done.stderr
+    assert told in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_without_dask_it_says_what_to_install(tmp_path: Path) -> None:
+    """--workers needs an extra: its name is told."""
+    script = "import sys; sys.modules['distributed'] = None; from asyncagg.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "backfill", str(tmp_path), *BACKFILL, "--workers", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "pip install 'asyncagg[cluster]'" in done.stderr.replace("\n", " ")

@@ -1,0 +1,118 @@
+"""How the zip is made: what is locked, what is left out, and that the same makes the same."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import lambda_zip
+import pytest
+
+NOT_IN_THE_ZIP = {"typer", "python-json-logger"}
+"""The command line's."""
+
+
+def name_of(requirement: str) -> str:
+    """Return the name in a requirement such as ``anyio>=4.8; python_version > "3"``."""
+    return requirement.partition(";")[0].partition(">")[0].partition("=")[0].strip()
+
+
+def wanted() -> set[str]:
+    """Return the requirements that are locked for the zip."""
+    lines = (lambda_zip.HERE / "requirements.in").read_text().splitlines()
+    return {line for line in lines if not line.startswith("#")}
+
+
+def test_what_is_locked_is_what_the_package_depends_on() -> None:
+    """The dependencies of pyproject.toml, less those of the command line, plus the Lambda's."""
+    project = tomllib.loads((lambda_zip.ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *extras["speed"], *extras["lambda"]]
+    plain = {each.partition(";")[0] for each in asked if not each.startswith("asyncagg[")}
+    assert wanted() == {each for each in plain if name_of(each) not in NOT_IN_THE_ZIP}
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-runtime.txt"])
+def test_every_locked_requirement_has_hashes(name: str) -> None:
+    """One version each, with the hash of every file that it may be; and nothing about an index."""
+    text = (lambda_zip.HERE / name).read_text()
+    lines = [line for line in text.splitlines() if line and line[0] not in "# "]
+    assert all("==" in line and line.endswith("\\") for line in lines)
+    assert text.count("--hash=sha256:") >= len(lines)
+    assert "index" not in text
+    if name == "requirements.txt":
+        assert {name_of(each) for each in wanted()} <= {name_of(line) for line in lines}
+
+
+def write(folder: Path, *names: str) -> None:
+    """Make files."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+
+def test_what_the_lambda_never_loads_is_left_out(tmp_path: Path) -> None:
+    """Other services, the command line, sources of C; licences and S3 stay."""
+    kept = [
+        "asyncagg/handler.py",
+        "botocore/data/_retry.json",
+        "botocore/data/s3/2006-03-01/service-2.json.gz",
+        "botocore-1.dist-info/LICENSE.txt",
+        "yarl-1.dist-info/licenses/LICENSE",
+        "yarl/_quoting_c.so",
+    ]
+    dropped = [
+        "asyncagg/cli/commands.py",
+        "asyncagg/cluster.py",
+        "bin/jp.py",
+        "botocore/data/ec2/2016-11-15/service-2.json.gz",
+        "botocore/data/s3/2006-03-01/examples-1.json",
+        "yarl-1.dist-info/RECORD",
+        "yarl/__pycache__/x.pyc",
+        "yarl/_quoting_c.pyx",
+    ]
+    write(tmp_path, *kept, *dropped)
+    lambda_zip.strip(tmp_path)
+    stay = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(stay) == sorted(kept)
+
+
+def test_the_models_keep_all_but_prose(tmp_path: Path) -> None:
+    """What a client reads is there; a member that is called documentation is one too."""
+    model = {"shapes": {"A": {"documentation": "<p>long", "members": {"documentation": {"n": 1}}}}}
+    path = tmp_path / "s3" / "2006-03-01" / "service-2.json.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gzip.compress(json.dumps(model).encode()))
+    services: dict[str, Any] = {"ec2": {}, "s3": {"endpoints": {}}}
+    (tmp_path / "endpoints.json").write_text(json.dumps({"partitions": [{"services": services}]}))
+    lambda_zip.slim(tmp_path)
+    model["shapes"]["A"]["documentation"] = ""
+    assert json.loads(gzip.decompress(path.read_bytes())) == model
+    endpoints = json.loads((tmp_path / "endpoints.json").read_text())
+    assert endpoints == {"partitions": [{"services": {"s3": {"endpoints": {}}}}]}
+
+
+def test_the_same_files_make_the_same_zip(tmp_path: Path) -> None:
+    """Neither times nor the order on disk are in it; everybody may read what is."""
+    for folder, names in (("one", ("a.py", "b/c.py")), ("two", ("b/c.py", "a.py"))):
+        write(tmp_path / folder, *names)
+    os.utime(tmp_path / "two" / "a.py", (0, 0))
+    for folder in ("one", "two"):
+        lambda_zip.pack(tmp_path / folder, tmp_path / f"{folder}.zip")
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "one.zip") as archive:
+        assert archive.namelist() == ["a.py", "b/c.py"]
+        assert {info.external_attr >> 16 for info in archive.infolist()} == {0o644}
+
+
+def test_an_interpreter_is_found_by_its_version() -> None:
+    """This one, for its own version; none for a version that never was."""
+    assert lambda_zip.find_python(f"{sys.version_info[0]}.{sys.version_info[1]}") == sys.executable
+    assert lambda_zip.find_python("2.9") is None
