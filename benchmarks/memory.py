@@ -134,6 +134,7 @@ SCENARIOS = (
 def settle(store: Server, joins: list[Path]) -> Measured:
     """Run the real handler until the inbox is empty."""
     settings = {"ASYNCAGG_STORE": f"s3://{BUCKET}", "ASYNCAGG_ENDPOINT_URL": store.url}
+    settings["MALLOC_MMAP_THRESHOLD_"] = "262144"  # as in template.yaml
     return measure(
         [sys.executable, str(HERE / "job.py"), END, "7200", "1"],
         env=settings | {"ASYNCAGG_LOG_LEVEL": "warning"},
