@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md from the results, so that every number was measured.
+"""Write the tables of the documents from the results, so that every number was measured.
 
     python benchmarks/report.py
 
@@ -13,16 +13,18 @@ from collections.abc import Callable
 from typing import Any
 
 import lambda_box
+import memory
 import scaling
 import throughput
 from harness import HERE, RESULTS
 
-DOCUMENT = HERE.parent / "docs" / "performance.md"
+DOCUMENTS = [HERE.parent / "docs" / name for name in ("memory.md", "performance.md")]
 TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "throughput": throughput.table,
     "throughput-tls": throughput.table,
     "lambda_box": lambda_box.table,
     "scaling": scaling.table,
+    "memory": memory.table,
 }
 GOALS = (("floor", "of the floor"), ("obstore", "of obstore"), ("boto3-serial", "of boto3 serial"))
 _PLACE = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -58,8 +60,9 @@ def ratios(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Put the tables where they belong."""
-    text = DOCUMENT.read_text()
-    DOCUMENT.write_text(_PLACE.sub(lambda place: place[1] + section(place[2]) + place[3], text))
+    for document in DOCUMENTS:
+        text = document.read_text()
+        document.write_text(_PLACE.sub(lambda place: place[1] + section(place[2]) + place[3], text))
 
 
 if __name__ == "__main__":

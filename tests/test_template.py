@@ -278,6 +278,7 @@ def test_its_environment_is_accepted() -> None:
     given = {"RunsPrefix": "in/", "ArchivePrefix": "in/old/", "WindowMinutes": "15"}
     variables = Resolver(given).properties("Function")["Environment"]["Variables"]
     assert variables.pop("POWERTOOLS_SERVICE_NAME") == "stack"
+    assert variables.pop("MALLOC_MMAP_THRESHOLD_") == "262144"
     settings = from_environment(variables)
     assert (settings.store, settings.window_minutes) == (f"s3://{BUCKET}", 15)
     assert (settings.runs_prefix, settings.archive_prefix) == ("in/", "in/old/")
