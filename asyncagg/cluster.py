@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import threading
 import uuid
 from collections.abc import AsyncIterator
@@ -26,7 +27,7 @@ from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
 from asyncagg.tasks import Task
 
-__all__ = ("ClusterEngine", "join_cluster", "perform", "start_cluster")
+__all__ = ("ClusterEngine", "dask_setup", "join_cluster", "perform", "start_cluster")
 
 T = TypeVar("T")
 
@@ -95,6 +96,7 @@ async def start_cluster(settings: Settings, workers: int) -> AsyncIterator[Clust
         dashboard_address=None,
         memory_limit=0,  # a task's memory is bounded by the settings
         silence_logs=logging.CRITICAL,  # a task that fails is told by the task
+        preload=[__name__],
         asynchronous=True,
     )
     async with _closing(cluster), _connected(cluster) as client:
@@ -143,6 +145,11 @@ async def _closing(what: LocalCluster | Client) -> AsyncIterator[None]:
 
 
 # ------------------------------------------------------------------------------ on a worker
+
+
+def dask_setup(_worker: object) -> None:
+    """Let a worker that was started here not end on Ctrl-C: who has started it ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Warm:

@@ -18,7 +18,7 @@ import msgspec
 
 from asyncagg.accumulator import Accumulator
 from asyncagg.archive import Mover
-from asyncagg.document import Document, Existing, top_matches, totals
+from asyncagg.document import Document, Existing, read_head, top_matches, totals
 from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, TransientError
 from asyncagg.fetching import Fetcher, Reader
 from asyncagg.layout import Layout
@@ -149,7 +149,7 @@ async def _recompute(
     total.quarantined = stands.quarantined
     async for row in existing.quarantined():
         await rows.append(row)
-    outcome.differences = _differences(stands, total)
+    outcome.differences = await _differences(bench, window, existing, total)
     differing = await _differing_rows(existing, rows)
     if differing:
         outcome.differences["run_summaries"] = (f"{differing} rows", "other rows")
@@ -231,10 +231,18 @@ class _Bystander(Mover):
         return None
 
 
-def _differences(stands: Accumulator, true: Accumulator) -> dict[str, tuple[Any, Any]]:
-    left = totals(stands, 0) | {"top_matches": top_matches(stands)}
-    right = totals(true, 0) | {"top_matches": top_matches(true)}
-    return {name: (left[name], right[name]) for name in left if left[name] != right[name]}
+async def _differences(
+    bench: Bench, window: Window, existing: Existing, true: Accumulator
+) -> dict[str, tuple[Any, Any]]:
+    # Its head is read as it stands: what was loaded has already been calculated with.
+    async with bench.store.stream(existing.key, if_match=existing.etag) as body:
+        stands = await read_head(existing.key, window, body.chunks)
+    should = totals(true, existing.late) | {"top_matches": top_matches(true)}
+    return {
+        name: (stands.get(name), value)
+        for name, value in should.items()
+        if stands.get(name) != value
+    }
 
 
 async def _differing_rows(existing: Existing, rows: RowSpool) -> int:

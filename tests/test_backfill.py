@@ -196,11 +196,7 @@ async def undisturbed_requests(chunk_files: int) -> int:
     return count
 
 
-EVERY = [pytest.param(1, marks=pytest.mark.slow), 11]
-"""Every moment there is, or one in eleven."""
-
-
-@pytest.mark.parametrize("step", EVERY)
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 11])
 async def test_it_may_crash_at_any_moment(step: int) -> None:
     """After a crash before or after any request promises 1 to 3 hold; the next one goes on."""
     for number in range(0, await undisturbed_requests(3), step):
@@ -219,7 +215,7 @@ async def test_it_may_crash_at_any_moment(step: int) -> None:
         check(of_memory(store))
 
 
-@pytest.mark.parametrize("step", EVERY)
+@pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 11])
 @pytest.mark.parametrize("other", ["run", "backfill"])
 async def test_others_may_work_at_the_same_time(other: str, step: int) -> None:
     """A scheduled run, or another backfill, in the middle of one, at any moment: counted once."""

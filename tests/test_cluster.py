@@ -21,7 +21,7 @@ from scenario import AT, BUCKET, fill_server, moment, open_s3, prepared, s3_sett
 
 import asyncagg.cluster
 from asyncagg.backfill import backfill
-from asyncagg.cluster import join_cluster, start_cluster
+from asyncagg.cluster import join_cluster
 from asyncagg.errors import ConfigurationError
 from asyncagg.outcome import RunReport
 from asyncagg.pipeline import run
@@ -286,17 +286,6 @@ async def test_a_trouble_of_the_store_is_told_as_it_is(cluster: Cluster) -> None
     async with S3Server(["other"]) as server:
         with pytest.raises(ConfigurationError, match="bucket"):
             await backfilled(server, cluster)
-
-
-async def test_a_cluster_of_its_own() -> None:
-    """A cluster that is started for one backfill, and gone behind it."""
-    async with S3Server([BUCKET]) as server:
-        fill_server(server, prepared().store)
-        settings = s3_settings(server.url, chunk_files=3)
-        async with start_cluster(settings, 2) as engine:
-            assert engine.workers == 2
-            await backfill(engine, settings, EVERYTHING)
-        check(server)
 
 
 async def test_no_scheduler_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

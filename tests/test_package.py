@@ -18,7 +18,17 @@ MODULES = sorted(
     if not any(part.startswith("_") for part in info.name.split("."))
 )
 
-NOT_ON_LAMBDA = ("typer", "rich", "click", "moto", "dask", "matplotlib", "asyncagg.cli", "pytest")
+NOT_ON_LAMBDA = (
+    "typer",
+    "rich",
+    "click",
+    "moto",
+    "dask",
+    "distributed",
+    "matplotlib",
+    "asyncagg.cli",
+    "pytest",
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
