@@ -9,6 +9,7 @@ and then again: settling is idempotent.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from asyncagg.layout import Layout
 from asyncagg.limits import for_each, task_group
 from asyncagg.model import Window
 from asyncagg.outcome import RunReport, WindowReport
-from asyncagg.partial import FAN_IN, Bench
+from asyncagg.partial import FAN_IN, Bench, Part
 from asyncagg.recompute import RecomputeReport
 from asyncagg.settings import Settings
 from asyncagg.settle import RESETTLES
@@ -52,6 +53,10 @@ T = TypeVar("T")
 
 SHARES = 8
 """Pieces for each worker, at the least: none of them is idle for long at the end."""
+
+
+PAGES = 30
+"""Pages that one survey lists of a range; then the rest is listed side by side."""
 
 
 class Engine(Protocol):
@@ -210,13 +215,13 @@ class _Shared:
         keys: Where its files are.
         files: How many there are.
         missing: How many pieces are not folded yet.
-        parts: The keys of its partial aggregates so far.
+        parts: Its partial aggregates so far.
     """
 
     keys: list[KeyRange] = field(default_factory=list)
     files: int = 0
     missing: int = 0
-    parts: list[str] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
 
 
 class _Backfill:
@@ -260,16 +265,23 @@ class _Backfill:
         await self._engine.run(Sweep(self._layout.work_prefix, self._interval, keep))
 
     async def _survey(self) -> list[Segment]:
+        """List the inbox, side by side as far as its names allow; return its segments in order."""
         prefix = self._layout.runs_prefix
         # A directory is read from its start for each range: there, one after the other is faster.
         remote = "://" in self._settings.store
-        parts = ranges(prefix, *self._interval) if remote else [KeyRange()]
-        tasks = [
-            Survey(tuple(parts[start : start + LISTINGS]), self._interval)
-            for start in range(0, len(parts), LISTINGS)
-        ]
-        found = await self._all(tasks)
-        return [segment for several in found for segments in several for segment in segments]
+        waiting = ranges(prefix, *self._interval) if remote else [KeyRange()]
+        pages = PAGES if remote else math.inf
+        segments: list[Segment] = []
+        while waiting:
+            several = math.ceil(len(waiting) / LISTINGS)
+            # Neighbours are likely to be as full: each goes to another worker.
+            shares = [tuple(waiting[number::several]) for number in range(several)]
+            found = await self._all([Survey(keys, self._interval, pages) for keys in shares])
+            segments += [segment for each in found for segment in each.segments]
+            waiting = sorted(
+                (keys for each in found for keys in each.rest), key=lambda keys: keys.after
+            )
+        return sorted(segments, key=lambda segment: segment.keys.after)
 
     def _note(self, pieces: Sequence[Piece]) -> None:
         """Note what there is to do, for those who watch and for the windows in parts."""
@@ -318,8 +330,8 @@ class _Backfill:
 
     def _take(self, folded: Folded) -> None:
         self.report.add(folded.report)
-        for window, key in folded.made:
-            self._shared[window].parts.append(key)
+        for part in folded.made:
+            self._shared[part.window].parts.append(part)
 
     async def _finish(self, window: Window) -> None:
         """Commit a window whose parts are all there, and clear its files from the inbox."""
@@ -339,10 +351,10 @@ class _Backfill:
         self._status.windows_done += 1
         self._tell()
 
-    async def _commit(self, window: Window, parts: Sequence[str]) -> bool:
+    async def _commit(self, window: Window, parts: Sequence[Part]) -> bool:
         """Commit a window; return whether that is done, or its files are to be folded anew."""
         if parts:
-            roots = await self._reduce(window, sorted(parts))
+            roots = await self._reduce(window, [part.key for part in sorted(parts)])
             if roots is None:
                 return False
             committed = await self._engine.run(Commit(window, tuple(roots)))
@@ -351,7 +363,7 @@ class _Backfill:
             self.report.add_window(committed)
             if committed.failure:
                 return True
-            for cleared in await self._all([Clear(window, key) for key in parts]):
+            for cleared in await self._all([Clear(window, part.key) for part in parts]):
                 self.report.add_window(cleared)
         await self._engine.run(Sweep(self._layout.work_folder(window), self._interval))
         del self._shared[window]
@@ -360,8 +372,10 @@ class _Backfill:
     async def _reduce(self, window: Window, keys: Sequence[str]) -> Sequence[str] | None:
         """Merge partial aggregates, several at a time and side by side, until few are left."""
         while len(keys) > FAN_IN:
-            groups = [keys[start : start + FAN_IN] for start in range(0, len(keys), FAN_IN)]
-            merged = await self._all([Merge(window, tuple(group)) for group in groups])
+            # Neighbours, so that what they become does not overlap either.
+            share = math.ceil(len(keys) / math.ceil(len(keys) / FAN_IN))
+            groups = [tuple(keys[start : start + share]) for start in range(0, len(keys), share)]
+            merged = await self._all([Merge(window, group) for group in groups])
             keys = [key for key in merged if key is not None]
             if len(keys) < len(groups):
                 return None

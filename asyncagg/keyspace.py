@@ -11,7 +11,7 @@ from typing import NamedTuple
 from asyncagg.model import RunFile
 from asyncagg.store import Store
 
-__all__ = ("MOST_TIMES", "KeyRange", "listed", "ranges")
+__all__ = ("MOST_TIMES", "KeyRange", "behind", "listed", "ranges")
 
 MOST_TIMES = 168
 """At most so many points in time cut a listing: a week by the hour, half a year by the day."""
@@ -43,8 +43,7 @@ def ranges(prefix: str, since: datetime, until: datetime) -> list[KeyRange]:
     """Return ranges that together hold every key below a prefix, each exactly once.
 
     Where names begin with their time, each hour (or day, of a long time) of the interval is a
-    range of its own; where they begin with anything else, each first letter or digit is. Names in
-    folders that all begin alike fall in one range: then nothing is listed side by side.
+    range of its own; where they begin with anything else, each first letter or digit is.
 
     Args:
         prefix: What the keys start with.
@@ -56,6 +55,32 @@ def ranges(prefix: str, since: datetime, until: datetime) -> list[KeyRange]:
     points = sorted({*letters, *times})
     inner = [KeyRange(after, last) for after, last in pairwise(points)]
     return [KeyRange("", points[0]), *inner, KeyRange(points[-1], None)]
+
+
+def behind(first: str, last: str, keys: KeyRange) -> list[KeyRange]:
+    """Return ranges that together hold what a range holds behind a page, each key exactly once.
+
+    Nobody knows where its keys are. But names count: by their time, by a number. So each digit that
+    the page's keys have in common is counted up, and where a range turns out empty, that is one
+    request.
+
+    Args:
+        first: The first key of the page.
+        last: Its last key.
+        keys: The range.
+    """
+    differ = (
+        place for place, pair in enumerate(zip(first, last, strict=False)) if len({*pair}) > 1
+    )
+    common = next(differ, len(first))
+    points = {
+        last[:place] + digit
+        for place in range(min(common + 1, len(last)))
+        if last[place] in digits
+        for digit in digits[int(last[place]) + 1 :]
+    }
+    inner = sorted(point for point in points if keys.last is None or point < keys.last)
+    return [KeyRange(*ends) for ends in zip([last, *inner], [*inner, keys.last], strict=True)]
 
 
 def _times(since: datetime, until: datetime) -> Iterator[str]:

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -33,10 +33,10 @@ from asyncagg.settle import RESETTLES, Settled, Settler, load
 from asyncagg.spool import Spool, open_spool
 from asyncagg.store import DELETE_BATCH, Store
 
-__all__ = ("FAN_IN", "Bench", "Folder", "clear", "commit", "merge", "sweep")
+__all__ = ("FAN_IN", "Bench", "Folder", "Part", "clear", "commit", "merge", "sweep")
 
-FAN_IN = 8
-"""Partial aggregates merged at a time: of each, a few blocks of its rows are in memory."""
+FAN_IN = 32
+"""Partial aggregates merged at a time: each is a temporary file while they are."""
 
 
 def _now() -> datetime:
@@ -60,19 +60,31 @@ class Bench:
     now: Callable[[], datetime] = _now
 
 
+class Part(NamedTuple):
+    """A partial aggregate that stands.
+
+    Attributes:
+        first: The first key that it names: where its rows belong.
+        key: Its own key.
+        window: Its window.
+    """
+
+    first: str
+    key: str
+    window: Window
+
+
 class Folder(Settler):
     """Counts the files of a window into partial aggregates; those counted before are archived.
 
     Args:
         store: Where the objects live.
         settings: The bounds.
-        made: Where the key of each partial aggregate is added, with its window.
+        made: Where each partial aggregate is added.
         more: What a `Settler` takes.
     """
 
-    def __init__(
-        self, store: Store, settings: Settings, *, made: list[tuple[Window, str]], **more: Any
-    ) -> None:
+    def __init__(self, store: Store, settings: Settings, *, made: list[Part], **more: Any) -> None:
         super().__init__(store, settings, **more)
         self._made = made
 
@@ -109,7 +121,7 @@ class Folder(Settler):
             await self._store.head(key)
         except NotFoundError:
             return False
-        self._made.append((window, key))
+        self._made.append(Part(files[0].key, key, window))
         return True
 
     async def _keep(self, window: Window, fetcher: Fetcher, rows: RowSpool) -> None:
@@ -120,7 +132,8 @@ class Folder(Settler):
         document = _partial(window, fetcher.accumulator, rows, self._now())
         with self._timed("commit"):
             await _put_once(self._store, key, document)
-        self._made.append((window, key))
+        first = min(file.key for file in files)
+        self._made.append(Part(first, key, window))
 
 
 def _name(files: Iterable[RunFile]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import heapq
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import orjson
@@ -153,7 +154,8 @@ class MergedRows:
     """The rows of several sources, in the order of key and etag.
 
     Reading them fails where two sources have a row of the same file: that file would be counted
-    twice.
+    twice. A source is opened when its first row is due: of sources whose keys do not overlap, one
+    at a time is in memory.
 
     Args:
         sources: Each with its rows in order.
@@ -168,7 +170,7 @@ class MergedRows:
         Raises:
             OverlapError: Two sources name the same file.
         """
-        return _distinct(_tree([source.counted() for source in self._sources]))
+        return _in_order([source.counted for source in self._sources])
 
     def quarantined(self) -> AsyncIterator[Quarantined]:
         """Yield the rows of the quarantined files.
@@ -176,20 +178,32 @@ class MergedRows:
         Raises:
             OverlapError: Two sources name the same file.
         """
-        return _distinct(_tree([source.quarantined() for source in self._sources]))
+        return _in_order([source.quarantined for source in self._sources])
 
 
-def _tree(sources: list[AsyncIterator[Row]]) -> AsyncIterator[Row]:
-    if len(sources) == 1:
-        return sources[0]
-    half = len(sources) // 2
-    return merged(_tree(sources[:half]), _tree(sources[half:]))
-
-
-async def _distinct(rows: AsyncIterator[Row]) -> AsyncIterator[Row]:
-    before: Row | None = None
-    async for row in rows:
-        if before is not None and row[:2] == before[:2]:
-            raise OverlapError(f"{row.key!r} with etag {row.etag!r} is in two partial aggregates")
-        yield row
-        before = row
+async def _in_order(sources: Sequence[Callable[[], AsyncIterator[Row]]]) -> AsyncIterator[Row]:
+    due: list[tuple[tuple[str, str], int]] = []  # the next row of each source, the first on top
+    for number, source in enumerate(sources):
+        first = await anext(source(), None)
+        if first is not None:
+            due.append(((first.key, first.etag), number))
+    heapq.heapify(due)
+    opened: dict[int, AsyncIterator[Row]] = {}
+    waiting: dict[int, Row] = {}
+    before: tuple[str, str] | None = None
+    while due:
+        identity, number = due[0]
+        if number not in opened:
+            opened[number] = sources[number]()
+            waiting[number] = await anext(opened[number])
+        if identity == before:
+            key, etag = identity
+            raise OverlapError(f"{key!r} with etag {etag!r} is in two partial aggregates")
+        yield waiting.pop(number)
+        before = identity
+        following = await anext(opened[number], None)
+        if following is None:
+            heapq.heappop(due)
+        else:
+            waiting[number] = following
+            heapq.heapreplace(due, ((following.key, following.etag), number))

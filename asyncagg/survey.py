@@ -14,14 +14,14 @@ from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple
 
-from asyncagg.keyspace import KeyRange, listed
+from asyncagg.keyspace import KeyRange, behind, listed
 from asyncagg.layout import Kind, Layout
 from asyncagg.model import RunFile, Window
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.windows import membership
 
-__all__ = ("SEGMENT", "Interval", "Piece", "Segment", "plan", "survey")
+__all__ = ("SEGMENT", "Interval", "Piece", "Segment", "Surveyed", "plan", "survey")
 
 SEGMENT = 1000
 """The most files of a segment, and the most other keys that it passes over: a page of S3's."""
@@ -63,16 +63,29 @@ class Segment:
         return sum(self.files.values())
 
 
+class Surveyed(NamedTuple):
+    """What came of a survey of one range.
+
+    Attributes:
+        segments: Its segments, in key order.
+        rest: The ranges that were not listed any more.
+    """
+
+    segments: list[Segment]
+    rest: list[KeyRange]
+
+
 async def survey(
-    store: Store, settings: Settings, keys: KeyRange, interval: Interval
-) -> list[Segment]:
-    """List a range of the inbox and return its segments, in key order.
+    store: Store, settings: Settings, keys: KeyRange, interval: Interval, *, pages: float = math.inf
+) -> Surveyed:
+    """List a range of the inbox and return its segments.
 
     Args:
         store: Where the inbox is.
         settings: The prefixes, and which window a file belongs to.
         keys: The range.
         interval: The wanted windows.
+        pages: How many pages to list; what is behind them is for others, to list side by side.
     """
     layout = Layout(settings)
     window_of = membership(settings.window_by, settings.window_minutes)
@@ -84,7 +97,10 @@ async def survey(
                 cutter.skip(file)
             else:
                 cutter.take(file, window)
-    return cutter.finish()
+        pages -= 1
+        if pages <= 0 and page:
+            return Surveyed(cutter.finish(), behind(page[0].key, page[-1].key, keys))
+    return Surveyed(cutter.finish(), [])
 
 
 class _Cutter:

@@ -14,10 +14,10 @@ from asyncagg.keyspace import KeyRange
 from asyncagg.limits import for_each
 from asyncagg.model import Window
 from asyncagg.outcome import RunReport, WindowReport
-from asyncagg.partial import Bench, Folder, clear, commit, merge, sweep
+from asyncagg.partial import Bench, Folder, Part, clear, commit, merge, sweep
 from asyncagg.pipeline import run
 from asyncagg.recompute import Recomputed, aggregated, recompute
-from asyncagg.survey import Interval, Piece, Segment, survey
+from asyncagg.survey import Interval, Piece, Surveyed, survey
 
 __all__ = (
     "LISTINGS",
@@ -50,20 +50,25 @@ class Task(Protocol[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """List ranges of the inbox; return the segments of each."""
+    """List ranges of the inbox, or the first pages of each."""
 
     keys: tuple[KeyRange, ...]
     interval: Interval
+    pages: float
 
-    async def perform(self, bench: Bench) -> list[list[Segment]]:
+    async def perform(self, bench: Bench) -> Surveyed:
         """See `Task.perform`."""
-        found: dict[KeyRange, list[Segment]] = {}
+        found = Surveyed([], [])
 
         async def one(keys: KeyRange) -> None:
-            found[keys] = await survey(bench.store, bench.settings, keys, self.interval)
+            segments, rest = await survey(
+                bench.store, bench.settings, keys, self.interval, pages=self.pages
+            )
+            found.segments.extend(segments)
+            found.rest.extend(rest)
 
         await for_each(self.keys, one, workers=LISTINGS)
-        return [found[keys] for keys in self.keys]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,7 @@ class Folded:
     """What became of a piece's share of windows: the report, and its partial aggregates."""
 
     report: RunReport
-    made: list[tuple[Window, str]]
+    made: list[Part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ class Fold:
 
     async def perform(self, bench: Bench) -> Folded:
         """See `Task.perform`."""
-        made: list[tuple[Window, str]] = []
+        made: list[Part] = []
 
         def folder(*args: object, **more: object) -> Folder:
             return Folder(*args, made=made, **more)  # type: ignore[arg-type]

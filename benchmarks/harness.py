@@ -62,10 +62,12 @@ class Server:
     Attributes:
         url: Its endpoint.
         certificate: What a client has to trust, where it speaks TLS.
+        pid: Its process.
     """
 
     url: str
     certificate: Path | None = None
+    pid: int = 0
 
     def control(self, name: str, **parameters: Any) -> Any:
         """Ask the server something about itself; see `tests/s3server.py`."""
@@ -75,6 +77,10 @@ class Server:
     def read(self, key: str) -> Any:
         """Return what a JSON object in the bucket holds."""
         return json.loads(self._ask(f"{BUCKET}/{key}", None))
+
+    def get(self, key: str) -> bytes:
+        """Return an object in the bucket."""
+        return self._ask(f"{BUCKET}/{key}", None)
 
     def _ask(self, path: str, body: bytes | None) -> bytes:
         request = urllib.request.Request(f"{self.url}/{path}", data=body)  # noqa: S310 - loopback
@@ -120,7 +126,7 @@ def server(*words: str, tls: Path | None = None) -> Iterator[Server]:
         os.sched_setaffinity(process.pid, cores()[0])
         try:
             assert process.stdout is not None
-            yield Server(process.stdout.readline().split()[-1], certificate)
+            yield Server(process.stdout.readline().split()[-1], certificate, process.pid)
         finally:
             process.terminate()
 

@@ -13,16 +13,18 @@ from collections.abc import Callable
 from typing import Any
 
 import lambda_box
+import large_window
 import memory
 import scaling
 import throughput
 from harness import HERE, RESULTS
 
-DOCUMENTS = [HERE.parent / "docs" / name for name in ("memory.md", "performance.md")]
+DOCUMENTS = [HERE.parent / "docs" / name for name in ("memory.md", "performance.md", "scaling.md")]
 TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "throughput": throughput.table,
     "throughput-tls": throughput.table,
     "lambda_box": lambda_box.table,
+    "large-window": large_window.table,
     "scaling": scaling.table,
     "memory": memory.table,
 }

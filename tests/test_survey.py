@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scenario import Clock, moment, run_data
 
-from asyncagg.keyspace import KeyRange, listed, ranges
+from asyncagg.keyspace import KeyRange, behind, listed, ranges
 from asyncagg.model import Window
 from asyncagg.settings import Settings
 from asyncagg.store.memory import MemoryStore
@@ -58,6 +59,51 @@ async def test_a_range_is_listed_to_its_last_key() -> None:
     assert found == ["c", "d"]
 
 
+@given(
+    st.lists(st.text("019aAz-/_", min_size=1, max_size=9), min_size=1, max_size=30, unique=True),
+    st.integers(0, 29),
+    st.booleans(),
+)
+def test_what_is_behind_a_page_is_in_exactly_one_range(
+    names: list[str],
+    cut: int,
+    closed: bool,  # noqa: FBT001 - hypothesis gives it
+) -> None:
+    """However keys count, each one behind the page is listed once, none before it again."""
+    names.sort()
+    page = names[: cut + 1]
+    whole = KeyRange("", names[-1] if closed else None)
+    rest = behind(page[0], page[-1], whole)
+    for name in names:
+        assert len(holding(rest, name)) == (name not in page)
+
+
+def test_names_that_count_are_split_where_they_count_up() -> None:
+    """The tens and hundreds behind a page are ranges of their own."""
+    rest = behind("runs/x-0000.json", "runs/x-0099.json", KeyRange("runs/x", "runs/y"))
+    assert KeyRange("runs/x-02", "runs/x-03") in rest
+    assert KeyRange("runs/x-1", "runs/x-2") in rest
+    assert rest[0].after == "runs/x-0099.json"
+    assert rest[-1] == KeyRange("runs/x-9", "runs/y")
+
+
+@pytest.mark.parametrize("pages", [1, 2])
+async def test_a_survey_in_parts_finds_what_one_listing_finds(pages: int) -> None:
+    """Page by page, and what is behind it side by side: every file once."""
+    clock = Clock(moment(12, 0))
+    store = MemoryStore(clock)
+    for number in range(5_500):
+        await store.put(f"runs/20251021t{number % 24:02}00Z_{number:05}.json", b"{}")
+    waiting, found = [KeyRange()], []
+    while waiting:
+        segments, rest = await survey(store, Settings(), waiting.pop(), DAY, pages=pages)
+        found += segments
+        waiting += rest
+    assert sum(segment.count for segment in found) == 5_500
+    bounds = sorted(segment.keys for segment in found)
+    assert all(one.last <= two.after for one, two in pairwise(bounds) if one.last)
+
+
 async def surveyed(count: int, windows: int, *, in_order: bool = True) -> list[Segment]:
     """Survey files whose names follow their windows, or do not."""
     clock = Clock()
@@ -66,7 +112,7 @@ async def surveyed(count: int, windows: int, *, in_order: bool = True) -> list[S
         window = number * windows // count if in_order else number % windows
         clock.now = moment(0, 1) + timedelta(minutes=5 * window)
         await store.put(f"runs/{number:06}.json", run_data(number))
-    return await survey(store, Settings(), KeyRange(), ALL)
+    return (await survey(store, Settings(), KeyRange(), ALL)).segments
 
 
 async def test_a_segment_starts_where_a_window_begins() -> None:
@@ -92,7 +138,7 @@ async def test_what_is_not_wanted_is_passed_over() -> None:
         await store.put(f"runs/b{number:06}.json", b"{}")
     clock.now = moment(12, 1)
     await store.put("runs/c.json", b"{}")
-    segments = await survey(store, Settings(), KeyRange(), DAY)
+    segments, _ = await survey(store, Settings(), KeyRange(), DAY)
     assert [segment.keys for segment in segments] == [
         KeyRange("", "runs/a.json"),
         KeyRange(f"runs/b{SEGMENT:06}.json", "runs/c.json"),

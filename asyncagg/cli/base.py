@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 import anyio
 import orjson
 import typer
+from anyio.abc import TaskStatus
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -99,13 +100,14 @@ def execute(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 async def _cancelled_by_signals() -> AsyncIterator[None]:
     async with task_group() as group:
 
-        async def watch() -> None:
+        async def watch(*, task_status: TaskStatus[None]) -> None:
             with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+                task_status.started()
                 async for number in received:
                     err.print(f"stopping on {number.name}: nothing is lost, run it again to go on")
                     group.cancel_scope.cancel()
 
-        group.start_soon(watch)
+        await group.start(watch)
         yield
         group.cancel_scope.cancel()
 

@@ -214,6 +214,7 @@ class S3Store:
             await send(started.pop())
             async for part, _ in parts:
                 await send(part)
+                del part  # before the next one is gathered: there is room for one
             return await complete(etags, if_match=if_match, if_absent=if_absent)
 
     @asynccontextmanager

@@ -1,0 +1,299 @@
+"""Backfill of large windows on a Dask cluster of this machine: one window, and a day of 288.
+
+    python benchmarks/large_window.py                      # 1 M files (an hour or so)
+    python benchmarks/large_window.py --files 50000        # quicker
+    python benchmarks/large_window.py --only day --kill    # a worker dies half-way
+    python benchmarks/large_window.py --plot               # docs/large-window.png too
+
+The S3 server is in memory, in one process and on a core of its own, and takes more CPU per file
+than a worker does. Two workers at full speed would share the other core with each other and wait
+for the server. So each worker is in a box with a fixed share of a core (``--share``): small enough
+that two of them and the server fit side by side. What a second worker adds is then its own doing.
+The server's share of its core is told: above 90 % it was the server that was measured. Where
+cgroups (version 1) are not writable there is no box, workers run on all cores, and the table says
+so; ``--share 0`` does the same on purpose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from harness import (
+    BUCKET,
+    HERE,
+    MIB,
+    RESULTS,
+    SERVER,
+    Server,
+    box,
+    cores,
+    environment,
+    keep,
+    lost,
+    machine,
+    markdown,
+    server,
+    writable,
+)
+
+FIRST = datetime(2025, 10, 21, 0, 2, tzinfo=UTC)
+WINDOWS = {"one": 1, "day": 288}
+LIMIT = 128 * MIB
+SATURATED = 0.9
+PLOT = HERE.parent / "docs" / "large-window.png"
+COLUMNS = (
+    "windows",
+    "files",
+    "workers",
+    "share of a core each",
+    "files/s",
+    "speed-up",
+    "worker CPU µs a file",
+    "server CPU µs a file",
+    "server busy",
+    "peak RSS of a worker",
+)
+
+
+# ------------------------------------------------------------------------------ the child
+
+
+async def backfill_in_child(url: str, workers: int, boxes: list[list[str]], kill: float) -> None:
+    """Start a cluster, put its workers into their boxes, backfill, and print what it took."""
+    from asyncagg.backfill import Status, backfill, interval_of  # noqa: PLC0415 - the child's own
+    from asyncagg.cluster import start_cluster  # noqa: PLC0415
+    from asyncagg.settings import Settings  # noqa: PLC0415
+
+    settings = Settings(store=f"s3://{BUCKET}", endpoint_url=url)
+    interval = interval_of(settings, FIRST - timedelta(minutes=2), FIRST + timedelta(days=1))
+    async with start_cluster(settings, workers) as engine:
+        pids = [pid for pid in await _pids(engine) if pid]
+        for pid, joins in zip(pids, boxes, strict=True):
+            for procs in joins:
+                Path(procs).write_text(str(pid))  # noqa: ASYNC240 - before the clock starts
+        before = {pid: cpu_seconds(pid) for pid in pids}
+        victims = pids[:1] if kill else []
+
+        def told(status: Status) -> None:
+            if victims and status.files_done >= kill * status.files > 0:
+                os.kill(victims.pop(), signal.SIGKILL)
+
+        started = time.perf_counter()
+        report = await backfill(engine, settings, interval, progress=told)
+        wall = time.perf_counter() - started
+        alive = [pid for pid in pids if Path(f"/proc/{pid}").exists()]  # noqa: ASYNC240
+        answer = {
+            "counted": report.total.counted,
+            "archived": report.total.archived,
+            "exit_code": report.exit_code,
+            "wall_seconds": wall,
+            "worker_cpu_seconds": sum(cpu_seconds(pid) - before[pid] for pid in alive),
+            "peak_bytes": max(peak_bytes(pid) for pid in await _pids(engine)),
+            "client_peak_bytes": peak_bytes(os.getpid()),
+        }
+    print(json.dumps(answer))
+
+
+async def _pids(engine: Any) -> list[int]:
+    found = await engine._client.run(os.getpid)  # noqa: SLF001 - it is measured, not used
+    return list(found.values())
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU-seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the high-water mark of a process's resident set."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+# ------------------------------------------------------------------------------ the parent
+
+
+def run(name: str, files: int, workers: int, share: float, kill: float = 0.0) -> dict[str, Any]:
+    """Measure one case."""
+    moments = [FIRST + timedelta(minutes=5 * number) for number in range(WINDOWS[name])]
+    with server() as store, ExitStack() as stack:
+        expected = store.fill(files, moments)
+        boxes = [
+            [str(procs) for procs in stack.enter_context(box(cpus=share or None))]
+            for _ in range(workers)
+        ]
+        boxed = all(boxes)
+        before = cpu_seconds(store.pid)
+        answer = _child(store, workers, boxes, kill, free=not boxed)
+        server_cpu = cpu_seconds(store.pid) - before
+        audit = store.control("audit")
+        check(answer, expected, audit, files)
+        digest = aggregates_digest(store)
+    wall = answer["wall_seconds"]
+    return {
+        "name": name,
+        "windows": WINDOWS[name],
+        "files": files,
+        "workers": workers,
+        "share": share if boxed else 0.0,
+        "killed": bool(kill),
+        "wall_seconds": round(wall, 1),
+        "files_per_second": round(files / wall),
+        "worker_cpu_us": round(answer["worker_cpu_seconds"] / files * 1e6, 1),
+        "server_cpu_us": round(server_cpu / files * 1e6, 1),
+        "server_busy": round(server_cpu / wall, 3),
+        "peak_mb": round(answer["peak_bytes"] / MIB, 1),
+        "client_peak_mb": round(answer["client_peak_bytes"] / MIB, 1),
+        "digest": digest,
+    }
+
+
+def _child(
+    store: Server, workers: int, boxes: list[list[str]], kill: float, *, free: bool
+) -> dict[str, Any]:
+    words = [store.url, str(workers), json.dumps(boxes), str(kill)]
+
+    def enter() -> None:
+        if not free:
+            os.sched_setaffinity(0, cores()[1])
+
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", *words],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        preexec_fn=enter,  # its workers inherit the core
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def check(
+    answer: dict[str, Any], expected: dict[str, Any], audit: dict[str, Any], files: int
+) -> None:
+    """See that what was done is right, by the server's own truth."""
+    places = audit["buckets"][BUCKET]
+    assert answer["exit_code"] == 0, answer
+    assert answer["counted"] == expected["files"] == files, answer
+    assert places["archive/"]["keys"] == files, places
+    assert "runs/" not in places, places
+    assert "work/" not in places, places
+    gone = [each for each in lost(audit) if not each["key"].startswith("work/")]
+    assert not gone, gone
+
+
+def aggregates_digest(store: Server) -> str:
+    """Return a digest of all aggregates without their history."""
+    sys.path.append(str(SERVER.parent))
+    from promises import Seen, final_bytes  # noqa: PLC0415 - found only now
+
+    digest = hashlib.sha256()
+    for number in range(max(WINDOWS.values())):
+        end = FIRST + timedelta(minutes=5 * number + 3)
+        key = f"aggregates/{end:%Y%m%dt%H%MZ}.json"
+        try:
+            data = store.get(key)
+        except OSError:
+            break
+        digest.update(final_bytes({key: Seen(data, "", FIRST)})[key])
+    return digest.hexdigest()
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the results as a Markdown table."""
+    alone = {
+        (each["name"], each["files"], each["share"]): each["files_per_second"]
+        for each in results
+        if each["workers"] == 1
+    }
+    rows = []
+    for each in results:
+        base = alone.get((each["name"], each["files"], each["share"]))
+        faster = f"{each['files_per_second'] / base:.2f}" if base else ""
+        busy = f"{each['server_busy']:.0%}"
+        rows.append(
+            [
+                f"{each['windows']}, a worker killed" if each["killed"] else str(each["windows"]),
+                f"{each['files']:,}",
+                str(each["workers"]),
+                f"{each['share']:.2f}" if each["share"] else "all there is",
+                f"{each['files_per_second']:,}",
+                faster,
+                "" if each["killed"] else f"{each['worker_cpu_us']:,.0f}",
+                f"{each['server_cpu_us']:,.0f}",
+                f"**{busy}**" if each["server_busy"] > SATURATED else busy,
+                f"{each['peak_mb']} MB",
+            ]
+        )
+    return markdown(COLUMNS, rows)
+
+
+def plot(results: list[dict[str, Any]]) -> None:
+    """Draw files per second and memory, one bar a case."""
+    import matplotlib as mpl  # noqa: PLC0415 - only the plot needs it
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    labels = [
+        f"{each['windows']} windows\n{each['workers']} workers"
+        + ("\none killed" if each["killed"] else "")
+        for each in results
+    ]
+    figure, (speed, memory) = plt.subplots(1, 2, figsize=(10, 4))
+    speed.bar(labels, [each["files_per_second"] for each in results])
+    speed.set(ylabel="files/s", title=f"{results[0]['files']:,} files")
+    memory.bar(labels, [each["peak_mb"] for each in results], color="tab:green")
+    memory.axhline(LIMIT / MIB, color="tab:red", linestyle="--", label="128 MB")
+    memory.set(ylabel="MB", title="peak RSS of a worker")
+    memory.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(PLOT, dpi=120)
+
+
+def main() -> None:
+    """Measure the cases that are asked for."""
+    if sys.argv[1:2] == ["--child"]:
+        url, workers, boxes, kill = sys.argv[2:]
+        asyncio.run(backfill_in_child(url, int(workers), json.loads(boxes), float(kill)))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--files", type=int, default=1_000_000)
+    parser.add_argument("--only", nargs="*", choices=list(WINDOWS), default=list(WINDOWS))
+    parser.add_argument("--workers", nargs="*", type=int, default=[1, 2])
+    parser.add_argument("--share", type=float, default=0.3, help="of a core, for each worker")
+    parser.add_argument("--kill", action="store_true", help="with 2 workers again, one is killed")
+    parser.add_argument("--plot", action="store_true", help="draw docs/large-window.png")
+    asked = parser.parse_args()
+    if asked.share and not writable("cpu"):
+        print("cgroups are not writable here: workers share all cores with the server")
+    results = []
+    for name in asked.only:
+        cases = [(workers, 0.0) for workers in asked.workers]
+        for count, killed in [*cases, (2, 0.5)] if asked.kill else cases:
+            results.append(run(name, asked.files, count, asked.share, killed))
+            print(table(results[-1:]).splitlines()[-1], flush=True)
+        digests = {each["digest"] for each in results if each["name"] == name}
+        assert len(digests) == 1, f"{name}: the aggregates of the cases differ"
+    RESULTS.mkdir(exist_ok=True)
+    keep("large-window", {"machine": machine(), "results": results})
+    print("\n" + table(results))
+    if asked.plot:
+        plot(results)
+
+
+if __name__ == "__main__":
+    main()
