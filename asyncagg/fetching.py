@@ -127,8 +127,9 @@ class Fetcher:
         async def one(item: tuple[int, RunFile]) -> None:
             nonlocal finished
             index, file = item
-            await self._put(index, await self._row(file))
-            finished += 1
+            row = await self._row(file)
+            finished += 1  # whatever cancels from here on, the row is kept
+            await self._put(index, row)
 
         with anyio.move_on_at(until):
             await for_each(enumerate(files), one, workers=workers)
