@@ -13,6 +13,19 @@ from cryptography.x509.oid import NameOID
 
 __all__ = ("Authority",)
 
+# Python 3.13 and newer insist on it (VERIFY_X509_STRICT).
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 class Authority:
     """A certificate authority that nobody trusts but who is told to.
@@ -33,6 +46,7 @@ class Authority:
             self._key.public_key(),
             (x509.BasicConstraints(ca=True, path_length=0), True),
             (x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), False),
+            (_SIGNS_CERTIFICATES, True),
         )
         self.bundle = folder / "ca.pem"
         self.bundle.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
