@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -97,36 +95,6 @@ def test_workers_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert done.stderr == ""
     assert "200" in done.stdout
     assert final_bytes(of_directory(tmp_path / "data")) == expected
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [(), ("--workers", "1")])
-def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(
-    tmp_path: Path, workers: tuple[str, ...]
-) -> None:
-    """Stopped in the middle it says so, in a sentence; in the end the aggregates are the same."""
-    data = tmp_path / "data"
-    sampled(data, "--files", "1500", "--windows", "30")
-    expected = settled_by_run(data)
-    words = ("backfill", str(data), *BACKFILL, *workers, "--json")
-    with subprocess.Popen(
-        [sys.executable, "-m", "asyncagg", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["event"] == "progress"
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "stopping on SIGINT: nothing is lost, run it again to go on" in err
-    assert "Traceback" not in err
-    assert list((data / "runs").glob("*.json"))
-    done = asyncagg(*words)
-    assert done.returncode == 0, done.stderr
-    assert final_bytes(of_directory(data)) == expected
 
 
 @pytest.mark.parametrize(
