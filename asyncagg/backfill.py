@@ -55,6 +55,9 @@ SHARES = 8
 """Pieces for each worker, at the least: none of them is idle for long at the end."""
 
 
+PIECE = 10_000
+"""The most files of a piece, if ``chunk_files`` does not say less: Dask takes memory of its own."""
+
 PAGES = 30
 """Pages that one survey lists of a range; then the rest is listed side by side."""
 
@@ -150,8 +153,9 @@ async def backfill(
 
     Args:
         engine: Does the tasks.
-        settings: The prefixes, the window and the bounds. A window with more than ``chunk_files``
-            files is counted in parts by several workers and committed once.
+        settings: The prefixes, the window and the bounds. A window with more than `PIECE`
+            files (or ``chunk_files``, if that is less) is counted in parts by several workers and
+            committed once.
         interval: The windows.
         dry_run: Only list and report, change nothing.
         progress: Called after each task.
@@ -246,7 +250,7 @@ class _Backfill:
     async def work(self) -> None:
         pieces = plan(
             await self._survey(),
-            most=self._settings.chunk_files,
+            most=min(PIECE, self._settings.chunk_files),
             shares=self._engine.workers * SHARES,
         )
         self._note(pieces)
@@ -273,7 +277,8 @@ class _Backfill:
         pages = PAGES if remote else math.inf
         segments: list[Segment] = []
         while waiting:
-            several = math.ceil(len(waiting) / LISTINGS)
+            fair = min(len(waiting), 2 * self._engine.workers)
+            several = max(math.ceil(len(waiting) / LISTINGS), fair)
             # Neighbours are likely to be as full: each goes to another worker.
             shares = [tuple(waiting[number::several]) for number in range(several)]
             found = await self._all([Survey(keys, self._interval, pages) for keys in shares])

@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 
 import anyio
+import dask.config
 from distributed import Client, KilledWorker, LocalCluster
 from distributed.client import FutureCancelledError
 
@@ -89,18 +90,20 @@ async def start_cluster(settings: Settings, workers: int) -> AsyncIterator[Clust
         settings: The prefixes, the window and the bounds.
         workers: How many processes.
     """
-    cluster = LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        host="127.0.0.1",
-        dashboard_address=None,
-        memory_limit=0,  # a task's memory is bounded by the settings
-        silence_logs=logging.CRITICAL,  # a task that fails is told by the task
-        preload=[__name__],
-        asynchronous=True,
-    )
-    async with _closing(cluster), _connected(cluster) as client:
-        yield ClusterEngine(client, settings, workers)
+    # Its profiler looks at every thread a hundred times a second.
+    with dask.config.set({"distributed.worker.profile.enabled": False}):
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,  # a task's memory is bounded by the settings
+            silence_logs=logging.CRITICAL,  # a task that fails is told by the task
+            preload=[__name__],
+            asynchronous=True,
+        )
+        async with _closing(cluster), _connected(cluster) as client:
+            yield ClusterEngine(client, settings, workers)
 
 
 @asynccontextmanager

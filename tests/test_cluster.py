@@ -64,7 +64,14 @@ class Cluster:
 
     def _start_scheduler(self) -> subprocess.Popen[bytes]:
         self._file.unlink(missing_ok=True)
-        words = ("--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard")
+        words = (
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--dashboard-address",
+            "127.0.0.1:0",
+        )
         scheduler = self._start(
             "distributed.cli.dask_scheduler", *words, "--scheduler-file", str(self._file)
         )
@@ -298,7 +305,8 @@ async def test_no_scheduler_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_dask_is_imported_for_a_cluster_only() -> None:
     """Neither the library nor the command line imports it."""
-    script = "import sys, asyncagg.cli, asyncagg.backfill; print('distributed' in sys.modules)"
+    imports = "import sys, asyncagg.cli.application, asyncagg.backfill"
+    script = f"{imports}; print('distributed' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ
     )
