@@ -185,19 +185,27 @@ class Accumulator:
         self.errors += result.errors
         if result.processing_time is not None:
             self._time(result.processing_time)
-        self._compete(key, result)
+        if result.top_matches:
+            self._compete(key, result.top_matches)
 
     def _time(self, seconds: float) -> None:
         self.timed += 1
         # The shortest decimal that reads back as this float is what the run's JSON said.
         self.seconds = _EXACT.add(self.seconds, Decimal(repr(seconds)))
-        self.shortest = min(self.shortest, seconds)
-        self.longest = max(self.longest, seconds)
+        if seconds < self.shortest:  # noqa: PLR1730 - a call costs four times as much
+            self.shortest = seconds
+        if seconds > self.longest:  # noqa: PLR1730 - likewise
+            self.longest = seconds
         self.sketch.add(seconds)
 
-    def _compete(self, key: str, result: RunResult) -> None:
-        floor = -self.top[-1][0] if len(self.top) == TOP else -math.inf
-        rivals = [rank(key, match) for match in result.top_matches if match.score >= floor]
+    @property
+    def least(self) -> float:
+        """The score below which no match comes to the top any more."""
+        return -self.top[-1][0] if len(self.top) == TOP else -math.inf
+
+    def _compete(self, key: str, matches: Iterable[Match]) -> None:
+        least = self.least
+        rivals = [rank(key, match) for match in matches if match.score >= least]
         if rivals:
             self.top = best([*self.top, *rivals])
 

@@ -98,7 +98,10 @@ class Mover:
             tally says why.
         """
         try:
-            return await self._place(file, target, metadata)
+            try:
+                await self._store.copy(file.key, target, if_match=file.etag, metadata=metadata)
+            except PreconditionFailedError:
+                return await self._place_despite(file, target, metadata)
         except NotFoundError:
             self._tally.gone += 1
         except PreconditionFailedError:
@@ -107,13 +110,23 @@ class Mover:
             raise
         except StoreError as error:
             self._defer(file, error)
+        else:
+            return target
         return None
 
-    async def _place(self, file: RunFile, target: str, metadata: Mapping[str, str] | None) -> str:
-        if await self._stands(file, target, metadata):
+    async def _place_despite(
+        self, file: RunFile, target: str, metadata: Mapping[str, str] | None
+    ) -> str:
+        """Place a file whose copy was refused: it has changed, or the target is taken."""
+        if await self._stands(file, target):
             return target
         beside = Layout.beside(target, file.etag)
-        if await self._stands(file, beside, metadata):
+        try:
+            await self._store.copy(file.key, beside, if_match=file.etag, metadata=metadata)
+        except PreconditionFailedError:
+            if await self._stands(file, beside):
+                return beside
+        else:
             return beside
         raise StoreError(
             f"{target!r} and {beside!r} are both taken by other content than that of {file.key!r}",
@@ -121,20 +134,17 @@ class Mover:
             key=file.key,
         )
 
-    async def _stands(self, file: RunFile, target: str, metadata: Mapping[str, str] | None) -> bool:
-        """Copy a file, and say whether its content stands at the target now."""
+    async def _stands(self, file: RunFile, target: str) -> bool:
+        """Say whether a file's content stands at the target, where a copy was refused."""
+        found = (await self._store.head(file.key)).file.etag
+        if found != file.etag:
+            raise PreconditionFailedError(
+                f"{file.key!r} has etag {found!r}: expected {file.etag!r}",
+                operation="copy",
+                key=file.key,
+            )
         try:
-            await self._store.copy(file.key, target, if_match=file.etag, metadata=metadata)
-        except PreconditionFailedError:
-            # One of two: the source has changed, or the target is taken.
-            if (await self._store.head(file.key)).file.etag != file.etag:
-                raise
-            return await self._same_content(file, target)
-        return True
-
-    async def _same_content(self, file: RunFile, other: str) -> bool:
-        try:
-            there = (await self._store.head(other)).file
+            there = (await self._store.head(target)).file
         except NotFoundError:  # it was there a moment ago
             return False
         if there.size != file.size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 import anyio
@@ -21,7 +22,7 @@ from asyncagg.limits import ByteLimiter, for_each
 from asyncagg.model import RunFile, RunResult
 from asyncagg.outcome import Tally
 from asyncagg.parsing import inflate, is_gzipped, parse
-from asyncagg.rows import Counted, Quarantined, RowSpool, counted_row, quarantined_row
+from asyncagg.rows import Quarantined, RowSpool, counted_row, quarantined_row
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.streaming import parse_stream
@@ -46,12 +47,13 @@ class Reader:
         self._max_bytes = settings.max_file_bytes
         self._limiter = ByteLimiter(settings.max_inflight_bytes)
 
-    async def read(self, file: RunFile, *, at: str = "") -> RunResult:
+    async def read(self, file: RunFile, *, at: str = "", least: float = -math.inf) -> RunResult:
         """Return what a run file says.
 
         Args:
             file: Its reference.
             at: The key where it stands now, if not its own.
+            least: Matches with a lower score may be left out.
 
         Raises:
             RefusedError: It can never be counted.
@@ -61,13 +63,17 @@ class Reader:
             raise RefusedError(f"too large: {file.size} bytes, expected at most {self._max_bytes}")
         if file.size > self._stream_bytes:
             return await self._read_stream(file, at)
-        async with self._limiter.hold(file.size):
+        if not self._limiter.take(file.size):
+            await self._limiter.turn(file.size)
+        try:
             body = await self._store.get(at or file.key, if_match=file.etag)
             if not is_gzipped(file.key, body.content_encoding):
-                return parse(body.data, file)
+                return parse(body.data, file, least)
             unzipped = self._unzip(body.data)
             if unzipped is not None:
-                return parse(unzipped, file)
+                return parse(unzipped, file, least)
+        finally:
+            self._limiter.release(file.size)
         return await self._read_stream(file, at)
 
     def _unzip(self, data: bytes) -> bytes | None:
@@ -117,7 +123,7 @@ class Fetcher:
         self._layout = layout
         self._rows = rows
         self._tally = tally
-        self._done: dict[int, Counted | Quarantined | None] = {}
+        self._done: dict[int, bytes | Quarantined | None] = {}
         self._next = 0
 
     async def fetch(self, files: Sequence[RunFile], *, workers: int, until: float) -> None:
@@ -129,16 +135,19 @@ class Fetcher:
             index, file = item
             row = await self._row(file)
             finished += 1  # whatever cancels from here on, the row is kept
-            await self._put(index, row)
+            # Downloads finish in any order, rows are kept in that of the files.
+            self._done[index] = row
+            if index == self._next:
+                await self._keep(index + 1)
 
         with anyio.move_on_at(until):
             await for_each(enumerate(files), one, workers=workers)
         self._tally.left += len(files) - finished
-        await self._flush(len(files))
+        await self._keep(len(files))
 
-    async def _row(self, file: RunFile) -> Counted | Quarantined | None:
+    async def _row(self, file: RunFile) -> bytes | Quarantined | None:
         try:
-            result = await self._reader.read(file)
+            result = await self._reader.read(file, least=self.accumulator.least)
         except RefusedError as error:
             return await self._refuse(file, error.reason[:_REASON_LIMIT])
         except NotFoundError:
@@ -171,15 +180,11 @@ class Fetcher:
         _log.warning("quarantined", extra={"key": file.key, "reason": reason, "target": moved_to})
         return quarantined_row(file, reason, moved_to)
 
-    async def _put(self, index: int, row: Counted | Quarantined | None) -> None:
-        """Hand over a row; downloads finish in any order, rows are kept in that of the files."""
-        self._done[index] = row
-        if index == self._next:
-            await self._flush(index + 1)
-
-    async def _flush(self, end: int) -> None:
-        while self._next in self._done or self._next < end:
-            row = self._done.pop(self._next, None)
+    async def _keep(self, end: int) -> None:
+        """Keep the rows up to ``end``, and those behind it that are done already."""
+        done, rows = self._done, self._rows
+        while self._next in done or self._next < end:
+            row = done.pop(self._next, None)
             self._next += 1
-            if row is not None:
-                await self._rows.append(row)
+            if row is not None and rows.add(row):
+                await rows.flush()

@@ -64,10 +64,11 @@ class _Held:
         self._weight = weight
 
     async def __aenter__(self) -> None:
-        await self._limiter._acquire(self._weight)  # noqa: SLF001 - the other half of the limiter
+        if not self._limiter.take(self._weight):
+            await self._limiter.turn(self._weight)
 
     async def __aexit__(self, *_: object) -> None:
-        self._limiter._release(self._weight)  # noqa: SLF001 - likewise
+        self._limiter.release(self._weight)
 
 
 class ByteLimiter:
@@ -88,26 +89,36 @@ class ByteLimiter:
 
     def hold(self, weight: int) -> _Held:
         """Hold ``weight`` bytes of the capacity for as long as the context lasts."""
-        return _Held(self, min(weight, self.capacity))
+        return _Held(self, weight)
 
-    async def _acquire(self, weight: int) -> None:
-        if not self._waiting and self.in_flight + weight <= self.capacity:
-            self.in_flight += weight
-            return
+    # What `hold` does, for who holds once per file and has no room for its frames
+
+    def take(self, weight: int) -> bool:
+        """Take ``weight`` bytes and say True, if nobody has to wait for them."""
+        weight = min(weight, self.capacity)
+        if self._waiting or self.in_flight + weight > self.capacity:
+            return False
+        self.in_flight += weight
+        return True
+
+    async def turn(self, weight: int) -> None:
+        """Wait for ``weight`` bytes that could not be taken, and take them."""
+        weight = min(weight, self.capacity)
         turn = anyio.Event()
         self._waiting[turn] = weight
         try:
             await turn.wait()
         except BaseException:
             if turn.is_set():  # it was granted in the moment of the cancellation
-                self._release(weight)
+                self.release(weight)
             else:
                 del self._waiting[turn]
                 self._grant()
             raise
 
-    def _release(self, weight: int) -> None:
-        self.in_flight -= weight
+    def release(self, weight: int) -> None:
+        """Give back ``weight`` bytes that were taken."""
+        self.in_flight -= min(weight, self.capacity)
         if self._waiting:
             self._grant()
 

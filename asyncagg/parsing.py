@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 from datetime import datetime
@@ -69,12 +70,13 @@ def is_gzipped(key: str, content_encoding: str) -> bool:
     return key.endswith(".gz") or content_encoding in {"gzip", "x-gzip"}
 
 
-def parse(data: bytes, file: RunFile) -> RunResult:
+def parse(data: bytes, file: RunFile, least: float = -math.inf) -> RunResult:
     """Return what a run file says.
 
     Args:
         data: Its content, unzipped.
         file: Its reference: gives the run's name and time where the content does not.
+        least: Matches with a lower score are checked and left out.
 
     Raises:
         RefusedError: It can never be counted.
@@ -83,16 +85,22 @@ def parse(data: bytes, file: RunFile) -> RunResult:
         content = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise RefusedError(f"not JSON: {error}") from None
-    result = validate(content, file)
     opened = data.count(b"{") + data.count(b"[")
-    if len(data) > MAX_MATCH_BYTES // _LONGER_WRITTEN or opened > MAX_MATCH_DEPTH:
-        for match in result.top_matches:
-            check_match(match)
+    if len(data) <= MAX_MATCH_BYTES // _LONGER_WRITTEN and opened <= MAX_MATCH_DEPTH:
+        return validate(content, file, least)
+    result = validate(content, file)
+    for match in result.top_matches:
+        check_match(match)
     return result
 
 
-def validate(content: Any, file: RunFile) -> RunResult:
+def validate(content: Any, file: RunFile, least: float = -math.inf) -> RunResult:
     """Return the result that a decoded run file stands for.
+
+    Args:
+        content: What it decodes to.
+        file: Its reference.
+        least: Matches with a lower score are left out.
 
     Raises:
         RefusedError: Its shape is not that of a run file.
@@ -104,7 +112,10 @@ def validate(content: Any, file: RunFile) -> RunResult:
     if shape.timestamp:
         _check_timestamp(shape.timestamp)
     seconds = shape.processing_time_seconds
-    bodies = content.get("top_matches", ())
+    bodies = content.get("top_matches")
+    rivals = [
+        position for position, match in enumerate(shape.top_matches) if match.match_score >= least
+    ]
     return RunResult(
         run_id=shape.run_id or file.key,
         timestamp=shape.timestamp or file.last_modified.isoformat(),
@@ -115,10 +126,8 @@ def validate(content: Any, file: RunFile) -> RunResult:
         processing_time=None if seconds is None else seconds + 0.0,  # -0.0 is 0.0
         top_matches=tuple(
             [
-                Match(match.match_score, position, body)
-                for position, (match, body) in enumerate(
-                    zip(shape.top_matches, bodies, strict=True)
-                )
+                Match(shape.top_matches[position].match_score, position, bodies[position])
+                for position in rivals
             ]
         ),
     )

@@ -202,20 +202,21 @@ class _ArchiveReader(Reader):
         super().__init__(store, settings)
         self._layout = Layout(settings)
 
-    async def read(self, file: RunFile, *, at: str = "") -> RunResult:
+    async def read(self, file: RunFile, *, at: str = "", least: float = -math.inf) -> RunResult:
         """See `Reader.read`."""
         archived = at or self._layout.archive_key(file.key)
         beside = self._layout.beside(archived, file.etag)
         for place in (archived, beside, file.key):
             try:
-                return await super().read(file, at=place)
+                return await super().read(file, at=place, least=least)
             except (NotFoundError, PreconditionFailedError):
                 continue
         # The copy of an object that was uploaded in parts, or is encrypted, has an etag of its own.
         copied = (await self._store.head(archived)).file
         if copied.size != file.size:
             raise NotFoundError(f"no copy of {file.key!r} with etag {file.etag!r}", key=file.key)
-        return await super().read(msgspec.structs.replace(file, etag=copied.etag), at=archived)
+        copy = msgspec.structs.replace(file, etag=copied.etag)
+        return await super().read(copy, at=archived, least=least)
 
 
 class _Bystander(Mover):

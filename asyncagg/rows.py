@@ -41,8 +41,12 @@ class Quarantined(NamedTuple):
     row: bytes
 
 
-def counted_row(file: RunFile, result: RunResult) -> Counted:
-    """Return what ``source_files`` and ``run_summaries`` say of a counted file."""
+def counted_row(file: RunFile, result: RunResult) -> bytes:
+    """Return what ``source_files`` and ``run_summaries`` say of a counted file, a line each.
+
+    Where one file is slow, the rows of a whole chunk wait behind it. One text of its exact size
+    takes a tenth of the memory that the two do as orjson leaves them, in blocks cut from larger.
+    """
     source = {
         "key": file.key,
         "timestamp": result.timestamp,
@@ -59,7 +63,7 @@ def counted_row(file: RunFile, result: RunResult) -> Counted:
         "errors": result.errors,
         "processing_time": result.processing_time or 0.0,
     }
-    return Counted(file.key, file.etag, orjson.dumps(source), orjson.dumps(summary))
+    return b"%b\n%b\n" % (orjson.dumps(source), orjson.dumps(summary))
 
 
 def quarantined_row(file: RunFile, reason: str, moved_to: str) -> Quarantined:
@@ -87,12 +91,21 @@ class RowSpool:
         self._counted = counted
         self._quarantined = quarantined
 
-    async def append(self, row: Counted | Quarantined) -> None:
-        """Append one file's row."""
-        if isinstance(row, Counted):
-            await self._counted.append(row.source + b"\n" + row.summary + b"\n")
-        else:
-            await self._quarantined.append(row.row + b"\n")
+    def add(self, row: bytes | Quarantined) -> bool:
+        """Append one file's row in memory; say whether it is time to `flush`."""
+        if isinstance(row, bytes):
+            return self._counted.add(row)
+        return self._quarantined.add(row.row + b"\n")
+
+    async def append(self, row: bytes | Quarantined) -> None:
+        """Append one file's row, and flush where it is time."""
+        if self.add(row):
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write what was appended to where rows wait."""
+        await self._counted.flush()
+        await self._quarantined.flush()
 
     async def counted(self) -> AsyncIterator[Counted]:
         """Yield the rows of the counted files."""

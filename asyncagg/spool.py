@@ -37,19 +37,30 @@ class Spool:
         self._pending_bytes = 0
         self.size = 0
 
+    def add(self, data: bytes) -> bool:
+        """Append bytes in memory; say whether it is time to `flush` them."""
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        self.size += len(data)
+        return self._pending_bytes >= BLOCK
+
     async def append(self, data: bytes) -> None:
-        """Append bytes.
+        """Append bytes, and flush them where it is time.
 
         Raises:
             ConfigurationError: The disk for temporary files is full.
         """
-        self._pending.append(data)
-        self._pending_bytes += len(data)
-        self.size += len(data)
-        if self._pending_bytes >= BLOCK:
-            await self._flush()
+        if self.add(data):
+            await self.flush()
 
-    async def _flush(self) -> None:
+    async def flush(self) -> None:
+        """Write the bytes that were appended to where they wait.
+
+        Raises:
+            ConfigurationError: The disk for temporary files is full.
+        """
+        if not self._pending:
+            return
         try:
             # Shielded: a cancelled aiofiles call goes on in its thread, and the rows that it was
             # given would be neither in memory nor surely in the file.
@@ -70,8 +81,7 @@ class Spool:
 
     async def blocks(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """Yield the bytes from ``start`` to ``end`` (default: all), block by block."""
-        if self._pending:
-            await self._flush()
+        await self.flush()
         end = self.size if end is None else end
         while start < end:
             async with self._turn, _shielded():

@@ -172,6 +172,7 @@ class GuardedStore:
         self._prefix = prefix
         self._required = required
         self._guards: Guards | None = None
+        self._all_there = False  # as far as is known
         self._probing = anyio.Lock()
 
     @property
@@ -189,6 +190,7 @@ class GuardedStore:
             async with self._probing:
                 if self._guards is None:
                     self._guards = self._checked(await self._probe())
+                    self._all_there = not self._guards.missing
         return self._guards
 
     async def _probe(self) -> Guards:
@@ -255,7 +257,7 @@ class GuardedStore:
             metadata=metadata,
         )
 
-    async def copy(
+    def copy(
         self,
         source: str,
         target: str,
@@ -263,9 +265,21 @@ class GuardedStore:
         if_match: str,
         if_absent: bool = True,
         metadata: Mapping[str, str] | None = None,
+    ) -> Coroutine[Any, Any, None]:
+        """See `asyncagg.store.Store.copy`; no frame of its own where every guard is there."""
+        copy = self._store.copy if self._all_there else self._copy
+        return copy(source, target, if_match=if_match, if_absent=if_absent, metadata=metadata)
+
+    async def _copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        if_match: str,
+        if_absent: bool,
+        metadata: Mapping[str, str] | None,
     ) -> None:
-        """See `asyncagg.store.Store.copy`."""
-        guards = self._guards or await self.guards()
+        guards = await self.guards()
         if not guards.copy_if_match:
             await self._expect(source, if_match)
             if_match = ""

@@ -117,13 +117,13 @@ class LeanPlane:
             file = RunFile(
                 key,
                 int(headers[b"content-length"]),
-                _etag(request, response),
+                _etag(request, headers),
                 parsedate_to_datetime(headers[b"last-modified"].decode("latin-1")),
             )
         return ObjectInfo(
             file,
             content_type=headers.get(b"content-type", b"").decode("latin-1"),
-            content_encoding=_content_encoding(response),
+            content_encoding=_content_encoding(headers),
             metadata={
                 name.removeprefix(_META).decode("latin-1"): value.decode("latin-1")
                 for name, value in headers.items()
@@ -133,16 +133,17 @@ class LeanPlane:
 
     async def get(self, key: str, *, if_match: str | None) -> Body:
         """GetObject, read whole; a short or altered body is a `TransientError`."""
-        headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
-        request = Request("get", key, "GET", self._path(key), headers)
+        asked = {} if if_match is None else {"if-match": f'"{if_match}"'}
+        request = Request("get", key, "GET", self._path(key), asked)
         response = await self._requester.ask(request)
-        etag = _etag(request, response)
-        verified = self._verify_md5 and _is_md5(etag, response)
-        if verified and md5(response.body, usedforsecurity=False).hexdigest() != etag:
-            raise _damaged(request, "the body is not the one of its ETag")
-        if not verified and not response.framed:
+        headers = response.headers
+        etag = _etag(request, headers)
+        if self._verify_md5 and _is_md5(etag, headers):
+            if md5(response.body, usedforsecurity=False).hexdigest() != etag:
+                raise _damaged(request, "the body is not the one of its ETag")
+        elif not response.framed:
             raise _damaged(request, "nothing tells whether the body is whole")
-        return Body(response.body, etag, _content_encoding(response))
+        return Body(response.body, etag, _content_encoding(headers))
 
     @asynccontextmanager
     async def open(
@@ -154,12 +155,13 @@ class LeanPlane:
             headers["range"] = f"bytes={offset}-"
         request = Request("get", key, "GET", self._path(key), headers)
         async with self._requester.stream(request) as response:
-            etag = _etag(request, response)
+            answered = response.headers
+            etag = _etag(request, answered)
             if not response.framed:
                 raise _damaged(request, "nothing tells where the body ends")
-            if _starts_at(response) != offset:
+            if _starts_at(response.status, answered) != offset:
                 raise _damaged(request, f"the body does not start at byte {offset}")
-            yield StreamedBody(_blocks(request, response), etag, _content_encoding(response))
+            yield StreamedBody(_blocks(request, response), etag, _content_encoding(answered))
 
     async def put(
         self,
@@ -179,7 +181,7 @@ class LeanPlane:
         if if_absent:
             headers["if-none-match"] = "*"
         request = Request("put", key, "PUT", self._path(key), headers, body=data)
-        return _etag(request, await self._requester.ask(request))
+        return _etag(request, (await self._requester.ask(request)).headers)
 
     async def copy(
         self,
@@ -228,7 +230,7 @@ class LeanPlane:
         return failures
 
     async def _delete_batch(self, files: Sequence[RunFile]) -> dict[str, StoreError]:
-        body = s3xml.delete_batch((self._prefix + file.key, file.etag) for file in files)
+        body = s3xml.delete_batch([(self._prefix + file.key, file.etag) for file in files])
         headers = {"content-type": "application/xml", "content-md5": _content_md5(body)}
         request = Request("delete", files[0].key, "POST", "/", headers, "delete=", body)
         response = await self._requester.ask(request)
@@ -285,24 +287,23 @@ def _damaged(request: Request, reason: str) -> TransientError:
     return located(request, TransientError(reason))
 
 
-def _etag(request: Request, response: Response) -> str:
-    etag = response.headers.get(b"etag")
+def _etag(request: Request, headers: Mapping[bytes, bytes]) -> str:
+    etag = headers.get(b"etag")
     if etag is None:
         raise _damaged(request, "the answer has no ETag")
     return etag.decode("latin-1").strip('"')
 
 
-def _content_encoding(response: Response) -> str:
-    value = response.headers.get(b"content-encoding")
+def _content_encoding(headers: Mapping[bytes, bytes]) -> str:
+    value = headers.get(b"content-encoding")
     return "" if value is None or value == b"aws-chunked" else value.decode("latin-1").lower()
 
 
-def _is_md5(etag: str, response: Response) -> bool:
+def _is_md5(etag: str, headers: Mapping[bytes, bytes]) -> bool:
     """Tell whether an ETag is the MD5 of the body: not of parts, not of what was encrypted.
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
     """
-    headers = response.headers
     return (
         _MD5.fullmatch(etag) is not None
         and headers.get(b"x-amz-server-side-encryption", b"AES256") == b"AES256"
@@ -310,11 +311,11 @@ def _is_md5(etag: str, response: Response) -> bool:
     )
 
 
-def _starts_at(response: Response) -> int:
+def _starts_at(status: int, headers: Mapping[bytes, bytes]) -> int:
     """Return the offset of the first byte of a body, -1 where that cannot be told."""
-    if response.status != 206:
+    if status != 206:
         return 0
-    found = _RANGE.match(response.headers.get(b"content-range", b""))
+    found = _RANGE.match(headers.get(b"content-range", b""))
     return int(found[1]) if found else -1
 
 

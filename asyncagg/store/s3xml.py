@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import chain
+from typing import TypeAlias
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree as ET
 
@@ -33,6 +35,19 @@ _ESCAPES = str.maketrans(
 )
 _ESCAPED = re.compile("[&<>\t\n\r]").search
 _MAX_MESSAGE = 300
+_ENTRY = re.compile(
+    r"<Contents><Key>([^<&]*)</Key><LastModified>([^<&]*)</LastModified>"
+    r"<ETag>(?:&quot;|\")([^<&\"]*)(?:&quot;|\")</ETag>"
+    r"(?:<ChecksumAlgorithm>\w*</ChecksumAlgorithm>)*(?:<ChecksumType>\w*</ChecksumType>)?"
+    r"<Size>(\d+)</Size><StorageClass>\w*</StorageClass></Contents>"
+)
+_FIRST, _LAST = b"<Contents>", b"</Contents>"
+
+
+_QUOTED = re.compile("[%+]").search
+
+_Entry: TypeAlias = tuple[str, str, str, str]
+"""What a listing says of an object: its key, as written; when it came; its etag; its size."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -57,31 +72,48 @@ def parse_listing(body: bytes, prefix: str) -> Page:
     Raises:
         TransientError: It is no such page, or a damaged one.
     """
-    root = _parse(body, "ListBucketResult")
+    frame, entries = _split(body)
+    root = _parse(frame, "ListBucketResult")
     space = root.tag.removesuffix("ListBucketResult")
-    decode = unquote_plus if root.findtext(f"{space}EncodingType") == "url" else str
-    key, size, etag, modified = (
-        f"{space}{name}" for name in ("Key", "Size", "ETag", "LastModified")
-    )
+    encoded = root.findtext(f"{space}EncodingType") == "url"
     skip = len(prefix)
     files = []
     try:
-        for entry in root.iterfind(f"{space}Contents"):
-            text = entry.findtext
-            files.append(
-                RunFile(
-                    decode(text(key, ""))[skip:],
-                    int(text(size, "")),
-                    text(etag, "").strip('"'),
-                    datetime.fromisoformat(text(modified, "")),
-                )
-            )
+        for key, modified, etag, size in entries or _entries(root, space):
+            name = unquote_plus(key) if encoded and _QUOTED(key) else key
+            files.append(RunFile(name[skip:], int(size), etag, datetime.fromisoformat(modified)))
     except ValueError as error:
         raise TransientError(f"a damaged entry in the listing: {error}") from error
     token = root.findtext(f"{space}NextContinuationToken") or None
     if token is None and root.findtext(f"{space}IsTruncated") == "true":
         raise TransientError("the listing is truncated and does not say how it goes on")
     return Page(files, token)
+
+
+def _split(body: bytes) -> tuple[bytes, list[_Entry]]:
+    """Take the entries out of a listing that is written as S3 writes it.
+
+    A tree of elements for each key costs thrice as much as the rest of the listing. Where anything
+    is not as expected, there are no entries and the frame is the whole: the XML parser reads it.
+    """
+    start, end = body.find(_FIRST), body.rfind(_LAST) + len(_LAST)
+    if start < 0:
+        return body, []
+    middle = body[start:end]
+    try:
+        entries = _ENTRY.findall(middle.decode())
+    except UnicodeDecodeError:
+        return body, []
+    if len(entries) != middle.count(_FIRST) or len(entries) != middle.count(_LAST):
+        return body, []
+    return body[:start] + body[end:], entries
+
+
+def _entries(root: ET.Element, space: str) -> Iterator[_Entry]:
+    names = [f"{space}{name}" for name in ("Key", "LastModified", "ETag", "Size")]
+    for entry in root.iterfind(f"{space}Contents"):
+        key, modified, etag, size = [entry.findtext(name, "") for name in names]
+        yield key, modified, etag.strip('"'), size
 
 
 def parse_refusal(body: bytes) -> Refusal:
@@ -123,19 +155,17 @@ def fits_xml(key: str) -> bool:
     return _NOT_IN_XML.search(key) is None
 
 
-def delete_batch(objects: Iterable[tuple[str, str]]) -> bytes:
+def delete_batch(objects: Sequence[tuple[str, str]]) -> bytes:
     """Return the body of a quiet DeleteObjects for these keys and ETags; an empty one is none."""
+    if _ESCAPED("".join(chain.from_iterable(objects))):
+        objects = [(key.translate(_ESCAPES), etag.translate(_ESCAPES)) for key, etag in objects]
     entries = [
-        f"<Object><Key>{_escaped(key)}</Key>"
-        + (f"<ETag>&quot;{_escaped(etag)}&quot;</ETag>" if etag else "")
-        + "</Object>"
+        f"<Object><Key>{key}</Key><ETag>&quot;{etag}&quot;</ETag></Object>"
+        if etag
+        else f"<Object><Key>{key}</Key></Object>"
         for key, etag in objects
     ]
     return f'<Delete xmlns="{_NAMESPACE}"><Quiet>true</Quiet>{"".join(entries)}</Delete>'.encode()
-
-
-def _escaped(text: str) -> str:
-    return text.translate(_ESCAPES) if _ESCAPED(text) else text
 
 
 def _parse(body: bytes, name: str) -> ET.Element:

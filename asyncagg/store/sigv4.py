@@ -10,9 +10,11 @@ from __future__ import annotations
 import hmac
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha256
+from operator import itemgetter
+from typing import NamedTuple
 from urllib.parse import quote
 
 import msgspec
@@ -127,20 +129,21 @@ class Signer:
         signed = {**headers, "x-amz-content-sha256": payload, "x-amz-date": self._date}
         if credentials.token:
             signed["x-amz-security-token"] = credentials.token
-        names, listed = _ordered(tuple(signed))
-        lines = "\n".join([f"{name}:{signed[name]}" for name in names])
-        words = lines.split()
-        if len(words) != len(names) or "\n".join(words) != lines or not lines.isascii():
-            trimmed = _trimmed(names, signed)
-        else:  # the usual case: no white space but the line ends put in here
+        form = _form(tuple(signed))
+        values = form.values(signed)
+        lines = form.lines % values
+        text = "".join(values)
+        if " " not in text and text.isascii() and text.isprintable():
             trimmed = lines
-        canonical = f"{method}\n{path}\n{query}\n{trimmed}\n\n{listed}\n{payload}"
+        else:
+            trimmed = _trimmed(form.names, signed)
+        canonical = f"{method}\n{path}\n{query}\n{trimmed}\n{form.listed}\n{payload}"
         inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(f"{self._preamble}{sha256(canonical.encode()).hexdigest()}".encode())
         outer.update(inner.digest())
         return (
-            f"{lines.replace(_LINE_END, _WIRE_LINE_END)}\r\n"
-            f"authorization:{self._authorization}{listed}, Signature={outer.hexdigest()}\r\n"
+            f"{lines.replace(_LINE_END, _WIRE_LINE_END)}"
+            f"authorization:{self._authorization}{form.listed}, Signature={outer.hexdigest()}\r\n"
         )
 
     def _prepare(self, credentials: Credentials, second: int) -> None:
@@ -167,11 +170,27 @@ class Signer:
         return key
 
 
+class _Form(NamedTuple):
+    """What the requests with the same headers have in common.
+
+    Attributes:
+        names: The headers in the order of signing.
+        values: Takes their values out of a mapping, in that order.
+        lines: A format of their lines, each ended by a line feed.
+        listed: Their names, as they are signed.
+    """
+
+    names: list[str]
+    values: Callable[[Mapping[str, str]], tuple[str, ...]]
+    lines: str
+    listed: str
+
+
 @lru_cache
-def _ordered(names: tuple[str, ...]) -> tuple[list[str], str]:
-    """Return the names of headers in the order of signing, and so listed."""
+def _form(names: tuple[str, ...]) -> _Form:
     ordered = sorted(names)
-    return ordered, ";".join(ordered)
+    lines = "".join([f"{name}:%s\n" for name in ordered])
+    return _Form(ordered, itemgetter(*ordered), lines, ";".join(ordered))
 
 
 _INNER, _OUTER = (bytes([byte ^ pad for byte in range(256)]) for pad in (0x36, 0x5C))
@@ -184,4 +203,4 @@ def _trimmed(names: Iterable[str], headers: Mapping[str, str]) -> str:
     for name in names:
         if not headers[name].isascii() or "\n" in headers[name] or "\r" in headers[name]:
             raise UsageError(f"header {name}: {headers[name]!r} is not ASCII on one line")
-    return "\n".join([f"{name}:{' '.join(headers[name].split())}" for name in names])
+    return "".join([f"{name}:{' '.join(headers[name].split())}\n" for name in names])

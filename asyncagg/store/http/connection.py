@@ -23,6 +23,20 @@ _MAX_HEAD_BYTES = 64 * 1024
 _ONE_WRITE_BYTES = 64 * 1024
 _PAUSE_BYTES = 256 * 1024
 _RESUME_BYTES = 64 * 1024
+_MOST_NAMES = 256
+
+
+class _Lower(dict[bytes, bytes]):
+    """Names in lower case by names: a server sends the same ones again and again."""
+
+    def __missing__(self, name: bytes) -> bytes:
+        lower = name.lower()
+        if len(self) < _MOST_NAMES:
+            self[name] = lower
+        return lower
+
+
+_lower = _Lower().__getitem__
 
 
 class BodyStream(AsyncIterator[bytes]):
@@ -91,20 +105,26 @@ class Response(msgspec.Struct, gc=False):
 
     Attributes:
         status: The HTTP status.
-        headers: The header fields; names in lower case.
+        fields: The header fields; names as they came.
         body: The whole body; empty where it is streamed.
         stream: The body that is still coming in, where it is streamed.
     """
 
     status: int
-    headers: dict[bytes, bytes]
+    fields: dict[bytes, bytes]
     body: bytes = b""
     stream: BodyStream | None = None
 
     @property
+    def headers(self) -> dict[bytes, bytes]:
+        """The header fields; names in lower case. Made at each call: many answers do without."""
+        return {_lower(name): value for name, value in self.fields.items()}
+
+    @property
     def framed(self) -> bool:
         """Whether it says where its body ends; where not, a cut body looks like a whole one."""
-        return b"content-length" in self.headers or b"transfer-encoding" in self.headers
+        headers = self.headers
+        return b"content-length" in headers or b"transfer-encoding" in headers
 
 
 class Owner(Protocol):
@@ -305,8 +325,7 @@ class Connection(asyncio.BufferedProtocol):
         if status < 200:
             self._headers.clear()
             return
-        headers = {name.lower(): value for name, value in self._headers.items()}
-        self._response = response = Response(status, headers)
+        self._response = response = Response(status, self._headers.copy())
         if self._bodyless:
             self.on_message_complete()
         if self._streamed and self._transport and self._answer and not self._answer.done():
