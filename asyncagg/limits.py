@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -206,8 +206,8 @@ class Retry:
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self.policy = policy or RetryPolicy()
-        self.requests: dict[str, int] = {}
-        self.retries: dict[str, int] = {}
+        self.requests: dict[str, int] = defaultdict(int)
+        self.retries: dict[str, int] = defaultdict(int)
         self._sleep = sleep
         self._uniform = uniform
         self._resume_at = -math.inf
@@ -224,7 +224,7 @@ class Retry:
             if self._resume_at > -math.inf:
                 await self._wait_for_the_others()
             attempt += 1
-            self.requests[operation] = self.requests.get(operation, 0) + 1
+            self.requests[operation] += 1
             try:
                 return await request()
             except TransientError as error:
@@ -233,7 +233,7 @@ class Retry:
                 pause = self._pause(attempt)
                 if attempt >= self.policy.attempts or self._too_late(started, pause):
                     raise
-                self.retries[operation] = self.retries.get(operation, 0) + 1
+                self.retries[operation] += 1
                 if isinstance(error, ThrottledError):
                     self._resume_at = max(self._resume_at, anyio.current_time() + pause / 2)
             await self._sleep(pause)

@@ -35,6 +35,7 @@ class Spool:
         self._folder = folder
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self._written = self._position = 0  # of the file
         self.size = 0
 
     def add(self, data: bytes) -> bool:
@@ -65,12 +66,15 @@ class Spool:
             # Shielded: a cancelled aiofiles call goes on in its thread, and the rows that it was
             # given would be neither in memory nor surely in the file.
             async with self._turn, _shielded():
-                data = b"".join(self._pending)
+                data = memoryview(b"".join(self._pending))
                 self._pending.clear()
                 self._pending_bytes = 0
-                await self._file.seek(0, 2)
-                await self._file.write(data)
-                await self._file.flush()
+                await self._seek(self._written)
+                while data:
+                    count = await self._file.write(data)
+                    data = data[count:]
+                    self._position += count
+                self._written = self._position
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
@@ -85,10 +89,15 @@ class Spool:
         end = self.size if end is None else end
         while start < end:
             async with self._turn, _shielded():
-                await self._file.seek(start)
+                await self._seek(start)
                 block: bytes = await self._file.read(min(BLOCK, end - start))
+                self._position += len(block)
             start += len(block)
             yield block
+
+    async def _seek(self, position: int) -> None:
+        if position != self._position:  # each call is a turn of another thread
+            self._position = await self._file.seek(position)
 
     async def lines(self, start: int = 0, end: int | None = None) -> AsyncIterator[list[bytes]]:
         """Yield the lines from ``start`` to ``end`` without their ends, a block's at a time.
@@ -120,7 +129,8 @@ async def open_spool(memory: int, folder: Path | None = None) -> AsyncIterator[S
     # Shielded, because a file that is opened in its thread after a cancellation is nobody's.
     async with _shielded():
         # A size of 0 would mean "never roll over" to the standard library.
-        file = await SpooledTemporaryFile(max_size=max(1, memory), dir=folder)
+        # Unbuffered: what is written is in the file, and a full disk is told, in one call.
+        file = await SpooledTemporaryFile(max_size=max(1, memory), buffering=0, dir=folder)
     try:
         yield Spool(file, folder)
     finally:
