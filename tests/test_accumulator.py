@@ -15,6 +15,7 @@ import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec import structs
 from strategies import keys, match_objects, plain_results, run_results, scores, seconds
 
 from asyncagg.accumulator import RESERVED, TOP, Accumulator, RankedMatch, Sketch, best, rank
@@ -227,6 +228,16 @@ class TestTop:
         assert top == brute_force(files)
         for (a, *left), (b, *right) in pairwise(top):
             assert a < b or (a == b and left[:2] < right[:2])
+
+    @given(st.lists(folded(plain_results), max_size=12))
+    def test_what_cannot_compete_may_be_left_out(self, files: list[Folded]) -> None:
+        """Without the matches below `Accumulator.least` the value is the same."""
+        value = Accumulator()
+        for file in files:
+            rivals = [each for each in file.result.top_matches if each.score >= value.least]
+            result = structs.replace(file.result, top_matches=tuple(rivals))
+            value.fold(file.key, file.size, result)
+        assert value.top == fold(files).top
 
     def test_two_versions_of_one_key(self) -> None:
         """Where score, key and position agree, the content decides, in any order."""

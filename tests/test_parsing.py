@@ -14,8 +14,9 @@ import pytest
 from corpus import CORPUS, MAX_BYTES, Case
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from parsers import FILE, best_of, whole
-from strategies import chunkings, gzip_files, odd_run_objects, run_objects, texts
+from strategies import chunkings, gzip_files, odd_run_objects, run_objects, scores, texts
 
 from asyncagg.errors import RefusedError
 from asyncagg.model import Match, RunFile, RunResult
@@ -26,6 +27,7 @@ from asyncagg.parsing import (
     inflate,
     is_gzipped,
     is_run_file,
+    parse,
 )
 
 
@@ -120,6 +122,14 @@ class TestParse:
             best_of(whole(data))
         except RefusedError as refusal:
             assert refusal.reason  # noqa: PT017 - either is right
+
+    @given(run_objects(), scores)
+    def test_matches_below_a_score_are_left_out(self, run: dict[str, Any], least: float) -> None:
+        """They are left out and nothing else is different."""
+        data = orjson.dumps(run)
+        every = parse(data, FILE)
+        rivals = tuple(match for match in every.top_matches if match.score >= least)
+        assert parse(data, FILE, least) == structs.replace(every, top_matches=rivals)
 
     def test_what_a_file_does_not_say(self) -> None:
         """A missing name is the key, a missing time the file's, a missing count 0."""
