@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from asyncagg.cli import backfill, demo, rollup, run, sample
+from asyncagg.cli import backfill, demo, rollup, run, sample, watch
 
 __all__ = ("app",)
 
@@ -16,5 +16,5 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for _command in (run.run, backfill.backfill, rollup.rollup, sample.sample, demo.demo):
+for _command in (run.run, watch.watch, backfill.backfill, rollup.rollup, sample.sample, demo.demo):
     app.command()(_command)

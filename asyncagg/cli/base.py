@@ -33,13 +33,26 @@ __all__ = (
     "out",
     "print_json",
     "print_report",
+    "run_async",
     "with_settings",
 )
 
 T = TypeVar("T")
 
-out = Console()
-err = Console(stderr=True)
+_PIPE_WIDTH = 10_000
+"""A pipe has no width: a table that goes into one is not cut to that of some terminal."""
+
+
+def _console(*, stderr: bool = False) -> Console:
+    # Markup is off: what stands in a key or a message is text, brackets and all.
+    console = Console(stderr=stderr, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPE_WIDTH
+    return console
+
+
+out = _console()
+err = _console(stderr=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
 
@@ -85,19 +98,25 @@ def _store_argument() -> Any:
     return Annotated[str | None, typer.Argument(help=told, metavar="STORE")]
 
 
+def run_async(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run async work to its end; what signals do to it is its own business."""
+    return anyio.run(work, backend_options={"loop_factory": loop_factory()})
+
+
 def execute(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run async work to its end; Ctrl-C and SIGTERM cancel it cleanly."""
+    """Run async work to its end; Ctrl-C and SIGTERM cancel it cleanly, with 130 or 143."""
+    stopped_by: list[signal.Signals] = []
 
     async def supervised() -> T:
-        async with _cancelled_by_signals():
+        async with _cancelled_by_signals(stopped_by):
             return await work()
-        raise typer.Exit(1)
+        raise typer.Exit(128 + stopped_by[0])
 
-    return anyio.run(supervised, backend_options={"loop_factory": loop_factory()})
+    return run_async(supervised)
 
 
 @asynccontextmanager
-async def _cancelled_by_signals() -> AsyncIterator[None]:
+async def _cancelled_by_signals(stopped_by: list[signal.Signals]) -> AsyncIterator[None]:
     async with task_group() as group:
 
         async def watch(*, task_status: TaskStatus[None]) -> None:
@@ -105,6 +124,7 @@ async def _cancelled_by_signals() -> AsyncIterator[None]:
                 task_status.started()
                 async for number in received:
                     err.print(f"stopping on {number.name}: nothing is lost, run it again to go on")
+                    stopped_by.append(number)
                     group.cancel_scope.cancel()
 
         await group.start(watch)
@@ -121,8 +141,9 @@ def configure_logs(settings: Settings, *, json: bool) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print a document in one line."""
+    """Print a document in one line, at once."""
     sys.stdout.write(orjson.dumps(document).decode() + "\n")
+    sys.stdout.flush()
 
 
 def print_report(report: RunReport) -> None:
