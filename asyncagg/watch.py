@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -171,8 +172,9 @@ class Watch:
         self._now = now
         self._sleep = sleep
         self._stopping = False
-        self._working = anyio.CancelScope()
-        self._pausing = anyio.CancelScope()
+        self._ends = math.inf
+        self._working: anyio.CancelScope | None = None
+        self._pausing: anyio.CancelScope | None = None
 
     def stop(self, grace: float = 0.0) -> None:
         """Begin no further run; `run` returns when the one under way has ended.
@@ -182,8 +184,11 @@ class Watch:
                 nothing: the next one goes on where it stopped.
         """
         self._stopping = True
-        self._pausing.cancel()
-        self._working.deadline = min(self._working.deadline, anyio.current_time() + grace)
+        self._ends = min(self._ends, anyio.current_time() + grace)
+        if self._pausing is not None:
+            self._pausing.cancel()
+        if self._working is not None:
+            self._working.deadline = self._ends
 
     async def run(self, store: Store) -> None:
         """Run until `stop` is called, or this is cancelled.
@@ -199,16 +204,11 @@ class Watch:
         """
         if self._stopping:
             return
-        with self._working:
-            last = self._schedule.latest(self._now())
-            first = await self._run(store, last, missed=0)
-            if first.error is not None and not isinstance(first.error, TransientError):
-                raise first.error
-            while (end := await self._next(last)) is not None:
-                await self._run(store, end, missed=self._missed(last, end))
-                last = end
-        if self._working.cancelled_caught:
-            _log.warning("the run under way was cut short; the next one goes on")
+        last = self._schedule.latest(self._now())
+        await self._run(store, last, first=True)
+        while (end := await self._next(last)) is not None:
+            await self._run(store, end, missed=self._missed(last, end))
+            last = end
 
     async def _next(self, last: datetime) -> datetime | None:
         """Wait for the next run to be due; return the end of its window, or None to stop."""
@@ -235,23 +235,25 @@ class Watch:
             )
         return missed
 
-    async def _run(self, store: Store, end: datetime, *, missed: int) -> WatchedRun:
+    async def _run(
+        self, store: Store, end: datetime, *, missed: int = 0, first: bool = False
+    ) -> None:
         logs.correlation_id.set(uuid.uuid4().hex)
         seconds = self._settings.max_seconds or self._schedule.seconds_for(self._now())
         report, failure = None, None
         began = anyio.current_time()
-        try:
-            report = await run(
-                store,
-                self._settings,
-                at=end,
-                deadline=Deadline.after(seconds),
-                now=self._now,
-            )
-        except AsyncaggError as error:
-            failure = error
-            told = {"error": type(error).__name__, "reason": str(error)}
-            _log.error("failed", extra=told)
-        done = WatchedRun(end, anyio.current_time() - began, missed, report, failure)
-        self._told(done)
-        return done
+        with anyio.CancelScope(deadline=self._ends) as self._working:
+            try:
+                report = await run(
+                    store, self._settings, at=end, deadline=Deadline.after(seconds), now=self._now
+                )
+            except AsyncaggError as error:
+                if first and not isinstance(error, TransientError):
+                    raise
+                failure = error
+                told = {"error": type(error).__name__, "reason": str(error)}
+                _log.error("failed", extra=told)
+        if self._working.cancelled_caught:
+            _log.warning("the run under way was cut short; the next one goes on")
+        else:
+            self._told(WatchedRun(end, anyio.current_time() - began, missed, report, failure))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
+from collections.abc import Sequence
 
 from asyncagg.errors import AsyncaggError, UsageError
 
@@ -10,15 +13,55 @@ __all__ = ("main",)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one sentence, never a traceback."""
-    # Imported here: the workers of a cluster import what started them, and run no command.
-    from rich.text import Text  # noqa: PLC0415
+    """Run the command line; an error is one sentence, a traceback only where it is asked for."""
+    words, debug = _without_debug(sys.argv[1:])
+    try:
+        sys.exit(_exit_code(words, debug=debug))
+    except BrokenPipeError:
+        # Whoever read the output has gone (`| head`). Python would meet it again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
-    from asyncagg.cli.application import app  # noqa: PLC0415
-    from asyncagg.cli.base import err  # noqa: PLC0415
+
+def _without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
+    """Take ``--debug`` out, wherever it stands before a ``--``; tell whether it was there."""
+    end = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[:end] if word != "--debug"]
+    return [*kept, *words[end:]], len(kept) < end
+
+
+def _run(words: list[str]) -> None:
+    # Imported here: the workers of a cluster import what started them, and run no command.
+    from asyncagg.cli.application import application  # noqa: PLC0415
 
     try:
-        app()
+        application()(args=words, prog_name="asyncagg")
+    finally:
+        sys.stdout.flush()
+
+
+def _exit_code(words: list[str], *, debug: bool) -> int:
+    try:
+        _run(words)
+    except BrokenPipeError:
+        raise
     except AsyncaggError as error:
-        err.print(Text(f"error: {error}"), soft_wrap=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        _tell(f"error: {error}", debug=debug)
+        return 2 if isinstance(error, UsageError) else 1
+    except Exception as error:  # noqa: BLE001 - here a traceback would meet a person
+        hint = "" if debug else "; --debug shows where"
+        _tell(f"error: unexpected {type(error).__name__}: {error}{hint}", debug=debug)
+        return 1
+    return 0
+
+
+def _tell(sentence: str, *, debug: bool) -> None:
+    from rich.text import Text  # noqa: PLC0415 - as in _run
+
+    from asyncagg.cli.base import err  # noqa: PLC0415 - likewise
+
+    if debug:
+        traceback.print_exc()
+    err.print(Text(sentence), soft_wrap=True)

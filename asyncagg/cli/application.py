@@ -1,12 +1,23 @@
-"""The application: every command there is."""
+"""The application: every command there is, and what all of them have in common."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Annotated, Any
 
 import typer
 
 from asyncagg.cli import backfill, demo, rollup, run, sample, watch
 
-__all__ = ("app",)
+__all__ = ("EXIT_CODES", "app", "application", "commands")
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but something is left or was refused; "
+    "130 and 143 stopped by Ctrl-C and SIGTERM."
+)
+"""What the help of a command says that does not say it itself."""
 
 app = typer.Typer(
     help="Aggregate many small JSON run files on S3, or in a directory, and archive them: "
@@ -18,3 +29,54 @@ app = typer.Typer(
 
 for _command in (run.run, watch.watch, backfill.backfill, rollup.rollup, sample.sample, demo.demo):
     app.command()(_command)
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if wanted:
+        typer.echo(f"asyncagg {metadata.version('asyncagg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error comes from; also after a command.")
+    ] = False,
+) -> None:
+    pass
+
+
+def application() -> Any:
+    """Return the application as a click command, the help of all its commands completed."""
+    whole = typer.main.get_command(app)
+    for _, command in commands(whole):
+        command.help = _EXAMPLES.sub(_kept_as_lines, command.help or "")
+        if "Exit codes:" not in command.help:
+            command.epilog = EXIT_CODES
+    return whole
+
+
+def commands(command: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the names and the click command of everything that can be run, groups left out."""
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield names, command
+        return
+    for name, each in inner.items():
+        yield from commands(each, *names, name)
+
+
+_EXAMPLES = re.compile(r"^Examples:\n((?:[ ]+\S.*(?:\n|\Z)|\n)+)", re.MULTILINE)
+
+
+def _kept_as_lines(found: re.Match[str]) -> str:
+    """Mark the examples as not to be wrapped, as click wants it: a line with a backspace."""
+    lines = [f"  {line.strip()}" for line in found[1].splitlines() if line.strip()]
+    return "\n".join(["\b", "Examples:", *lines, "", ""])

@@ -46,7 +46,7 @@ _PIPE_WIDTH = 10_000
 def _console(*, stderr: bool = False) -> Console:
     # Markup is off: what stands in a key or a message is text, brackets and all.
     console = Console(stderr=stderr, markup=False, emoji=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if not console.is_terminal:
         console.width = _PIPE_WIDTH
     return console
 
