@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -82,7 +82,7 @@ class Machine:
     def watch(
         self,
         seconds: float,
-        *others: Callable[[Watch], Awaitable[None]],
+        *others: Callable[[Watch], Coroutine[Any, Any, None]],
         grace: float = math.inf,
         **settings: Any,
     ) -> None:

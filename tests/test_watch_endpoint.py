@@ -23,7 +23,7 @@ from asyncagg.watch import Watch, WatchedRun
 END = moment(14, 0)
 
 
-def report(*, failure: str = "", **tally: int) -> RunReport:
+def report(failure: str = "", /, **tally: int) -> RunReport:
     """Return the report of a run with one window."""
     made = RunReport(at=END.isoformat(), waiting=7, oldest_seconds=42.0)
     made.windows["w"] = WindowReport("w", "aggregates/w.json", 1, Tally(**tally), failure)
@@ -42,7 +42,7 @@ def failed(error: TransientError | ConfigurationError) -> WatchedRun:
 
 
 RESET, DENIED = failed(TransientError("reset")), failed(AccessDeniedError("no s3:PutObject"))
-DAMAGED = WatchedRun(END, 2.0, 0, report=report(failure="damaged"))
+DAMAGED = WatchedRun(END, 2.0, 0, report=report("damaged"))
 
 
 class Clock:
