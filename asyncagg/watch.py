@@ -130,12 +130,11 @@ class WatchedRun:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
-        told: dict[str, Any] = {"seconds": round(self.seconds, 3), "missed": self.missed}
+        told = {"missed": self.missed, "duration_seconds": round(self.seconds, 3)}
         if self.report is not None:
             return {"event": "run", **told, **self.report.as_dict()}
-        at = self.end.isoformat()
         error = {"error": type(self.error).__name__, "reason": self.trouble}
-        return {"event": "failed", "at": at, **told, **error}
+        return {"event": "failed", **told, "at": self.end.isoformat(), **error}
 
 
 def _now() -> datetime:

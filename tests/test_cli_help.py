@@ -177,6 +177,19 @@ def test_brackets_in_a_value_are_text(tmp_path: Path) -> None:
     assert "[red]no[/red][/]" in done.stderr
 
 
+def test_a_terminal_does_not_obey_a_value(tmp_path: Path) -> None:
+    """Escapes in a name are shown as what they are: no character."""
+    prefix = "rollups\x1b]0;owned\x07\x9b31m/"
+    sampled(tmp_path, "--files", "5")
+    asyncagg("run", str(tmp_path), "--window-by", "name")
+    words = ["--period", "hour", "--rollup-prefix", prefix]
+    done = asyncagg("rollup", str(tmp_path), *words, FORCE_COLOR="1", TERM="xterm-256color")
+    assert done.returncode == 0, done.stderr
+    assert "]0;owned" in done.stdout
+    assert "\x1b]" not in done.stdout
+    assert "\x9b" not in done.stdout
+
+
 # ------------------------------------------------------------------------------ completion
 
 

@@ -107,6 +107,7 @@ def test_it_settles_answers_and_ends_on_a_signal(store: list[str], number: signa
     with watched(*store, "--window-by", "name") as watch:
         told = watch.next_run()
         assert (told["event"], told["missed"]) == ("run", 0)
+        assert told["duration_seconds"] > 0
         assert told["total"]["counted"] == told["total"]["archived"] == 40
         status, body = watch.get("/healthz")
         assert (status, json.loads(body)["healthy"]) == (200, True)

@@ -290,7 +290,15 @@ def test_trouble_that_passes_is_told_and_the_next_run_goes_on() -> None:
     machine = Machine(failures={0: TransientError("reset"), 2: TransientError("timeout")})
     machine.watch(1000)
     assert [each.trouble for each in machine.done] == ["reset", "", "timeout", ""]
-    assert [each.as_dict()["event"] for each in machine.done[:2]] == ["failed", "run"]
+    assert machine.done[0].as_dict() == {
+        "event": "failed",
+        "missed": 0,
+        "duration_seconds": 0.0,
+        "at": moment(14, 0).isoformat(),
+        "error": "TransientError",
+        "reason": "reset",
+    }
+    assert machine.done[1].as_dict()["event"] == "run"
 
 
 def test_a_wrong_set_up_at_the_start_ends_it() -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
@@ -15,7 +15,8 @@ import anyio
 import orjson
 import typer
 from anyio.abc import TaskStatus
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -43,16 +44,30 @@ _PIPE_WIDTH = 10_000
 """A pipe has no width: a table that goes into one is not cut to that of some terminal."""
 
 
-def _console(*, stderr: bool = False) -> Console:
-    # Markup is off: what stands in a key or a message is text, brackets and all.
-    console = Console(stderr=stderr, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    return console
+_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""A key may hold them; a terminal would obey."""
 
 
-out = _console()
-err = _console(stderr=True)
+class _Console(Console):
+    """A console that takes what is printed for text: no markup, no escapes, no width in a pipe."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+        if not self.is_terminal:
+            self.width = _PIPE_WIDTH
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment  # of a progress bar
+            else:
+                yield Segment(segment.text.translate(_CONTROLS), segment.style)
+
+
+out = _Console()
+err = _Console(stderr=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
 
