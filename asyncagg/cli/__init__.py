@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from asyncagg.errors import AsyncaggError, UsageError
 
@@ -14,6 +15,7 @@ __all__ = ("main",)
 
 def main() -> None:
     """Run the command line; an error is one sentence, a traceback only where it is asked for."""
+    _open_standard_streams()
     words, debug = _without_debug(sys.argv[1:])
     try:
         sys.exit(_exit_code(words, debug=debug))
@@ -23,6 +25,13 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _open_standard_streams() -> None:
+    """Give what was closed (`>&-`) a place to go, or the next socket has its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - it stays open
 
 
 def _without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
