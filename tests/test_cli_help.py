@@ -243,7 +243,7 @@ def test_a_signal_gives_the_code_that_shells_know(number: signal.Signals, code: 
 
             threaded.server.on_request = interrupt
             _, told = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == code, told
     assert told.splitlines()[0] == (
         f"stopping on {number.name}: nothing is lost, run it again to go on"
     )

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncagg import logs
+from asyncagg.errors import AsyncaggError
 from asyncagg.limits import task_group
 from asyncagg.loops import loop_factory
 from asyncagg.outcome import RunReport
@@ -123,8 +124,13 @@ def execute(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     stopped_by: list[signal.Signals] = []
 
     async def supervised() -> T:
-        async with _cancelled_by_signals(stopped_by):
-            return await work()
+        try:
+            async with _cancelled_by_signals(stopped_by):
+                return await work()
+        except AsyncaggError:
+            # A request that fails in the moment of the signal is not tried again.
+            if not stopped_by:
+                raise
         raise typer.Exit(128 + stopped_by[0])
 
     return run_async(supervised)
