@@ -41,7 +41,7 @@ from asyncagg.accumulator import RESERVED, Accumulator, RankedMatch, Sketch
 from asyncagg.errors import AggregateError
 from asyncagg.model import RunFile, Window
 from asyncagg.rows import Counted, Quarantined, Rows, RowSpool, merged
-from asyncagg.spool import BLOCK, Spool
+from asyncagg.spool import BLOCK, LONGEST_LINE, Spool
 
 __all__ = (
     "SCHEMA_VERSION",
@@ -50,6 +50,7 @@ __all__ = (
     "accumulator_of",
     "read",
     "read_head",
+    "read_quarantined",
     "schema",
     "top_matches",
     "totals",
@@ -276,6 +277,51 @@ async def read_head(key: str, window: Window, chunks: AsyncIterator[bytes]) -> d
         if len(text) > _LONGEST_HEAD:
             break
     raise _damaged(key, "its parts are not where they belong")
+
+
+async def read_quarantined(
+    key: str, chunks: AsyncIterator[bytes], most: int
+) -> list[dict[str, Any]]:
+    """Read the first rows of ``quarantined_files``; what stands before them is passed over.
+
+    Args:
+        key: Its key, for messages.
+        chunks: Its content, from the start.
+        most: How many rows to read.
+
+    Raises:
+        AggregateError: It is not ours, or is damaged.
+    """
+    mark = b"\n" + _MARKS[2]
+    rows: list[dict[str, Any]] = []
+    found = False
+    rest = b""
+    async for chunk in chunks:
+        rest += chunk
+        if not found:
+            _, sep, behind = rest.partition(mark)
+            found = bool(sep)
+            rest = behind if found else rest[-len(mark) :]
+        if found:
+            *lines, rest = rest.split(b"\n")
+            for line in lines:
+                if line == b"]" or len(rows) >= most:
+                    return rows
+                rows.append(_quarantined_row(key, line.removesuffix(b",")))
+            if len(rest) > LONGEST_LINE:
+                break
+    raise _damaged(key, "its parts are not where they belong")
+
+
+def _quarantined_row(key: str, line: bytes) -> dict[str, Any]:
+    try:
+        row: dict[str, Any] = orjson.loads(line)
+        sound = all(isinstance(row[name], str) for name in ("key", "reason", "moved_to"))
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        sound = False
+    if not sound:
+        raise _damaged(key, f"a row reads {line[:80]!r}")
+    return row
 
 
 def _check_window(key: str, head: dict[str, Any], window: Window) -> None:

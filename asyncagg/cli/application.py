@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from asyncagg.cli import backfill, demo, rollup, run, sample, watch
+from asyncagg.cli import backfill, demo, report, rollup, run, sample, watch
 
 __all__ = ("EXIT_CODES", "app", "application", "commands")
 
@@ -27,7 +27,15 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for _command in (run.run, watch.watch, backfill.backfill, rollup.rollup, sample.sample, demo.demo):
+for _command in (
+    run.run,
+    watch.watch,
+    backfill.backfill,
+    rollup.rollup,
+    report.report,
+    sample.sample,
+    demo.demo,
+):
     app.command()(_command)
 
 

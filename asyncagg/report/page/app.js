@@ -1,0 +1,364 @@
+"use strict";
+/* Put the numbers into the page. */
+
+const DATA = JSON.parse(document.getElementById("data").textContent);
+
+function place(id, ...children) {
+  document.getElementById(id).append(...children);
+}
+
+function hide(id) {
+  document.getElementById(id).hidden = true;
+}
+
+function showHead() {
+  const [since, until] = [DATA.since, DATA.until].map((iso) => iso && moment(epochOf(iso)));
+  if (DATA.start) {
+    place("interval", `${period(epochOf(DATA.start), epochOf(DATA.end))} UTC`);
+  } else if (since || until) {
+    place("interval", [since && `from ${since}`, until && `to ${until}`].filter(Boolean).join(" "), " UTC");
+  }
+  place("store", key(DATA.store));
+  place("made", `Made ${moment(epochOf(DATA.created))} UTC by ${document.querySelector("[name=generator]").content}.`);
+}
+
+/* ------------------------------------------------------------------ at a glance */
+
+function showNotes() {
+  const { windows, totals, unreadable } = DATA;
+  const note = (kind, mark, text, target) => {
+    const words = target ? make("a", { href: `#${target}` }, text) : text;
+    const sign = make("span", { class: "mark", "aria-hidden": "true" }, mark);
+    place("notes", make("li", { class: kind }, sign, words));
+  };
+  const all = counted(windows.present, "window");
+  if (unreadable.count) {
+    note("bad", "!", `${counted(unreadable.count, "aggregate")} could not be read`, "unreadable");
+  }
+  if (windows.missing) {
+    note("warn", "!", `${counted(windows.missing, "window")} missing beside ${all}`, "gaps");
+  } else {
+    note("good", "✓", `${all}, none missing in between`);
+  }
+  if (Number(totals.files.quarantined)) {
+    note("warn", "!", `${counted(totals.files.quarantined, "file")} quarantined`, "quarantine");
+  } else {
+    note("good", "✓", "No file quarantined");
+  }
+  if (Number(totals.files.late)) {
+    note("info", "i", `${counted(totals.files.late, "file")} came late, and counted`, "chart-trouble");
+  }
+}
+
+function showCards() {
+  const { totals, windows } = DATA;
+  const time = totals.processing_time;
+  const card = (field, label, value, more = "") => {
+    const shown = make("dd", { class: "figure", "data-field": field }, value);
+    place("cards", make("div", {}, make("dt", {}, label), shown, make("dd", { class: "more" }, more)));
+  };
+  const runs = `in ${counted(windows.present, "window")} of ${minutes(DATA.window_minutes)}`;
+  const rate = (part) => `${share(part, totals.total_opportunities)} of opportunities`;
+  card("files.counted", "Run files counted", count(totals.files.counted), runs);
+  card("total_opportunities", "Opportunities", count(totals.total_opportunities), "looked at by these runs");
+  card("total_matches", "Matches", count(totals.total_matches), rate(totals.total_matches));
+  card("total_no_matches", "No match", count(totals.total_no_matches), rate(totals.total_no_matches));
+  card("total_errors", "Errors", count(totals.total_errors), rate(totals.total_errors));
+  card("processing_time.p50", "Typical run (p50)", seconds(time.p50), `mean ${seconds(time.mean)}`);
+  card("processing_time.p90", "9 in 10 runs (p90)", seconds(time.p90), `shortest ${seconds(time.min)}`);
+  card("processing_time.p99", "99 in 100 runs (p99)", seconds(time.p99), `longest ${seconds(time.max)}`);
+  card("files.bytes", "Data read", bytes(totals.files.bytes), counted(totals.files.bytes, "byte"));
+  card("files.late", "Late files", count(totals.files.late), "merged into their windows");
+  card("files.quarantined", "Quarantined files", count(totals.files.quarantined), "in no sum");
+  card("windows.missing", "Missing windows", count(windows.missing), `in ${counted(DATA.gaps.count, "gap")}`);
+}
+
+/* A strip of the whole interval, with its gaps. */
+function showCoverage() {
+  const start = epochOf(DATA.start);
+  const length = epochOf(DATA.end) - start;
+  const svg = (tag, attributes) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    return element;
+  };
+  const at = (iso) => (1000 * (epochOf(iso) - start)) / length;
+  const { present, missing } = DATA.windows;
+  const strip = svg("svg", {
+    viewBox: "0 0 1000 10", preserveAspectRatio: "none", role: "img",
+    "aria-label": `${counted(present, "window")} there, ${count(missing)} missing.`,
+  });
+  strip.append(svg("rect", { class: "there", width: 1000, height: 10 }));
+  for (const gap of DATA.gaps.shown) {
+    const width = Math.max(2, at(gap.end) - at(gap.start));
+    strip.append(svg("rect", { class: "gap", x: at(gap.start), width, height: 10 }));
+  }
+  const ends = make("div", { class: "ends muted", "aria-hidden": "true" });
+  ends.append(make("span", {}, moment(start)), make("span", {}, moment(start + length)));
+  place("coverage", make("p", { class: "label" }, "Windows there"), strip, ends);
+}
+
+/* ------------------------------------------------------------------ over time */
+
+/* "Most in one window: 1,003 (21 Oct 2025, 13:05)." */
+function peak(values, format) {
+  let best = 0;
+  values.forEach((value, index) => {
+    if (Number(value) > Number(values[best])) best = index;
+  });
+  const one = DATA.points.minutes === DATA.window_minutes ? "window" : minutes(DATA.points.minutes);
+  return Number(values[best])
+    ? `Most in one ${one}: ${format(values[best])} (${moment(DATA.points.start[best])}).`
+    : "";
+}
+
+function showCharts() {
+  const { points, totals } = DATA;
+  const time = totals.processing_time;
+  const interval = [epochOf(DATA.start), epochOf(DATA.end)];
+  const merged = points.minutes !== DATA.window_minutes;
+  place(
+    "charts-told",
+    merged
+      ? `There are more windows than a chart shows well, so each point is ${minutes(points.minutes)} of windows merged: sums are added, quantiles are those of all the runs in it.`
+      : `Each point is one window of ${minutes(DATA.window_minutes)}.`,
+    " Point at a chart to read its values; its numbers are below it as a table.",
+  );
+  const sum = (field, label, color, overall, format = count, exact = count) =>
+    ({ label, color, values: points[field], overall: format(overall), format, exact });
+  const quantile = (field, dash) => ({
+    label: field, color: field, dash, values: points[field], overall: seconds(time[field]),
+    format: seconds, exact: (value) => (value === null ? "–" : `${digits(value)} s`),
+  });
+  const figures = [
+    {
+      name: "chart-matches", title: "Matches and no matches", bars: "stacked",
+      told: `${share(totals.total_matches, totals.total_opportunities)} of ${counted(totals.total_opportunities, "opportunity", "opportunities")} matched. ${peak(points.matches, count)}`,
+      series: [
+        sum("matches", "Matches", "match", totals.total_matches),
+        sum("no_matches", "No match", "none", totals.total_no_matches),
+      ],
+    },
+    {
+      name: "chart-opportunities", title: "Opportunities", bars: "plain",
+      told: `${counted(totals.total_opportunities, "opportunity", "opportunities")} in all. ${peak(points.opportunities, count)}`,
+      series: [sum("opportunities", "Opportunities", "total", totals.total_opportunities)],
+    },
+    {
+      name: "chart-time", title: "Processing time of a run", format: seconds,
+      told: `Half of the runs took at most ${seconds(time.p50)}, 99 in 100 at most ${seconds(time.p99)}, the longest ${seconds(time.max)}.`,
+      series: [quantile("p99", [2, 4]), quantile("p90", [8, 4]), quantile("p50", [])],
+    },
+    {
+      name: "chart-errors", title: "Errors", bars: "plain",
+      told: `${counted(totals.total_errors, "error")} in all, ${share(totals.total_errors, totals.total_opportunities)} of opportunities. ${peak(points.errors, count)}`,
+      series: [sum("errors", "Errors", "error", totals.total_errors)],
+    },
+    {
+      name: "chart-files", title: "Run files", bars: "plain",
+      told: `${counted(totals.files.counted, "file")} counted. ${peak(points.counted, count)}`,
+      series: [sum("counted", "Files", "files", totals.files.counted)],
+    },
+    {
+      name: "chart-bytes", title: "Data read", bars: "plain", format: bytes,
+      told: `${bytes(totals.files.bytes)} in all. ${peak(points.bytes, bytes)}`,
+      series: [sum("bytes", "Bytes", "bytes", totals.files.bytes, bytes)],
+    },
+    {
+      name: "chart-trouble", title: "Late and quarantined files", bars: "stacked",
+      told: `${count(totals.files.late)} late, ${count(totals.files.quarantined)} quarantined.`,
+      series: [
+        sum("late", "Late", "late", totals.files.late),
+        sum("quarantined", "Quarantined", "quarantined", totals.files.quarantined),
+      ],
+    },
+  ];
+  const scale = (value) => (Number.isInteger(value) ? short(value) : "");
+  place("figures", ...figures.map((each) => chart({ format: scale, points, interval, ...each })));
+}
+
+const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
+
+function short(value) {
+  return SHORT.format(value);
+}
+
+/* ------------------------------------------------------------------ tables */
+
+function showMatches() {
+  const { exact, shown } = DATA.top_matches;
+  const rows = shown.map((match, index) => ({ ...match, rank: index + 1 }));
+  if (!rows.length) {
+    place("matches-told", "No run of the interval told of a match.");
+    return hide("matches-table");
+  }
+  place(
+    "matches-told",
+    `The first ${count(Math.min(exact, rows.length))} are the best of all the run files.`,
+    rows.length > exact ? ` The others are the best of what the windows keep, ${count(exact)} each.` : "",
+  );
+  const made = table({
+    name: "top-matches",
+    caption: "The best matches, each with the run file that it came from",
+    rows,
+    columns: [
+      { label: "Rank", numeric: true, value: (row) => row.rank, cell: (row) => count(row.rank) },
+      {
+        label: "Score", numeric: true, value: (row) => Number(row.score ?? -Infinity),
+        cell: (row) => (row.score === null ? "–" : String(row.score)),
+      },
+      { label: "Match", value: (row) => row.label, cell: matchOf },
+      { label: "Run file", value: (row) => row.key, cell: (row) => key(row.key) },
+      {
+        label: "Window", value: (row) => windowEnd(row.window), cell: (row) => windowOf(row.window),
+      },
+    ],
+  });
+  const field = search({
+    name: "matches-search", label: "Search the matches", noun: "match", plural: "matches", rows,
+    filter: made.filter,
+    textOf: (row) => [row.label, row.key, row.window, ...row.fields.flat()].join("\n"),
+  });
+  place("matches-table", field, scrolling("Top matches", made.element));
+  made.element.querySelector("th").setAttribute("aria-sort", "ascending");
+}
+
+function windowOf(name) {
+  return make("time", { datetime: new Date(windowEnd(name) * 1000).toISOString() }, moment(windowEnd(name)));
+}
+
+/* What a match is called, and all of its fields on demand. */
+function matchOf(row) {
+  const title = row.label ? foreign(row.label) : make("span", { class: "muted" }, "without a title");
+  const list = make("dl", { class: "fields" });
+  for (const [name, text] of row.fields) {
+    list.append(make("div", {}, make("dt", {}, foreign(name)), make("dd", {}, foreign(text))));
+  }
+  const more = row.more_fields ? [make("p", { class: "muted" }, `and ${counted(row.more_fields, "more field")}`)] : [];
+  const summary = make("summary", {}, title);
+  return make("details", { class: "match" }, summary, list, ...more);
+}
+
+function showQuarantine() {
+  const { count: all, shown } = DATA.quarantined;
+  if (!Number(all)) {
+    place("quarantine-told", "None: every run file could be counted.");
+    return hide("quarantine-table");
+  }
+  const rest = Number(all) - shown.length;
+  place(
+    "quarantine-told",
+    "Files that can never be counted, with what is wrong with each. Their content is kept.",
+    rest > 0 ? ` These are the newest ${count(shown.length)}; ${count(rest)} more are not shown.` : "",
+  );
+  if (!shown.length) return hide("quarantine-table");
+  const place_ = (row) => {
+    const state = { true: "", false: "no longer there", null: "could not be looked at" }[row.there];
+    const cell = make("div", {}, key(row.moved_to));
+    if (state) cell.append(make("span", { class: "tag" }, state));
+    return cell;
+  };
+  const made = table({
+    name: "quarantined-files",
+    caption: "Quarantined files, the newest window first",
+    rows: shown,
+    columns: [
+      { label: "Run file", value: (row) => row.key, cell: (row) => key(row.key) },
+      { label: "Reason", value: (row) => row.reason, cell: (row) => foreign(row.reason) },
+      { label: "Where it is now", value: (row) => row.moved_to, cell: place_ },
+      {
+        label: "Window", value: (row) => windowEnd(row.window), cell: (row) => windowOf(row.window),
+      },
+    ],
+  });
+  const field = search({
+    name: "quarantine-search", label: "Search the quarantined files", noun: "file", rows: shown,
+    filter: made.filter, textOf: (row) => [row.key, row.reason, row.moved_to, row.window].join("\n"),
+  });
+  place("quarantine-table", field, scrolling("Quarantined files", made.element));
+}
+
+function showGaps() {
+  const { count: all, shown } = DATA.gaps;
+  if (!all) {
+    place("gaps-told", "None: every window between the first and the last has its aggregate.");
+    return hide("gaps-table");
+  }
+  place(
+    "gaps-told",
+    "No aggregate stands for these windows: no run file came in that time, or they are not settled yet.",
+    all > shown.length ? ` These are the ${count(shown.length)} longest of ${count(all)} gaps.` : "",
+  );
+  const made = table({
+    name: "missing-windows",
+    caption: "Gaps between the first and the last window",
+    rows: shown,
+    columns: [
+      { label: "From", value: (row) => epochOf(row.start), cell: (row) => moment(epochOf(row.start)) },
+      { label: "To", value: (row) => epochOf(row.end), cell: (row) => moment(epochOf(row.end)) },
+      { label: "Windows", numeric: true, value: (row) => row.windows, cell: (row) => count(row.windows) },
+      {
+        label: "Length", numeric: true, value: (row) => row.windows,
+        cell: (row) => minutes((epochOf(row.end) - epochOf(row.start)) / 60),
+      },
+    ],
+  });
+  made.element.classList.add("narrow");
+  place("gaps-table", scrolling("Missing windows", made.element));
+}
+
+function showUnreadable() {
+  const { count: all, shown } = DATA.unreadable;
+  if (!all) return hide("unreadable");
+  const rest = all - shown.length;
+  place(
+    "unreadable-told", "They are left out of every number on this page.",
+    rest ? ` ${count(rest)} more are not shown.` : "",
+  );
+  const made = table({
+    name: "unreadable-aggregates",
+    caption: "Aggregates that could not be read, and why",
+    rows: shown,
+    columns: [
+      { label: "Aggregate", value: (row) => row.key, cell: (row) => key(row.key) },
+      { label: "Reason", value: (row) => row.reason, cell: (row) => foreign(row.reason) },
+    ],
+  });
+  place("unreadable-table", scrolling("Aggregates that could not be read", made.element));
+}
+
+/* ------------------------------------------------------------------ light and dark */
+
+function startTheme(redraw) {
+  const button = document.getElementById("theme");
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const show = (dark) => {
+    document.documentElement.dataset.theme = dark ? "dark" : "light";
+    button.setAttribute("aria-pressed", String(dark));
+    redraw();
+  };
+  button.addEventListener("click", () => show(button.getAttribute("aria-pressed") !== "true"));
+  system.addEventListener("change", () => show(system.matches));
+  show(system.matches);
+}
+
+function start() {
+  showHead();
+  showUnreadable();
+  if (!DATA.windows.present) {
+    for (const id of ["summary", "charts", "matches", "quarantine", "gaps"]) hide(id);
+    document.getElementById("empty").hidden = false;
+    place("empty-told", DATA.start ? "None of the aggregates of this interval could be read." : "No aggregate stands in this interval.");
+    return startTheme(() => {});
+  }
+  showNotes();
+  showCards();
+  showCoverage();
+  showCharts();
+  showMatches();
+  showQuarantine();
+  showGaps();
+  return startTheme(drawAll());
+}
+
+start();

@@ -1,0 +1,105 @@
+"use strict";
+/* How numbers, times and foreign texts are shown. Every value becomes a text node, never markup. */
+
+const NUMBER = new Intl.NumberFormat("en");
+const DAY = new Intl.DateTimeFormat("en-GB", {
+  timeZone: "UTC", day: "numeric", month: "short", year: "numeric",
+});
+const CLOCK = new Intl.DateTimeFormat("en-GB", {
+  timeZone: "UTC", hour: "2-digit", minute: "2-digit", hourCycle: "h23",
+});
+
+/* An integer; one that a browser would round comes as a text of digits. */
+function count(value) {
+  return NUMBER.format(typeof value === "string" ? BigInt(value) : value);
+}
+
+/* A count with its noun: "1 file", "2 files". */
+function counted(value, noun, plural = `${noun}s`) {
+  return `${count(value)} ${Number(value) === 1 ? noun : plural}`;
+}
+
+function share(part, whole) {
+  if (!Number(whole)) return "–";
+  const percent = (100 * Number(part)) / Number(whole);
+  if (percent > 0 && percent < 0.01) return "< 0.01 %";
+  return `${percent.toLocaleString("en", { maximumFractionDigits: percent < 1 ? 2 : 1 })} %`;
+}
+
+function digits(value) {
+  return value.toLocaleString("en", { maximumSignificantDigits: 3 });
+}
+
+function seconds(value) {
+  if (value === null) return "–";
+  if (value === 0) return "0 s";
+  if (value < 1e-3) return `${digits(value * 1e6)} µs`;
+  if (value < 1) return `${digits(value * 1e3)} ms`;
+  if (value < 120) return `${digits(value)} s`;
+  if (value < 7200) return `${digits(value / 60)} min`;
+  return `${digits(value / 3600)} h`;
+}
+
+function bytes(value) {
+  let rest = Number(value);
+  for (const unit of ["B", "kB", "MB", "GB", "TB"]) {
+    if (rest < 1000) return `${digits(rest)} ${unit}`;
+    rest /= 1000;
+  }
+  return `${digits(rest)} PB`;
+}
+
+/* A length of time in whole minutes: "5 min", "2 h", "1 day". */
+function minutes(value) {
+  if (value % 1440 === 0) return counted(value / 1440, "day");
+  if (value % 60 === 0) return `${count(value / 60)} h`;
+  if (value > 60) return `${count(Math.floor(value / 60))} h ${value % 60} min`;
+  return `${count(value)} min`;
+}
+
+function day(epoch) {
+  return DAY.format(epoch * 1000);
+}
+
+function clock(epoch) {
+  return CLOCK.format(epoch * 1000);
+}
+
+function moment(epoch) {
+  return `${day(epoch)}, ${clock(epoch)}`;
+}
+
+function period(start, end) {
+  return day(start) === day(end)
+    ? `${day(start)}, ${clock(start)} – ${clock(end)}`
+    : `${moment(start)} – ${moment(end)}`;
+}
+
+function epochOf(iso) {
+  return Date.parse(iso) / 1000;
+}
+
+/* The end of a window from its name: 20251021t1400Z. */
+function windowEnd(name) {
+  const [, year, month, date, hour, minute] = name.match(/^(\d{4})(\d\d)(\d\d)t(\d\d)(\d\d)Z$/);
+  return Date.UTC(year, month - 1, date, hour, minute) / 1000;
+}
+
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children); // texts become text nodes
+  return element;
+}
+
+/* A text that came from a file: shown as it is, its direction kept to itself. */
+function foreign(text) {
+  return make("bdi", {}, text);
+}
+
+/* A key, with what would hide in it made visible: controls, and marks that turn the direction. */
+function key(text) {
+  const hidden = /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
+  const code = (found) => `\\u${found.codePointAt(0).toString(16).padStart(4, "0")}`;
+  return make("bdi", { class: "key" }, text.replace(hidden, code));
+}

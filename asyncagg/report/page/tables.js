@@ -1,0 +1,100 @@
+"use strict";
+/* Tables that can be sorted by their heads and searched. */
+
+const COLLATOR = new Intl.Collator("en", { numeric: true });
+
+function compare(a, b) {
+  if (typeof a === "string" && typeof b === "string") return COLLATOR.compare(a, b);
+  return a === b ? 0 : a < b ? -1 : 1;
+}
+
+/*
+ * Make a table.
+ *
+ * columns: {label, cell(row) → node or text, value(row) → what to sort by, numeric}; without a
+ * value a column cannot be sorted. Returns the element, and a function that shows only the rows
+ * for which a condition holds. Roles are given again because a narrow page lays the rows out as
+ * cards, which takes the native ones away.
+ */
+function table({ caption, columns, rows, name }) {
+  const heads = columns.map((column) => head(column));
+  const body = make("tbody", { role: "rowgroup" });
+  const lines = rows.map((row) => [row, line(columns, row)]);
+  body.append(...lines.map(([, element]) => element));
+
+  function head(column) {
+    const cell = make("th", { scope: "col", role: "columnheader" });
+    if (column.numeric) cell.classList.add("numeric");
+    if (!column.value) {
+      cell.append(column.label);
+      return cell;
+    }
+    const button = make("button", { type: "button", class: "sort" }, column.label);
+    button.append(make("span", { class: "arrow", "aria-hidden": "true" }));
+    button.addEventListener("click", () => sort(cell, column));
+    cell.append(button);
+    return cell;
+  }
+
+  function sort(cell, column) {
+    const before = cell.getAttribute("aria-sort");
+    const order = before === "ascending" ? "descending" : "ascending";
+    for (const other of heads) other.removeAttribute("aria-sort");
+    cell.setAttribute("aria-sort", order);
+    const sign = order === "ascending" ? 1 : -1;
+    lines.sort(([a], [b]) => sign * compare(column.value(a), column.value(b)));
+    body.append(...lines.map(([, element]) => element));
+  }
+
+  function filter(holds) {
+    let shown = 0;
+    for (const [row, element] of lines) {
+      element.hidden = !holds(row);
+      shown += !element.hidden;
+    }
+    return shown;
+  }
+
+  const element = make(
+    "table", { role: "table", id: name },
+    make("caption", {}, caption),
+    make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, ...heads)),
+    body,
+  );
+  return { element, filter };
+}
+
+function line(columns, row) {
+  const cells = columns.map((column) => {
+    const cell = make("td", { role: "cell", "data-label": column.label }, column.cell(row));
+    if (column.numeric) cell.classList.add("numeric");
+    return cell;
+  });
+  return make("tr", { role: "row" }, ...cells);
+}
+
+/* A field that shows only the rows whose text holds every word in it, and says how many. */
+function search({ label, noun, plural, rows, filter, textOf, name }) {
+  const texts = new Map(rows.map((row) => [row, textOf(row).toLowerCase()]));
+  const field = make("input", {
+    type: "search", id: name, autocomplete: "off", spellcheck: "false",
+  });
+  const told = make("p", { class: "found", role: "status" }, counted(rows.length, noun, plural));
+  field.addEventListener("input", () => {
+    const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const shown = filter((row) => words.every((word) => texts.get(row).includes(word)));
+    told.textContent = words.length
+      ? `${count(shown)} of ${counted(rows.length, noun, plural)}`
+      : counted(rows.length, noun, plural);
+  });
+  return make("div", { class: "search" }, make("label", { for: name }, label), field, told);
+}
+
+/* What may be wider or taller than its place scrolls inside, by keyboard too. */
+function scrolling(label, element, tall = false) {
+  return make(
+    "div",
+    { class: tall ? "scroll tall" : "scroll", role: "region", "aria-label": label, tabindex: "0" },
+    element,
+  );
+}
