@@ -41,7 +41,7 @@ def report(
     settings: Settings,
     to: Annotated[
         str,
-        typer.Option("--out", help="Where to write the page; - for standard output.", metavar="FILE"),
+        typer.Option("--out", help="Where to write it; - for standard output.", metavar="FILE"),
     ] = "report.html",
     since: Annotated[
         str | None,

@@ -73,7 +73,8 @@ async def gather(
         raise UsageError(
             f"--since {since.isoformat()} --until {until.isoformat()}: expected --until to be later"
         )
-    interval = Interval(max(since or _EVER.since, _EVER.since), min(until or _EVER.until, _EVER.until))
+    earliest, latest = _EVER
+    interval = Interval(max(since or earliest, earliest), min(until or latest, latest))
     count = 0
     first = last = None
     async for windows in _pages(store, settings, interval):
@@ -148,9 +149,7 @@ class _Gathering:
             self._keep_newest()
         await self._read_quarantined()
 
-    async def _for_each(
-        self, items: Iterable[T], work: Callable[[T], Awaitable[object]]
-    ) -> None:
+    async def _for_each(self, items: Iterable[T], work: Callable[[T], Awaitable[object]]) -> None:
         await for_each(items, work, workers=self._settings.concurrency)
 
     async def _read(self, window: Window) -> None:

@@ -36,7 +36,7 @@ function showNotes() {
     note("bad", "!", `${counted(unreadable.count, "aggregate")} could not be read`, "unreadable");
   }
   if (windows.missing) {
-    note("warn", "!", `${counted(windows.missing, "window")} missing beside ${all}`, "gaps");
+    note("warn", "!", `${counted(windows.missing, "window")} missing, ${count(windows.present)} there`, "gaps");
   } else {
     note("good", "✓", `${all}, none missing in between`);
   }
@@ -73,29 +73,53 @@ function showCards() {
   card("windows.missing", "Missing windows", count(windows.missing), `in ${counted(DATA.gaps.count, "gap")}`);
 }
 
-/* A strip of the whole interval, with its gaps. */
-function showCoverage() {
-  const start = epochOf(DATA.start);
-  const length = epochOf(DATA.end) - start;
+/* A strip of coloured parts: [class, from, to] each, in thousandths of its length. */
+function strip(label, parts) {
   const svg = (tag, attributes) => {
     const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
     for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
     return element;
   };
+  const drawn = svg("svg", {
+    viewBox: "0 0 1000 10", preserveAspectRatio: "none", role: "img", "aria-label": label,
+  });
+  for (const [name, from, to] of parts) {
+    drawn.append(svg("rect", { class: name, x: from, width: Math.max(2, to - from), height: 10 }));
+  }
+  return drawn;
+}
+
+/* How the opportunities ended, as shares of them. */
+function showOutcome() {
+  const { total_matches, total_no_matches, total_errors } = DATA.totals;
+  const ends = [["match", "matched", total_matches], ["none", "no match", total_no_matches], ["error", "errors", total_errors]];
+  const whole = ends.reduce((sum, [, , value]) => sum + Number(value), 0);
+  const parts = [];
+  let from = 0;
+  for (const [name, , value] of ends) {
+    const to = from + (1000 * Number(value)) / (whole || 1);
+    if (Number(value)) parts.push([name, from, to]);
+    from = to;
+  }
+  const words = ends.map(([, label, value]) => `${share(value, whole)} ${label}`);
+  const legend = make("ul", { class: "legend" });
+  ends.forEach(([name], index) => {
+    legend.append(make("li", {}, make("span", { class: `swatch ${name}`, "aria-hidden": "true" }), words[index]));
+  });
+  place("outcome", make("p", { class: "label" }, "How opportunities ended"), strip(words.join(", "), parts), legend);
+}
+
+/* The whole interval, with its gaps. */
+function showCoverage() {
+  const start = epochOf(DATA.start);
+  const length = epochOf(DATA.end) - start;
   const at = (iso) => (1000 * (epochOf(iso) - start)) / length;
   const { present, missing } = DATA.windows;
-  const strip = svg("svg", {
-    viewBox: "0 0 1000 10", preserveAspectRatio: "none", role: "img",
-    "aria-label": `${counted(present, "window")} there, ${count(missing)} missing.`,
-  });
-  strip.append(svg("rect", { class: "there", width: 1000, height: 10 }));
-  for (const gap of DATA.gaps.shown) {
-    const width = Math.max(2, at(gap.end) - at(gap.start));
-    strip.append(svg("rect", { class: "gap", x: at(gap.start), width, height: 10 }));
-  }
+  const gaps = DATA.gaps.shown.map((gap) => ["gap", at(gap.start), at(gap.end)]);
+  const label = `${counted(present, "window")} there, ${count(missing)} missing`;
   const ends = make("div", { class: "ends muted", "aria-hidden": "true" });
   ends.append(make("span", {}, moment(start)), make("span", {}, moment(start + length)));
-  place("coverage", make("p", { class: "label" }, "Windows there"), strip, ends);
+  place("coverage", make("p", { class: "label" }, label), strip(label, [["there", 0, 1000], ...gaps]), ends);
 }
 
 /* ------------------------------------------------------------------ over time */
@@ -135,8 +159,8 @@ function showCharts() {
       name: "chart-matches", title: "Matches and no matches", bars: "stacked",
       told: `${share(totals.total_matches, totals.total_opportunities)} of ${counted(totals.total_opportunities, "opportunity", "opportunities")} matched. ${peak(points.matches, count)}`,
       series: [
-        sum("matches", "Matches", "match", totals.total_matches),
         sum("no_matches", "No match", "none", totals.total_no_matches),
+        sum("matches", "Matches", "match", totals.total_matches),
       ],
     },
     {
@@ -145,7 +169,8 @@ function showCharts() {
       series: [sum("opportunities", "Opportunities", "total", totals.total_opportunities)],
     },
     {
-      name: "chart-time", title: "Processing time of a run", format: seconds,
+      name: "chart-time", title: "Processing time of a run",
+      format: (value) => seconds(value, roundDigits),
       told: `Half of the runs took at most ${seconds(time.p50)}, 99 in 100 at most ${seconds(time.p99)}, the longest ${seconds(time.max)}.`,
       series: [quantile("p99", [2, 4]), quantile("p90", [8, 4]), quantile("p50", [])],
     },
@@ -160,7 +185,8 @@ function showCharts() {
       series: [sum("counted", "Files", "files", totals.files.counted)],
     },
     {
-      name: "chart-bytes", title: "Data read", bars: "plain", format: bytes,
+      name: "chart-bytes", title: "Data read", bars: "plain",
+      format: (value) => bytes(value, roundDigits),
       told: `${bytes(totals.files.bytes)} in all. ${peak(points.bytes, bytes)}`,
       series: [sum("bytes", "Bytes", "bytes", totals.files.bytes, bytes)],
     },
@@ -168,8 +194,8 @@ function showCharts() {
       name: "chart-trouble", title: "Late and quarantined files", bars: "stacked",
       told: `${count(totals.files.late)} late, ${count(totals.files.quarantined)} quarantined.`,
       series: [
-        sum("late", "Late", "late", totals.files.late),
         sum("quarantined", "Quarantined", "quarantined", totals.files.quarantined),
+        sum("late", "Late", "late", totals.files.late),
       ],
     },
   ];
@@ -219,7 +245,7 @@ function showMatches() {
     filter: made.filter,
     textOf: (row) => [row.label, row.key, row.window, ...row.fields.flat()].join("\n"),
   });
-  place("matches-table", field, scrolling("Top matches", made.element));
+  place("matches-table", field, scrolling("Table of top matches", made.element), made.more);
   made.element.querySelector("th").setAttribute("aria-sort", "ascending");
 }
 
@@ -275,7 +301,7 @@ function showQuarantine() {
     name: "quarantine-search", label: "Search the quarantined files", noun: "file", rows: shown,
     filter: made.filter, textOf: (row) => [row.key, row.reason, row.moved_to, row.window].join("\n"),
   });
-  place("quarantine-table", field, scrolling("Quarantined files", made.element));
+  place("quarantine-table", field, scrolling("Table of quarantined files", made.element), made.more);
 }
 
 function showGaps() {
@@ -303,8 +329,7 @@ function showGaps() {
       },
     ],
   });
-  made.element.classList.add("narrow");
-  place("gaps-table", scrolling("Missing windows", made.element));
+  place("gaps-table", scrolling("Table of missing windows", made.element), made.more);
 }
 
 function showUnreadable() {
@@ -312,7 +337,7 @@ function showUnreadable() {
   if (!all) return hide("unreadable");
   const rest = all - shown.length;
   place(
-    "unreadable-told", "They are left out of every number on this page.",
+    "unreadable-told", "What they say is left out of the numbers on this page.",
     rest ? ` ${count(rest)} more are not shown.` : "",
   );
   const made = table({
@@ -324,7 +349,7 @@ function showUnreadable() {
       { label: "Reason", value: (row) => row.reason, cell: (row) => foreign(row.reason) },
     ],
   });
-  place("unreadable-table", scrolling("Aggregates that could not be read", made.element));
+  place("unreadable-table", scrolling("Table of unreadable aggregates", made.element), made.more);
 }
 
 /* ------------------------------------------------------------------ light and dark */
@@ -353,6 +378,7 @@ function start() {
   }
   showNotes();
   showCards();
+  showOutcome();
   showCoverage();
   showCharts();
   showMatches();

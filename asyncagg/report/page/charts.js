@@ -97,7 +97,7 @@ function draw({ area, options, data }) {
       height: HEIGHT,
       tzDate: (epoch) => uPlot.tzDate(new Date(epoch * 1000), "Etc/UTC"),
       legend: { show: false },
-      padding: [8, 8, 0, 0],
+      padding: [8, 20, 0, 0],
       cursor: {
         y: false,
         drag: { x: false, y: false },
@@ -121,8 +121,8 @@ function draw({ area, options, data }) {
         })),
       ],
       axes: [
-        { ...axis, space: 70, values: (_, splits, __, ___, step) => times(splits, step) },
-        { ...axis, size: 64, values: (_, splits) => splits.map(format) },
+        { ...axis, space: 70, size: 42, values: (_, splits, __, ___, step) => times(splits, step) },
+        { ...axis, size: 58, values: (_, splits) => splits.map(format) },
       ],
       hooks: { setCursor: [read] },
     },
@@ -153,7 +153,7 @@ function times(splits, step) {
 
 /* The numbers of a chart as a table, made when it is first opened. */
 function numbers({ name, title, series, points }) {
-  const details = make("details", {}, make("summary", {}, `Numbers of “${title}”`));
+  const details = make("details", {}, make("summary", {}, `${title}, as a table`));
   details.addEventListener("toggle", () => {
     if (!details.open || details.querySelector("table")) return;
     const columns = [
@@ -174,9 +174,10 @@ function numbers({ name, title, series, points }) {
       columns,
       rows: points.start.map((_, index) => index),
       name: `${name}-numbers`,
+      whole: true,
     });
     made.element.classList.add("narrow");
-    details.append(scrolling(`Numbers of “${title}”`, made.element, true));
+    details.append(scrolling(`${title}, as a table`, made.element, true));
   });
   return details;
 }

@@ -26,27 +26,33 @@ function share(part, whole) {
   return `${percent.toLocaleString("en", { maximumFractionDigits: percent < 1 ? 2 : 1 })} %`;
 }
 
+/* Three digits, however large or small; on an axis, no zeros at the end. */
 function digits(value) {
+  return value.toLocaleString("en", { minimumSignificantDigits: 3, maximumSignificantDigits: 3 });
+}
+
+function roundDigits(value) {
   return value.toLocaleString("en", { maximumSignificantDigits: 3 });
 }
 
-function seconds(value) {
+function seconds(value, written = digits) {
   if (value === null) return "–";
   if (value === 0) return "0 s";
-  if (value < 1e-3) return `${digits(value * 1e6)} µs`;
-  if (value < 1) return `${digits(value * 1e3)} ms`;
-  if (value < 120) return `${digits(value)} s`;
-  if (value < 7200) return `${digits(value / 60)} min`;
-  return `${digits(value / 3600)} h`;
+  if (value < 1e-3) return `${written(value * 1e6)} µs`;
+  if (value < 1) return `${written(value * 1e3)} ms`;
+  if (value < 120) return `${written(value)} s`;
+  if (value < 7200) return `${written(value / 60)} min`;
+  return `${written(value / 3600)} h`;
 }
 
-function bytes(value) {
+function bytes(value, written = digits) {
   let rest = Number(value);
-  for (const unit of ["B", "kB", "MB", "GB", "TB"]) {
-    if (rest < 1000) return `${digits(rest)} ${unit}`;
+  if (rest < 1000) return `${roundDigits(rest)} B`;
+  for (const unit of ["kB", "MB", "GB", "TB"]) {
     rest /= 1000;
+    if (rest < 1000) return `${written(rest)} ${unit}`;
   }
-  return `${digits(rest)} PB`;
+  return `${written(rest / 1000)} PB`;
 }
 
 /* A length of time in whole minutes: "5 min", "2 h", "1 day". */

@@ -8,19 +8,24 @@ function compare(a, b) {
   return a === b ? 0 : a < b ? -1 : 1;
 }
 
+/* So many rows of a long table are shown until somebody asks for the others. */
+const FIRST_ROWS = 25;
+
 /*
  * Make a table.
  *
  * columns: {label, cell(row) → node or text, value(row) → what to sort by, numeric}; without a
- * value a column cannot be sorted. Returns the element, and a function that shows only the rows
- * for which a condition holds. Roles are given again because a narrow page lays the rows out as
- * cards, which takes the native ones away.
+ * value a column cannot be sorted. Returns its elements, and a function that keeps only the rows
+ * for which a condition holds and says how many they are. Roles are given again because a narrow
+ * page lays the rows out as cards, which takes the native ones away.
  */
-function table({ caption, columns, rows, name }) {
-  const heads = columns.map((column) => head(column));
+function table({ caption, columns, rows, name, whole = false }) {
+  const heads = columns.map(head);
   const body = make("tbody", { role: "rowgroup" });
   const lines = rows.map((row) => [row, line(columns, row)]);
-  body.append(...lines.map(([, element]) => element));
+  const more = make("button", { type: "button", class: "more-rows" });
+  let most = whole ? Infinity : FIRST_ROWS;
+  let holds = () => true;
 
   function head(column) {
     const cell = make("th", { scope: "col", role: "columnheader" });
@@ -36,24 +41,38 @@ function table({ caption, columns, rows, name }) {
     return cell;
   }
 
+  /* Numbers are sorted from the greatest first, texts from A. */
   function sort(cell, column) {
-    const before = cell.getAttribute("aria-sort");
-    const order = before === "ascending" ? "descending" : "ascending";
+    const [first, second] = column.numeric ? ["descending", "ascending"] : ["ascending", "descending"];
+    const order = cell.getAttribute("aria-sort") === first ? second : first;
     for (const other of heads) other.removeAttribute("aria-sort");
     cell.setAttribute("aria-sort", order);
     const sign = order === "ascending" ? 1 : -1;
     lines.sort(([a], [b]) => sign * compare(column.value(a), column.value(b)));
-    body.append(...lines.map(([, element]) => element));
+    show();
   }
 
-  function filter(holds) {
-    let shown = 0;
+  function show() {
+    let found = 0;
     for (const [row, element] of lines) {
-      element.hidden = !holds(row);
-      shown += !element.hidden;
+      const wanted = holds(row);
+      element.hidden = !wanted || found >= most;
+      found += wanted;
     }
-    return shown;
+    body.append(...lines.map(([, element]) => element));
+    more.hidden = found <= most;
+    more.textContent = `Show all ${count(found)}`;
+    return found;
   }
+
+  more.addEventListener("click", () => {
+    const next = lines.filter(([row]) => holds(row))[most][1];
+    most = Infinity;
+    show();
+    next.tabIndex = -1; // the button is gone: go on reading where the table went on
+    next.focus();
+  });
+  show();
 
   const element = make(
     "table", { role: "table", id: name },
@@ -61,7 +80,11 @@ function table({ caption, columns, rows, name }) {
     make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, ...heads)),
     body,
   );
-  return { element, filter };
+  const filter = (condition) => {
+    holds = condition;
+    return show();
+  };
+  return { element, more, filter };
 }
 
 function line(columns, row) {
