@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -94,27 +93,34 @@ def _check(to: str, *, json: bool) -> None:
             raise UsageError("--out - with --json: expected one of the two on standard output")
         return
     path = Path(to)
-    if path.exists() and not path.is_file():
-        kind = "a directory" if path.is_dir() else "no regular file"
-        raise UsageError(
-            f"--out {to!r} is {kind}: expected the name of a file, or - for standard output"
-        )
-    if not path.parent.is_dir():
-        raise UsageError(f"--out {to!r}: expected a file in a directory that exists")
+    with _translated(path):
+        if path.exists() and not path.is_file():
+            kind = "a directory" if path.is_dir() else "no regular file"
+            raise UsageError(
+                f"--out {to!r} is {kind}: expected the name of a file, or - for standard output"
+            )
+        if not path.parent.is_dir():
+            raise UsageError(f"--out {to!r}: expected a file in a directory that exists")
 
 
 def _write(path: Path, page: bytes) -> None:
     """Write a file in one step: who reads it sees the old page or the new one, whole."""
     draft = path.with_name(f".asyncagg-report-{secrets.token_hex(8)}")
-    try:
+    with _translated(path):
         try:
             draft.write_bytes(page)
-            os.replace(draft, path)  # noqa: PTH105 - says that it replaces
+            draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConfigurationError(
-            f"--out {str(path)!r}: {error.strerror}; expected a directory with room in which this "
+            f"--out {str(path)!r}: {error.strerror}; expected a directory with room, in which this "
             "user may write"
         ) from error
 

@@ -97,9 +97,13 @@ function showOutcome() {
   const parts = [];
   let from = 0;
   for (const [name, , value] of ends) {
-    const to = from + (1000 * Number(value)) / (whole || 1);
+    const to = from + (1000 * Number(value)) / whole;
     if (Number(value)) parts.push([name, from, to]);
     from = to;
+  }
+  if (!whole) {
+    hide("outcome");
+    return;
   }
   const words = ends.map(([, label, value]) => `${share(value, whole)} ${label}`);
   const legend = make("ul", { class: "legend" });
@@ -171,7 +175,9 @@ function showCharts() {
     {
       name: "chart-time", title: "Processing time of a run",
       format: (value) => seconds(value, roundDigits),
-      told: `Half of the runs took at most ${seconds(time.p50)}, 99 in 100 at most ${seconds(time.p99)}, the longest ${seconds(time.max)}.`,
+      told: time.count
+        ? `Half of the runs took at most ${seconds(time.p50)}, 99 in 100 at most ${seconds(time.p99)}, the longest ${seconds(time.max)}.`
+        : "No run said how long it took.",
       series: [quantile("p99", [2, 4]), quantile("p90", [8, 4]), quantile("p50", [])],
     },
     {
@@ -216,7 +222,8 @@ function showMatches() {
   const rows = shown.map((match, index) => ({ ...match, rank: index + 1 }));
   if (!rows.length) {
     place("matches-told", "No run of the interval told of a match.");
-    return hide("matches-table");
+    hide("matches-table");
+    return;
   }
   place(
     "matches-told",
@@ -269,7 +276,8 @@ function showQuarantine() {
   const { count: all, shown } = DATA.quarantined;
   if (!Number(all)) {
     place("quarantine-told", "None: every run file could be counted.");
-    return hide("quarantine-table");
+    hide("quarantine-table");
+    return;
   }
   const rest = Number(all) - shown.length;
   place(
@@ -277,8 +285,11 @@ function showQuarantine() {
     "Files that can never be counted, with what is wrong with each. Their content is kept.",
     rest > 0 ? ` These are the newest ${count(shown.length)}; ${count(rest)} more are not shown.` : "",
   );
-  if (!shown.length) return hide("quarantine-table");
-  const place_ = (row) => {
+  if (!shown.length) {
+    hide("quarantine-table");
+    return;
+  }
+  const whereNow = (row) => {
     const state = { true: "", false: "no longer there", null: "could not be looked at" }[row.there];
     const cell = make("div", {}, key(row.moved_to));
     if (state) cell.append(make("span", { class: "tag" }, state));
@@ -291,7 +302,7 @@ function showQuarantine() {
     columns: [
       { label: "Run file", value: (row) => row.key, cell: (row) => key(row.key) },
       { label: "Reason", value: (row) => row.reason, cell: (row) => foreign(row.reason) },
-      { label: "Where it is now", value: (row) => row.moved_to, cell: place_ },
+      { label: "Where it is now", value: (row) => row.moved_to, cell: whereNow },
       {
         label: "Window", value: (row) => windowEnd(row.window), cell: (row) => windowOf(row.window),
       },
@@ -308,7 +319,8 @@ function showGaps() {
   const { count: all, shown } = DATA.gaps;
   if (!all) {
     place("gaps-told", "None: every window between the first and the last has its aggregate.");
-    return hide("gaps-table");
+    hide("gaps-table");
+    return;
   }
   place(
     "gaps-told",
@@ -334,7 +346,10 @@ function showGaps() {
 
 function showUnreadable() {
   const { count: all, shown } = DATA.unreadable;
-  if (!all) return hide("unreadable");
+  if (!all) {
+    hide("unreadable");
+    return;
+  }
   const rest = all - shown.length;
   place(
     "unreadable-told", "What they say is left out of the numbers on this page.",
@@ -374,7 +389,8 @@ function start() {
     for (const id of ["summary", "charts", "matches", "quarantine", "gaps"]) hide(id);
     document.getElementById("empty").hidden = false;
     place("empty-told", DATA.start ? "None of the aggregates of this interval could be read." : "No aggregate stands in this interval.");
-    return startTheme(() => {});
+    startTheme(() => {});
+    return;
   }
   showNotes();
   showCards();
@@ -384,7 +400,7 @@ function start() {
   showMatches();
   showQuarantine();
   showGaps();
-  return startTheme(drawAll());
+  startTheme(drawAll());
 }
 
 start();
