@@ -161,7 +161,8 @@ def test_the_numbers_shown_are_those_of_the_aggregates(
         assert shown[f"files.{name}"] == f"{totals['files'][name]:,}"
     assert shown["windows.missing"] == f"{data['windows']['missing']:,}"
     median, unit = shown["processing_time.p50"].split()
-    assert (unit, float(median)) == ("s", pytest.approx(totals["processing_time"]["p50"], rel=5e-3))
+    assert unit == "s"
+    assert float(median) == pytest.approx(totals["processing_time"]["p50"], rel=5e-3)
 
 
 def test_sums_that_browsers_would_round_are_exact(look: Callable[..., Browser]) -> None:
@@ -322,7 +323,7 @@ def test_every_chart_says_its_numbers_in_words_and_in_a_table(
         title = figure.find_element(By.TAG_NAME, "h3").text
         told = figure.find_element(By.CSS_SELECTOR, ".told").text
         drawing = figure.find_element(By.CSS_SELECTOR, "[role=img]")
-        assert drawing.get_attribute("aria-label").strip() == f"{title}. {told}"
+        assert (drawing.get_attribute("aria-label") or "").strip() == f"{title}. {told}"
         assert drawing.find_elements(By.TAG_NAME, "canvas")
         figure.find_element(By.TAG_NAME, "summary").click()
     browser.settle()
