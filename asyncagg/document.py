@@ -379,10 +379,16 @@ def accumulator_of(head: dict[str, Any]) -> Accumulator:
         value.shortest = float(times["min"])
         value.longest = float(times["max"])
     value.sketch = Sketch.from_state(times["sketch"])
-    if value.sketch.count != value.timed or not value.seconds.is_finite():
+    if value.sketch.count != value.timed or not _is_sum_of_floats(value.seconds):
         raise ValueError("processing_time")
     value.top = [_ranked(match) for match in head["top_matches"]]
     return value
+
+
+def _is_sum_of_floats(number: Decimal) -> bool:
+    """Say whether it can be added to its like without a loss: floats span about 10**±330."""
+    exponent = number.as_tuple().exponent
+    return isinstance(exponent, int) and exponent > -400 and number.adjusted() < 400
 
 
 def _ranked(match: dict[str, Any]) -> RankedMatch:

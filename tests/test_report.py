@@ -286,6 +286,47 @@ async def test_what_cannot_be_read_is_told_and_left_out(damage: bytes) -> None:
     assert told["gaps"]["count"] == 0
 
 
+@pytest.mark.parametrize(
+    ("member", "garbled"),
+    [
+        ('"exact_sum":"0.5"', '"exact_sum":"1E+5000"'),
+        ('"exact_sum":"0.5"', '"exact_sum":"1E-5000"'),
+        ('"exact_sum":"0.5"', '"exact_sum":"NaN"'),
+        ('"late":0', '"late":[]'),
+        ('"counted":1', '"counted":"one"'),
+        ('"match_score":0.25', '"match_score":"much"'),
+    ],
+)
+async def test_a_garbled_head_is_left_out(member: str, garbled: str) -> None:
+    """A number that is none, or could not be added exactly, spoils nobody else's sum."""
+    files = [entry("a", processing_time=0.5, top_matches=_matches([{"match_score": 0.25}]))]
+    store = await stored({0: files, 1: files})
+    key = f"aggregates/{nth(0).name}.json"
+    text = store._objects[key].data.decode()
+    assert member in text
+    await store.put(key, text.replace(member, garbled).encode())
+    report = await gathered(store)
+    assert [each.key for each in report.unreadable] == [key]
+    assert report.total.processing_time() == folded({1: files}).processing_time()
+
+
+@pytest.mark.parametrize(
+    ("member", "odd"),
+    [('"match_score":0.25', '"match_score":NaN'), ('"max":0.5', '"max":Infinity')],
+)
+async def test_numbers_that_json_does_not_know_do_not_reach_the_page(member: str, odd: str) -> None:
+    """They are shown as missing."""
+    files = [entry("a", processing_time=0.5, top_matches=_matches([{"match_score": 0.25}]))]
+    store = await stored({0: files})
+    [(key, whole)] = store._objects.items()
+    await store.put(key, whole.data.decode().replace(member, odd).encode())
+    told = block(await built(await gathered(store)))
+    assert None in (
+        told["top_matches"]["shown"][0]["score"],
+        told["totals"]["processing_time"]["max"],
+    )
+
+
 async def test_what_is_unreadable_is_bounded() -> None:
     """A thousand damaged aggregates are counted, the first of them shown."""
     store = MemoryStore(lambda: NOW)

@@ -352,7 +352,7 @@ function showUnreadable() {
   }
   const rest = all - shown.length;
   place(
-    "unreadable-told", "What they say is left out of the numbers on this page.",
+    "unreadable-told", "What is left out of the numbers on this page, and why.",
     rest ? ` ${count(rest)} more are not shown.` : "",
   );
   const made = table({
