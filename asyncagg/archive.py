@@ -22,7 +22,7 @@ from asyncagg.model import RunFile
 from asyncagg.outcome import Tally
 from asyncagg.store import DELETE_BATCH, Store
 
-__all__ = ("Mover",)
+__all__ = ("Mover", "same_bytes", "same_content")
 
 _log = logging.getLogger(__name__)
 
@@ -143,21 +143,7 @@ class Mover:
                 operation="copy",
                 key=file.key,
             )
-        try:
-            there = (await self._store.head(target)).file
-        except NotFoundError:  # it was there a moment ago
-            return False
-        if there.size != file.size:
-            return False
-        # An etag of an encrypted or multipart object says nothing of another's content.
-        return there.etag == file.etag or await self._same_bytes(file, there)
-
-    async def _same_bytes(self, file: RunFile, other: RunFile) -> bool:
-        async with (
-            self._store.stream(file.key, if_match=file.etag) as left,
-            self._store.stream(other.key, if_match=other.etag) as right,
-        ):
-            return await _digest(left.chunks) == await _digest(right.chunks)
+        return await same_content(self._store, file, target)
 
     async def delete(self, files: list[RunFile]) -> int:
         """Delete originals whose content stands elsewhere.
@@ -185,6 +171,27 @@ class Mover:
         _log.warning(
             "deferred", extra={"key": file.key, "operation": error.operation, "reason": str(error)}
         )
+
+
+async def same_content(store: Store, file: RunFile, other: str) -> bool:
+    """Say whether an object stands under another key that has a file's content."""
+    try:
+        there = (await store.head(other)).file
+    except NotFoundError:
+        return False
+    if there.size != file.size:
+        return False
+    # An etag of an encrypted or multipart object says nothing of another's content.
+    return there.etag == file.etag or await same_bytes(store, file, store, there)
+
+
+async def same_bytes(store: Store, file: RunFile, elsewhere: Store, other: RunFile) -> bool:
+    """Say whether two objects, of one store or of two, have the same content, by reading both."""
+    async with (
+        store.stream(file.key, if_match=file.etag) as left,
+        elsewhere.stream(other.key, if_match=other.etag) as right,
+    ):
+        return await _digest(left.chunks) == await _digest(right.chunks)
 
 
 async def _digest(chunks: AsyncIterator[bytes]) -> bytes:

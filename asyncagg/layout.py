@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import Enum, auto
 from hashlib import sha256
 
 from asyncagg.errors import UsageError
-from asyncagg.model import Window
+from asyncagg.model import RunFile, Window
 from asyncagg.parsing import is_run_file
 from asyncagg.settings import Settings
 from asyncagg.windows import parse_window
@@ -45,8 +46,8 @@ class Layout:
         self.aggregate_prefix = settings.aggregate_prefix
         self.rollup_prefix = settings.rollup_prefix
         self.work_prefix = settings.work_prefix
-        self._archive_prefix = settings.archive_prefix
-        self._quarantine_prefix = settings.quarantine_prefix
+        self.archive_prefix = settings.archive_prefix
+        self.quarantine_prefix = settings.quarantine_prefix
         self._shared_inbox = settings.aggregate_prefix == settings.runs_prefix
         self._nested = tuple(
             prefix
@@ -74,9 +75,13 @@ class Layout:
         """Return the key of a window's aggregate."""
         return f"{self.aggregate_prefix}{window.name}.json"
 
+    def named_like_aggregate(self, key: str) -> bool:
+        """Say whether a key is an aggregate's, of a window of whatever length."""
+        return _AGGREGATE_NAME.fullmatch(key, len(self.aggregate_prefix)) is not None
+
     def aggregate_window(self, key: str, minutes: int) -> Window | None:
         """Return the window whose aggregate has this key, or None if it is no aggregate's."""
-        if not _AGGREGATE_NAME.fullmatch(key, len(self.aggregate_prefix)):
+        if not self.named_like_aggregate(key):
             return None
         return _window(key[len(self.aggregate_prefix) : -len(".json")], minutes)
 
@@ -94,11 +99,29 @@ class Layout:
 
     def archive_key(self, key: str) -> str:
         """Return where a run file goes once it is counted."""
-        return _fitted(self._archive_prefix + key.removeprefix(self.runs_prefix))
+        return _fitted(self.archive_prefix + key.removeprefix(self.runs_prefix))
 
     def quarantine_key(self, key: str) -> str:
         """Return where a file goes that can never be counted."""
-        return _fitted(self._quarantine_prefix + key.removeprefix(self.runs_prefix))
+        return _fitted(self.quarantine_prefix + key.removeprefix(self.runs_prefix))
+
+    def arrival_key(self, file: RunFile, place_of: Callable[[str], str]) -> str | None:
+        """Return the key under which a file arrived that stands in the archive or in quarantine.
+
+        Args:
+            file: It, as it stands there, under the etag that it arrived with.
+            place_of: `archive_key` or `quarantine_key`.
+
+        Returns:
+            The key, or None where it had to be cut.
+        """
+        plain = self.runs_prefix + file.key.removeprefix(place_of(self.runs_prefix))
+        folder, slash, name = plain.rpartition("/")
+        stem, suffix, ending = name.rpartition(f".{file.etag[:16]}")
+        arrived = f"{folder}{slash}{stem}{ending}"
+        if suffix and self.beside(place_of(arrived), file.etag) == file.key:
+            return arrived
+        return plain if place_of(plain) == file.key else None
 
     @staticmethod
     def beside(key: str, etag: str) -> str:

@@ -8,7 +8,7 @@ beyond what this can do.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -32,7 +32,15 @@ from asyncagg.spool import open_spool
 from asyncagg.store import Store
 from asyncagg.survey import Interval
 
-__all__ = ("SHOWN", "RecomputeReport", "Recomputed", "aggregated", "recompute")
+__all__ = (
+    "SHOWN",
+    "RecomputeReport",
+    "Recomputed",
+    "aggregated",
+    "examine",
+    "fold_again",
+    "recompute",
+)
 
 SHOWN = 10
 """The most keys that are told of a window."""
@@ -47,7 +55,10 @@ class Recomputed:
         aggregate_key: Where its aggregate stands.
         files: How many files it counts.
         bytes: Their size together.
-        missing: The keys of files that could not be read, the first few.
+        missing: The keys of files that could not be read, the first few; lost ones come first.
+        lost: How many of its files stand neither in the archive nor in the inbox.
+        unproven: How many were read under another etag than the one that was counted: so it is with
+            a copy of what was uploaded in parts, or is encrypted. Their size is the same.
         differences: What differs: the field's name, and the value that stands and the true one.
         written: Whether the true aggregate was written over it.
         failure: Why it could not be computed, or empty.
@@ -58,6 +69,8 @@ class Recomputed:
     files: int = 0
     bytes: int = 0
     missing: list[str] = field(default_factory=list)
+    lost: int = 0
+    unproven: int = 0
     differences: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     written: bool = False
     failure: str = ""
@@ -108,26 +121,55 @@ async def recompute(bench: Bench, window: Window, *, write: bool) -> Recomputed:
         write: Whether to write the true aggregate over one that differs. That is never done where
             a file is missing.
     """
+    try:
+        return await examine(bench, window, write=write)
+    except NotFoundError:
+        failure = "its aggregate is gone"
+    except PreconditionFailedError:
+        failure = "somebody else committed it meanwhile: run it again"
+    except (AggregateError, TransientError) as error:
+        failure = str(error)
+    key = Layout(bench.settings).aggregate_key(window)
+    return Recomputed(window.name, key, failure=failure)
+
+
+async def examine(
+    bench: Bench,
+    window: Window,
+    *,
+    write: bool = False,
+    proven: bool = False,
+    seen: Callable[[Existing], Awaitable[object]] | None = None,
+) -> Recomputed:
+    """Do what `recompute` does, but raise what keeps it from being done.
+
+    Args:
+        bench: What it is done with.
+        window: The window.
+        write: Whether to write the true aggregate over one that differs.
+        proven: Write only where every file was read under the very etag that was counted.
+        seen: Called with the aggregate as it stands, before its files are read.
+
+    Raises:
+        NotFoundError: The aggregate is gone.
+        PreconditionFailedError: Somebody else committed it meanwhile.
+        AggregateError: It is damaged, or not ours.
+        TransientError: The store stayed in trouble.
+    """
     key = Layout(bench.settings).aggregate_key(window)
     outcome = Recomputed(window.name, key)
-    try:
-        async with AsyncExitStack() as stack:
-            spools = [
-                await stack.enter_async_context(
-                    open_spool(bench.settings.spool_bytes, bench.temporary)
-                )
-                for _ in range(3)
-            ]
-            existing = await load(bench.store, key, window, spools[0])
-            if existing is None:
-                outcome.failure = "its aggregate is gone"
-            else:
-                rows = RowSpool(*spools[1:])
-                await _recompute(bench, window, existing, rows, outcome, write=write)
-    except PreconditionFailedError:
-        outcome.failure = "somebody else committed it meanwhile: run it again"
-    except (AggregateError, TransientError) as error:
-        outcome.failure = str(error)
+    async with AsyncExitStack() as stack:
+        spools = [
+            await stack.enter_async_context(open_spool(bench.settings.spool_bytes, bench.temporary))
+            for _ in range(3)
+        ]
+        existing = await load(bench.store, key, window, spools[0])
+        if existing is None:
+            raise NotFoundError(f"aggregate {key!r}: no such key", operation="get", key=key)
+        if seen is not None:
+            await seen(existing)
+        rows = RowSpool(*spools[1:])
+        await _recompute(bench, window, existing, rows, outcome, write=write, proven=proven)
     return outcome
 
 
@@ -139,10 +181,12 @@ async def _recompute(
     outcome: Recomputed,
     *,
     write: bool,
+    proven: bool,
 ) -> None:
     stands = existing.accumulator
     outcome.files, outcome.bytes = stands.counted, stands.bytes
-    total = await _fold(bench, existing, rows, outcome)
+    batches = _batches(existing, bench.settings.chunk_files)
+    total = await fold_again(bench, batches, rows, outcome)
     if outcome.missing:
         outcome.failure = f"{stands.counted - total.counted} of its files could not be read"
         return
@@ -153,7 +197,7 @@ async def _recompute(
     differing = await _differing_rows(existing, rows)
     if differing:
         outcome.differences["run_summaries"] = (f"{differing} rows", "other rows")
-    if outcome.differences and write:
+    if outcome.differences and write and not (proven and outcome.unproven):
         document = Document(
             window=window,
             accumulator=total,
@@ -166,21 +210,32 @@ async def _recompute(
         outcome.written = True
 
 
-async def _fold(
-    bench: Bench, existing: Existing, rows: RowSpool, outcome: Recomputed
+async def fold_again(
+    bench: Bench, batches: AsyncIterator[list[RunFile]], rows: RowSpool, outcome: Recomputed
 ) -> Accumulator:
+    """Fold counted files from where they are now.
+
+    Args:
+        bench: What it is done with.
+        batches: The files, in the order of key and etag.
+        rows: Where their rows go.
+        outcome: What could not be read, or not be proven, is added to it.
+    """
     layout = Layout(bench.settings)
     reader = _ArchiveReader(bench.store, bench.settings)
-    tally = Tally()
     total = Accumulator()
-    async for files in _batches(existing, bench.settings.chunk_files):
+    unread: list[str] = []
+    async for files in batches:
+        tally = Tally()
         mover = _Bystander(bench.store, 1, tally)
         fetcher = Fetcher(reader, mover, layout, rows, tally)
         await fetcher.fetch(files, workers=bench.settings.concurrency, until=math.inf)
         total.merge(fetcher.accumulator)
-        read = {file.key for file in fetcher.counted}
-        unread = (file.key for file in files if file.key not in read)
-        outcome.missing += islice(unread, SHOWN - len(outcome.missing))
+        read = {(file.key, file.etag) for file in fetcher.counted}
+        missed = (file.key for file in files if (file.key, file.etag) not in read)
+        unread += islice(missed, SHOWN - len(unread))
+    outcome.lost, outcome.unproven = reader.lost, reader.unproven
+    outcome.missing = list(dict.fromkeys([*reader.lost_keys, *unread]))[:SHOWN]
     return total
 
 
@@ -196,27 +251,49 @@ async def _batches(existing: Existing, most: int) -> AsyncIterator[list[RunFile]
 
 
 class _ArchiveReader(Reader):
-    """Reads counted files where they are now: in the archive, or still in the inbox."""
+    """Reads counted files where they are now: in the archive, or still in the inbox.
+
+    Attributes:
+        lost: How many stood nowhere.
+        lost_keys: Their keys, the first few.
+        unproven: How many were known by their size alone.
+    """
 
     def __init__(self, store: Store, settings: Settings) -> None:
         super().__init__(store, settings)
         self._layout = Layout(settings)
+        self.lost = 0
+        self.lost_keys: list[str] = []
+        self.unproven = 0
 
     async def read(self, file: RunFile, *, at: str = "", least: float = -math.inf) -> RunResult:
         """See `Reader.read`."""
         archived = at or self._layout.archive_key(file.key)
         beside = self._layout.beside(archived, file.etag)
-        for place in (archived, beside, file.key):
+        # What is moved between two looks is in the archive by the second one.
+        for place in (archived, beside, file.key, archived, beside):
             try:
                 return await super().read(file, at=place, least=least)
             except (NotFoundError, PreconditionFailedError):
                 continue
         # The copy of an object that was uploaded in parts, or is encrypted, has an etag of its own.
-        copied = (await self._store.head(archived)).file
-        if copied.size != file.size:
-            raise NotFoundError(f"no copy of {file.key!r} with etag {file.etag!r}", key=file.key)
-        copy = msgspec.structs.replace(file, etag=copied.etag)
-        return await super().read(copy, at=archived, least=least)
+        # A suffix says which version it is, so that place comes first.
+        for place in (beside, archived):
+            copied = await self._there(place)
+            if copied is not None and copied.size == file.size:
+                self.unproven += 1
+                copy = msgspec.structs.replace(file, etag=copied.etag)
+                return await super().read(copy, at=place, least=least)
+        self.lost += 1
+        if len(self.lost_keys) < SHOWN:
+            self.lost_keys.append(file.key)
+        raise NotFoundError(f"no copy of {file.key!r} with etag {file.etag!r}", key=file.key)
+
+    async def _there(self, key: str) -> RunFile | None:
+        try:
+            return (await self._store.head(key)).file
+        except NotFoundError:
+            return None
 
 
 class _Bystander(Mover):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from asyncagg.cli import backfill, demo, report, rollup, run, sample, watch
+from asyncagg.cli import backfill, demo, report, rollup, run, sample, verify, watch
 
 __all__ = ("EXIT_CODES", "app", "application", "commands")
 
@@ -32,6 +32,7 @@ for _command in (
     watch.watch,
     backfill.backfill,
     rollup.rollup,
+    verify.verify,
     report.report,
     sample.sample,
     demo.demo,
