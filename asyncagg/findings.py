@@ -9,7 +9,7 @@ from typing import Any
 
 from asyncagg.ledger import Counts
 
-__all__ = ("SHOWN", "Finding", "Kind", "Plan", "RepairReport", "VerifyReport")
+__all__ = ("SHOWN", "Example", "Finding", "Kind", "Plan", "RepairReport", "VerifyReport")
 
 SHOWN = 10
 """The most examples of a kind of finding."""
@@ -22,22 +22,35 @@ class Kind(StrEnum):
     """An aggregate cannot be read, or is something else."""
     DIFFERENT = "different"
     """An aggregate says something else than the files that it names."""
-    COUNTED_TWICE = "counted twice"
+    COUNTED_TWICE = "counted_twice"
     """Two aggregates count the same file (key and etag)."""
-    MISSING = "counted but missing"
+    MISSING = "counted_but_missing"
     """A counted file stands neither in the archive nor in the inbox."""
-    UNCOUNTED = "archived but counted nowhere"
+    UNCOUNTED = "archived_but_counted_nowhere"
     """No aggregate names an archived file."""
-    CONFLICT = "in runs and archive, different"
+    CONFLICT = "different_in_runs_and_archive"
     """A key stands in the inbox and in the archive with different content."""
-    UNFINISHED = "unfinished move"
+    UNFINISHED = "unfinished_move"
     """A file is counted, or refused, and still in the inbox: nothing is wrong but its place."""
-    UNENTERED = "quarantined without an entry"
+    UNENTERED = "quarantined_without_an_entry"
     """No aggregate names a quarantined file."""
-    VANISHED = "quarantine entry without a file"
+    VANISHED = "quarantine_entry_without_a_file"
     """An aggregate names a quarantined file that is nowhere, and was not put back either."""
-    UNREAD = "could not be read"
+    UNREAD = "could_not_be_read"
     """The store stayed in trouble, or others kept being faster: verify again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One of what was found.
+
+    Attributes:
+        key: The key of the file or of the aggregate.
+        told: What is to be said of it.
+    """
+
+    key: str
+    told: str
 
 
 @dataclass(slots=True)
@@ -46,17 +59,17 @@ class Finding:
 
     Attributes:
         count: How many there are.
-        examples: The first few of them: a key, and what is to be said of it.
+        examples: The first few of them.
     """
 
     count: int = 0
-    examples: dict[str, str] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)
 
     def add(self, key: str, told: str = "", count: int = 1) -> None:
         """Add one, or several of which one is told."""
         self.count += count
         if len(self.examples) < SHOWN:
-            self.examples[key] = told
+            self.examples.append(Example(key, told))
 
 
 @dataclass(slots=True)
@@ -162,12 +175,11 @@ class RepairReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
-        return {
-            "before": self.before.as_dict(),
+        done = {
             "moved": self.moved,
             "rewritten": self.rewritten,
             "rebuilt": self.rebuilt,
             "failures": self.failures,
             "after": self.after.as_dict(),
-            "exit_code": self.exit_code,
         }
+        return self.before.as_dict() | {"repair": done, "exit_code": self.exit_code}

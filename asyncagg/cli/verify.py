@@ -113,10 +113,13 @@ def _wanted(since: str | None, until: str | None) -> Callable[[Window], bool] | 
     if since is None and until is None:
         return None
     first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-    return Interval(
+    interval = Interval(
         first if since is None else parse_time(since, "--since"),
         last if until is None else parse_time(until, "--until"),
-    ).holds
+    )
+    if interval.since >= interval.until:
+        raise UsageError(f"--since {since!r} --until {until!r}: expected a later end than start")
+    return interval.holds
 
 
 def _check(*, repair: bool, yes: bool) -> None:
@@ -158,15 +161,15 @@ def _print(report: VerifyReport, title: str) -> None:
     table.add_column("found", justify="right")
     table.add_column("such as", overflow="fold")
     for kind in Kind:
-        finding = report.findings.get(kind)
+        name, finding = kind.replace("_", " "), report.findings.get(kind)
         if finding is not None:
-            examples = list(finding.examples.items())[:_SHOWN]
-            told = "\n".join(f"{key!r}: {what}" for key, what in examples)
-            table.add_row(kind.value, f"{finding.count:,}", Text(told, style="red"))
+            examples = finding.examples[:_SHOWN]
+            told = "\n".join(f"{each.key!r}: {each.told}" for each in examples)
+            table.add_row(name, f"{finding.count:,}", Text(told, style="red"))
         elif kind in report.not_judged:
-            table.add_row(kind.value, "?", Text(f"not judged: {report.not_judged[kind]}"))
+            table.add_row(name, "?", Text(f"not judged: {report.not_judged[kind]}"))
         else:
-            table.add_row(kind.value, "0", "")
+            table.add_row(name, "0", "")
     out.print(table)
     if not report.complete:
         out.print("time ran out before everything was looked at")
