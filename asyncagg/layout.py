@@ -113,15 +113,17 @@ class Layout:
             place_of: `archive_key` or `quarantine_key`.
 
         Returns:
-            The key, or None where it had to be cut.
+            The key, or None where it may have been cut.
         """
+        if len(file.key.encode()) > _LONGEST_KEY - 4:  # so long is what was cut, between characters
+            return None
         plain = self.runs_prefix + file.key.removeprefix(place_of(self.runs_prefix))
         folder, slash, name = plain.rpartition("/")
         stem, suffix, ending = name.rpartition(f".{file.etag[:16]}")
         arrived = f"{folder}{slash}{stem}{ending}"
         if suffix and self.beside(place_of(arrived), file.etag) == file.key:
             return arrived
-        return plain if place_of(plain) == file.key else None
+        return plain
 
     @staticmethod
     def beside(key: str, etag: str) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import PREFIXES, etags, prefixes, texts, windows
 
 from asyncagg.layout import Kind, Layout
-from asyncagg.model import Window
+from asyncagg.model import RunFile, Window
 from asyncagg.settings import Settings
 
 RUN, IGNORED, OURS = Kind.RUN_FILE, Kind.IGNORED, Kind.OURS
@@ -159,6 +159,26 @@ def test_the_key_beside_is_of_the_same_kind(where: Layout, name: str, etag: str)
     assert beside.endswith((".json", ".json.gz"))
     if beside.startswith(where.runs_prefix):
         assert where.kind(beside) is OURS
+
+
+@given(layouts(), run_names, etags)
+def test_an_archived_file_tells_where_it_came_from(where: Layout, name: str, etag: str) -> None:
+    """From its place in the archive or in quarantine, plain or beside, follows its old key."""
+    key = where.runs_prefix + name
+    assume(where.kind(key) is RUN and f".{etag[:16]}" not in key)
+    for place_of in (where.archive_key, where.quarantine_key):
+        place = place_of(key)
+        for stands in (place, where.beside(place, etag)):
+            file = RunFile(stands, 1, etag, datetime(2025, 10, 21, tzinfo=UTC))
+            assert where.arrival_key(file, place_of) == key
+
+
+def test_a_key_that_was_cut_does_not_tell_where_it_came_from() -> None:
+    """What is not known is not guessed."""
+    key = f"runs/{'x' * 1015}.json"
+    file = RunFile(DEFAULT.archive_key(key), 1, "e", datetime(2025, 10, 21, tzinfo=UTC))
+    assert file.key != f"archive/{'x' * 1015}.json"
+    assert DEFAULT.arrival_key(file, DEFAULT.archive_key) is None
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,17 @@ from typing import Any
 import anyio.lowlevel
 import msgspec
 import pytest
-from promises import final_bytes, of_memory
+from promises import Places, final_bytes, of_memory
 from scenario import AT, Clock, HookedStore, fill_memory, moment, run_data
 from stores import STORES
 from test_crash import Stopped
+from test_prefixes import FILES as LAYOUT_FILES
+from test_prefixes import LAYOUTS, settings_of
 
 import asyncagg.store.memory as memory_store
 from asyncagg.errors import TransientError
 from asyncagg.findings import SHOWN, Kind, VerifyReport
+from asyncagg.layout import Layout
 from asyncagg.model import RunFile
 from asyncagg.partial import Bench
 from asyncagg.pipeline import run
@@ -539,3 +542,66 @@ async def test_a_time_limit_ends_it_and_is_told() -> None:
         report = await verify(Bench(HookedStore(store, hang), settings))
     assert not report.complete
     assert report.exit_code == 1
+
+
+@pytest.mark.parametrize("places", LAYOUTS.values(), ids=LAYOUTS)
+async def test_every_layout_of_the_prefixes(places: Places) -> None:
+    """However they nest, a settled store is clean, and a stray is found where it is."""
+    store = MemoryStore(Clock())
+    settings = settings_of(places)
+    for name, (data, _) in LAYOUT_FILES.items():
+        await store.put(places.runs + name, data)
+    await run(store, settings, at=LATER)
+    assert (await verify(Bench(store, settings))).found == {}
+    await store.put(f"{places.archive}stray.json", run_data(1))
+    await store.put(f"{places.quarantine}stray.json", run_data(2))
+    found = (await verify(Bench(store, settings))).found
+    assert found == {Kind.UNCOUNTED: 1, Kind.UNENTERED: 1}
+
+
+HOSTILE = (
+    "a\nb",
+    'quote"and\\backslash',
+    "[red]markup[/red]",
+    "\0nul",
+    "'); DROP TABLE counted; --",
+    "\u2028 日本語 🎉",
+    "x" * 980,
+    "20251021t1357Z_" + "é" * 480,
+)
+
+
+async def test_hostile_names() -> None:
+    """Names that break lines, markup, SQL or the longest key are names like others."""
+    store = MemoryStore(Clock())
+    for number, name in enumerate(HOSTILE):
+        await store.put(f"runs/{name}.json", run_data(number))
+        await store.put(f"runs/{name}-bad.json", b"[")
+    await run(store, SETTINGS, at=LATER)
+    report = await verified(store)
+    assert report.found == {}
+    assert report.counts.files == report.counts.quarantined == len(HOSTILE)
+    for name in HOSTILE:
+        await drop(store, Layout(SETTINGS).archive_key(f"runs/{name}.json"))
+    assert (await verified(store)).found == {Kind.MISSING: len(HOSTILE)}
+
+
+@pytest.mark.parametrize("name", ["not archived", "not dropped", "another sum", "truncated"])
+async def test_a_repair_stopped_anywhere_can_be_done_again(name: str) -> None:
+    """Cancelled at any request, nothing is lost; the next repair ends clean."""
+    template = await sound_memory()
+    await BREAKS[name][0](template)
+    report = await verified(template)
+    for number in count(1):
+        store = fill_memory(template)
+        stopped = Stopped(store, number, "before")
+        bench = Bench(stopped.store, SETTINGS)
+        stopped.task = asyncio.create_task(repair(bench, report))
+        await asyncio.wait([stopped.task])
+        if not stopped.step:
+            break
+        left = await verified(store)
+        assert left.found.keys() <= report.found.keys(), stopped.step
+        done = await repair(Bench(store, SETTINGS), left)
+        assert done.exit_code == 0, stopped.step
+    assert number > 10
