@@ -65,9 +65,9 @@ class Finding:
     count: int = 0
     examples: list[Example] = field(default_factory=list)
 
-    def add(self, key: str, told: str = "", count: int = 1) -> None:
-        """Add one, or several of which one is told."""
-        self.count += count
+    def add(self, key: str, told: str) -> None:
+        """Add one."""
+        self.count += 1
         if len(self.examples) < SHOWN:
             self.examples.append(Example(key, told))
 
@@ -109,9 +109,9 @@ class VerifyReport:
     plan: Plan = field(default_factory=Plan)
     complete: bool = True
 
-    def add(self, kind: Kind, key: str, told: str = "", count: int = 1) -> None:
+    def add(self, kind: Kind, key: str, told: str) -> None:
         """Add a finding."""
-        self.findings.setdefault(kind, Finding()).add(key, told, count)
+        self.findings.setdefault(kind, Finding()).add(key, told)
 
     @property
     def found(self) -> Mapping[Kind, int]:

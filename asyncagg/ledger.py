@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from anyio import CancelScope, CapacityLimiter, to_thread
 
+from asyncagg import ledger_sql
 from asyncagg.errors import ConfigurationError
 from asyncagg.model import RunFile
 
@@ -44,111 +45,6 @@ PAGE = 1000
 
 _CACHE_KIB = 16 * 1024
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-_TABLES = """
-CREATE TABLE aggregates (window TEXT PRIMARY KEY, etag TEXT) WITHOUT ROWID;
-CREATE TABLE counted (key TEXT, etag TEXT, size INT, modified INT, window TEXT, sound INT,
-    place TEXT, beside TEXT);
-CREATE TABLE refused (key TEXT, etag TEXT, window TEXT, sound INT, moved_to TEXT, reason TEXT);
-CREATE TABLE claimed AS SELECT * FROM counted;
-CREATE TABLE claimed_refused AS SELECT * FROM refused;
-CREATE TABLE archived (key TEXT, size INT, etag TEXT, modified INT);
-CREATE TABLE quarantined (key TEXT, size INT, etag TEXT, modified INT);
-CREATE TABLE inbox (key TEXT, size INT, etag TEXT, modified INT,
-    place TEXT, hold TEXT, hold_beside TEXT);
-"""
-
-# Made once all rows are in: sorting them at once is much faster than keeping them sorted.
-_INDEXES = """
-CREATE INDEX counted_key ON counted (key, etag);
-CREATE INDEX counted_place ON counted (place);
-CREATE INDEX counted_beside ON counted (beside);
-CREATE INDEX refused_key ON refused (key, etag);
-CREATE INDEX refused_place ON refused (moved_to);
-CREATE INDEX archived_key ON archived (key);
-CREATE INDEX quarantined_key ON quarantined (key);
-CREATE INDEX inbox_key ON inbox (key);
-CREATE INDEX inbox_hold ON inbox (hold);
-CREATE INDEX inbox_hold_beside ON inbox (hold_beside);
-"""
-
-_UNCOUNTED = """
-SELECT key, size, etag, modified FROM archived AS a
-WHERE NOT EXISTS (SELECT 1 FROM counted AS c
-    WHERE c.place = a.key AND (c.etag = a.etag OR c.size = a.size))
-AND NOT EXISTS (SELECT 1 FROM counted AS c
-    WHERE c.beside = a.key AND (c.etag = a.etag OR c.size = a.size))
-"""
-
-_UNENTERED = """
-SELECT key, size, etag, modified FROM quarantined AS q
-WHERE NOT EXISTS (SELECT 1 FROM refused AS r WHERE r.moved_to = q.key)
-AND NOT EXISTS (SELECT 1 FROM inbox AS i
-    WHERE i.hold = q.key AND (i.etag = q.etag OR i.size = q.size))
-AND NOT EXISTS (SELECT 1 FROM inbox AS i
-    WHERE i.hold_beside = q.key AND (i.etag = q.etag OR i.size = q.size))
-"""
-
-_TWICE = """
-SELECT key, etag, group_concat(DISTINCT window), count(DISTINCT window) FROM counted WHERE sound
-GROUP BY key, etag HAVING count(DISTINCT window) > 1
-"""
-
-_UNFINISHED_COUNTED = """
-SELECT key, size, etag, modified, (SELECT min(c.window) FROM counted AS c
-    WHERE c.key = i.key AND c.etag = i.etag AND c.modified = i.modified AND c.sound) AS named
-FROM inbox AS i WHERE named IS NOT NULL
-"""
-
-_UNFINISHED_REFUSED = """
-SELECT key, size, etag, modified, (SELECT min(r.window) FROM refused AS r
-    WHERE r.key = i.key AND r.etag = i.etag AND r.sound) AS named
-FROM inbox AS i WHERE named IS NOT NULL
-"""
-
-# Where both are counted, a suffix will tell them apart: that is a move to be finished.
-_CLASHES = """
-SELECT i.key, i.size, i.etag, i.modified, a.key, a.size, a.etag, a.modified
-FROM inbox AS i JOIN archived AS a ON a.key = i.place WHERE a.etag <> i.etag AND NOT (
-    EXISTS (SELECT 1 FROM counted AS c WHERE c.key = i.key AND c.etag = i.etag)
-    AND EXISTS (SELECT 1 FROM counted AS c
-        WHERE c.place = a.key AND (c.etag = a.etag OR c.size = a.size)))
-"""
-
-# What was put back into the inbox, and counted from there, is not missed.
-_MISSED = """
-SELECT key, etag, window, moved_to FROM refused AS r
-WHERE NOT EXISTS (SELECT 1 FROM quarantined AS q WHERE q.key = r.moved_to)
-AND NOT EXISTS (SELECT 1 FROM inbox AS i WHERE i.key = r.key)
-AND NOT EXISTS (SELECT 1 FROM counted AS c WHERE c.key = r.key)
-"""
-
-_SALVAGED = """
-SELECT key, min(size), etag, min(modified) FROM (
-    SELECT * FROM counted WHERE window = :window AND NOT sound
-    UNION SELECT * FROM claimed WHERE window = :window
-) GROUP BY key, etag ORDER BY key, etag
-"""
-
-_SALVAGED_REFUSED = """
-SELECT key, etag, window, min(moved_to), min(reason) FROM (
-    SELECT * FROM refused WHERE window = :window AND NOT sound
-    UNION SELECT * FROM claimed_refused WHERE window = :window
-) GROUP BY key, etag ORDER BY key, etag
-"""
-
-_ELSEWHERE = """
-SELECT count(*) FROM counted AS d WHERE d.window = :window AND NOT d.sound
-AND EXISTS (SELECT 1 FROM counted AS c WHERE c.key = d.key AND c.etag = d.etag AND c.sound)
-"""
-
-
-_COUNTS = """
-SELECT (SELECT count(*) FROM aggregates), count(*), coalesce(sum(size), 0),
-    (SELECT count(*) FROM archived), (SELECT count(*) FROM quarantined),
-    (SELECT count(*) FROM inbox)
-FROM counted
-"""
 
 
 class Counts(NamedTuple):
@@ -311,49 +207,51 @@ class Ledger:
 
     async def close(self) -> None:
         """Take no more rows of listings and aggregates: from now on they are compared."""
-        await self._do(lambda: self._database.executescript(_INDEXES))
+        await self._do(lambda: self._database.executescript(ledger_sql.INDEXES))
 
     async def counts(self) -> Counts:
         """Return how much was noted."""
-        return Counts(*await self._do(lambda: self._database.execute(_COUNTS).fetchone()))
+        return Counts(*await self._do(lambda: self._database.execute(ledger_sql.COUNTS).fetchone()))
 
     def uncounted(self) -> AsyncIterator[list[RunFile]]:
         """Yield archived files that no aggregate counts."""
-        return self._pages(_UNCOUNTED, _to_file)
+        return self._pages(ledger_sql.UNCOUNTED, _to_file)
 
     def unentered(self) -> AsyncIterator[list[RunFile]]:
         """Yield quarantined files that no aggregate names, and that are not in the inbox too."""
-        return self._pages(_UNENTERED, _to_file)
+        return self._pages(ledger_sql.UNENTERED, _to_file)
 
     def twice(self) -> AsyncIterator[list[Twice]]:
         """Yield files that several aggregates count."""
-        return self._pages(_TWICE, Twice)
+        return self._pages(ledger_sql.TWICE, Twice)
 
     def unfinished(self, *, counted: bool) -> AsyncIterator[list[Unfinished]]:
         """Yield files in the inbox that are counted already, or refused already."""
-        query = _UNFINISHED_COUNTED if counted else _UNFINISHED_REFUSED
+        query = ledger_sql.UNFINISHED_COUNTED if counted else ledger_sql.UNFINISHED_REFUSED
         return self._pages(query, lambda *row: Unfinished(_to_file(*row[:4]), row[4]))
 
     def clashes(self) -> AsyncIterator[list[Clash]]:
         """Yield files in the inbox whose place in the archive seems taken by other content."""
-        return self._pages(_CLASHES, lambda *row: Clash(_to_file(*row[:4]), _to_file(*row[4:])))
+        return self._pages(
+            ledger_sql.CLASHES, lambda *row: Clash(_to_file(*row[:4]), _to_file(*row[4:]))
+        )
 
     def missed(self) -> AsyncIterator[list[Missed]]:
         """Yield entries of quarantined files that seem gone."""
-        return self._pages(_MISSED, Missed)
+        return self._pages(ledger_sql.MISSED, Missed)
 
     def salvaged(self, window: str) -> AsyncIterator[list[RunFile]]:
         """Yield what a damaged aggregate seems to have counted, in the order of key and etag."""
-        return self._pages(_SALVAGED, _to_file, window)
+        return self._pages(ledger_sql.SALVAGED, _to_file, window)
 
     def salvaged_refused(self, window: str) -> AsyncIterator[list[RefusedRow]]:
         """Yield what a damaged aggregate seems to have refused, in the order of key and etag."""
-        return self._pages(_SALVAGED_REFUSED, RefusedRow, window)
+        return self._pages(ledger_sql.SALVAGED_REFUSED, RefusedRow, window)
 
     async def counted_elsewhere(self, window: str) -> int:
         """Return how many files of a damaged aggregate others count too."""
         work = self._database.execute
-        found = await self._do(lambda: work(_ELSEWHERE, {"window": window}).fetchone())
+        found = await self._do(lambda: work(ledger_sql.ELSEWHERE, {"window": window}).fetchone())
         return int(found[0])
 
     async def _insert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -398,7 +296,7 @@ def _connect() -> sqlite3.Connection:
     # transaction without a journal.
     database.executescript(
         f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{_CACHE_KIB};"
-        f"PRAGMA temp_store = FILE; BEGIN; {_TABLES}"
+        f"PRAGMA temp_store = FILE; BEGIN; {ledger_sql.TABLES}"
     )
     return database
 

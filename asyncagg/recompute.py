@@ -55,8 +55,10 @@ class Recomputed:
         aggregate_key: Where its aggregate stands.
         files: How many files it counts.
         bytes: Their size together.
-        missing: The keys of files that could not be read, the first few; lost ones come first.
+        missing: The keys of files that could not be read, the first few: lost ones come first,
+            then refused ones.
         lost: How many of its files stand neither in the archive nor in the inbox.
+        refused: How many read as no run file any more.
         unproven: How many were read under another etag than the one that was counted: so it is with
             a copy of what was uploaded in parts, or is encrypted. Their size is the same.
         differences: What differs: the field's name, and the value that stands and the true one.
@@ -70,6 +72,7 @@ class Recomputed:
     bytes: int = 0
     missing: list[str] = field(default_factory=list)
     lost: int = 0
+    refused: int = 0
     unproven: int = 0
     differences: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     written: bool = False
@@ -223,19 +226,20 @@ async def fold_again(
     """
     layout = Layout(bench.settings)
     reader = _ArchiveReader(bench.store, bench.settings)
+    tally = Tally()
+    mover = _Bystander(bench.store, 1, tally)
     total = Accumulator()
     unread: list[str] = []
     async for files in batches:
-        tally = Tally()
-        mover = _Bystander(bench.store, 1, tally)
         fetcher = Fetcher(reader, mover, layout, rows, tally)
         await fetcher.fetch(files, workers=bench.settings.concurrency, until=math.inf)
         total.merge(fetcher.accumulator)
         read = {(file.key, file.etag) for file in fetcher.counted}
         missed = (file.key for file in files if (file.key, file.etag) not in read)
         unread += islice(missed, SHOWN - len(unread))
-    outcome.lost, outcome.unproven = reader.lost, reader.unproven
-    outcome.missing = list(dict.fromkeys([*reader.lost_keys, *unread]))[:SHOWN]
+    outcome.lost, outcome.unproven, outcome.refused = reader.lost, reader.unproven, mover.refused
+    first = dict.fromkeys([*reader.lost_keys, *mover.refused_keys, *unread])
+    outcome.missing = list(first)[:SHOWN]
     return total
 
 
@@ -270,18 +274,18 @@ class _ArchiveReader(Reader):
         """See `Reader.read`."""
         archived = at or self._layout.archive_key(file.key)
         beside = self._layout.beside(archived, file.etag)
-        # What is moved between two looks is in the archive by the second one.
-        for place in (archived, beside, file.key, archived, beside):
+        for place in (archived, beside, file.key):
             try:
                 return await super().read(file, at=place, least=least)
             except (NotFoundError, PreconditionFailedError):
                 continue
-        # The copy of an object that was uploaded in parts, or is encrypted, has an etag of its own.
-        # A suffix says which version it is, so that place comes first.
+        # It was moved between two looks; or it is the copy of an object that was uploaded in parts,
+        # or is encrypted: such a copy has an etag of its own. A suffix says which version it is, so
+        # that place comes first.
         for place in (beside, archived):
             copied = await self._there(place)
             if copied is not None and copied.size == file.size:
-                self.unproven += 1
+                self.unproven += copied.etag != file.etag
                 copy = msgspec.structs.replace(file, etag=copied.etag)
                 return await super().read(copy, at=place, least=least)
         self.lost += 1
@@ -297,15 +301,28 @@ class _ArchiveReader(Reader):
 
 
 class _Bystander(Mover):
-    """Moves nothing: a file that is refused now, and was counted once, is told as unread."""
+    """Moves nothing: a file that is refused now, and was counted once, is told as unread.
+
+    Attributes:
+        refused: How many there were.
+        refused_keys: Their keys, the first few.
+    """
+
+    def __init__(self, store: Store, workers: int, tally: Tally) -> None:
+        super().__init__(store, workers, tally)
+        self.refused = 0
+        self.refused_keys: list[str] = []
 
     async def place(
         self,
-        file: RunFile,  # noqa: ARG002 - as it is called
-        target: str,  # noqa: ARG002
+        file: RunFile,
+        target: str,  # noqa: ARG002 - as it is called
         metadata: Mapping[str, str] | None = None,  # noqa: ARG002
     ) -> str | None:
         """See `Mover.place`; the file stays where it is."""
+        self.refused += 1
+        if len(self.refused_keys) < SHOWN:
+            self.refused_keys.append(file.key)
         return None
 
 

@@ -24,11 +24,11 @@ from asyncagg.layout import Kind, Layout
 from asyncagg.ledger import PAGE, CountedRow, InboxRow, Ledger, Listing, RefusedRow
 from asyncagg.limits import for_each
 from asyncagg.model import RunFile, Window
+from asyncagg.parsing import is_run_file
 from asyncagg.partial import Bench
 from asyncagg.salvage import Remains, salvage
 from asyncagg.settle import RESETTLES, load
 from asyncagg.spool import open_spool
-from asyncagg.store.guards import PROBE
 
 __all__ = ("AT_ONCE", "Stock")
 
@@ -95,8 +95,9 @@ class Stock:
 
     async def _list(self, listing: Listing, prefix: str) -> None:
         async for page in self._bench.store.list_pages(prefix):
-            ours = (file for file in page if not file.key.startswith(PROBE, len(prefix)))
-            await self.ledger.note_listed(listing, ours)
+            # Folder markers and the objects of a probe are nobody's run files.
+            files = (file for file in page if is_run_file(file.key))
+            await self.ledger.note_listed(listing, files)
 
     async def _list_inbox(self) -> None:
         layout = self.layout

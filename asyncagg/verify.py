@@ -66,7 +66,7 @@ class _Trouble(NamedTuple):
     lost: int
     missing: list[str]
     differences: str
-    unproven: int
+    mendable: bool
     failure: str
 
 
@@ -119,11 +119,11 @@ class _Audit:
         outcome = await examine(self._each, window, seen=seen)
         if outcome.failure or outcome.differences:
             self._troubles[window] = _Trouble(
-                outcome.lost,
-                outcome.missing,
-                _told(outcome),
-                outcome.unproven,
-                "" if outcome.lost else outcome.failure,
+                lost=outcome.lost,
+                missing=outcome.missing,
+                differences=_told(outcome),
+                mendable=not outcome.failure and not outcome.unproven,
+                failure="" if outcome.lost or outcome.refused else outcome.failure,
             )
         counts = self._report.counts
         self._report.counts = counts._replace(
@@ -136,18 +136,17 @@ class _Audit:
         report, layout = self._report, self._stock.layout
         for window, trouble in sorted(self._troubles.items()):
             key = layout.aggregate_key(window)
-            for number, missing in enumerate(trouble.missing[: trouble.lost]):
-                rest = trouble.lost - len(trouble.missing) if number == 0 else 0
-                report.add(Kind.MISSING, missing, f"counted in {key}", 1 + max(0, rest))
+            if trouble.lost:
+                shown = trouble.missing[: trouble.lost]
+                for missing in shown:
+                    report.add(Kind.MISSING, missing, f"counted in {key}")
+                report.findings[Kind.MISSING].count += trouble.lost - len(shown)
             if trouble.failure:
                 report.add(Kind.UNREAD, key, trouble.failure)
             if trouble.differences:
-                told = trouble.differences
-                if trouble.unproven:
-                    told += f"; {trouble.unproven} files are known by their size alone"
-                else:
+                report.add(Kind.DIFFERENT, key, trouble.differences)
+                if trouble.mendable:
                     report.plan.rewrite.append(window.name)
-                report.add(Kind.DIFFERENT, key, told)
         for window, failure in sorted(self._stock.unread.items()):
             report.add(Kind.UNREAD, layout.aggregate_key(window), failure)
 
@@ -240,4 +239,8 @@ def _told(outcome: Recomputed) -> str:
     for name, (stands, true) in outcome.differences.items():
         numbers = isinstance(true, int | float)
         parts.append(f"{name} is {stands}, should be {true}" if numbers else f"{name} differs")
+    if outcome.refused:
+        parts.append(f"{outcome.refused} of its files are no run files any more")
+    elif parts and outcome.unproven:
+        parts.append(f"{outcome.unproven} of its files are known by their size alone")
     return "; ".join(parts)

@@ -211,6 +211,11 @@ BREAKS: dict[str, tuple[Break, Kind, int]] = {
         Kind.DIFFERENT,
         1,
     ),
+    "no run file in the archive any more": (
+        lambda store: change(store, f"archive/{LAST}", b"{", b"["),
+        Kind.DIFFERENT,
+        1,
+    ),
     "truncated": (truncate, Kind.DAMAGED, 1),
     "without a head": (lose_head, Kind.DAMAGED, 1),
     "empty": (lambda store: store.put(KEY, b""), Kind.DAMAGED, 1),

@@ -35,10 +35,7 @@ from asyncagg.limits import for_each
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Body, ObjectInfo, Store, StreamedBody
 
-__all__ = ("PROBE", "GuardedStore", "Guards", "probe")
-
-PROBE = "asyncagg-probe-"
-"""What the names of a probe's objects begin with; a crash may leave them."""
+__all__ = ("GuardedStore", "Guards", "probe")
 
 _WRONG = "0" * 32
 _LOOKS_AT_ONCE = 16
@@ -87,7 +84,7 @@ async def probe(store: Store, prefix: str) -> Guards:
         prefix: Where to put the objects: one that nobody lists for run files or aggregates.
     """
     token = uuid.uuid4().hex
-    first, second = f"{prefix}{PROBE}{token}", f"{prefix}{PROBE}{token}-copy"
+    first, second = f"{prefix}asyncagg-probe-{token}", f"{prefix}asyncagg-probe-{token}-copy"
     try:
         return await _probe(store, first, second)
     finally:
