@@ -158,7 +158,8 @@ class Existing:
 def _damaged(key: str, what: str) -> AggregateError:
     return AggregateError(
         f"aggregate {key!r}: {what}; expected a document that asyncagg wrote. It is left as it is: "
-        "move it away and its window is settled by the next run"
+        "move it away and its window is settled by the next run",
+        what=what,
     )
 
 

@@ -39,7 +39,14 @@ class AggregateError(AsyncaggError):
 
     It is never overwritten. Move it away (``asyncagg verify --repair`` rebuilds a damaged one)
     and the next run settles the window.
+
+    Attributes:
+        what: What is wrong with it, in a few words.
     """
+
+    def __init__(self, message: str, *, what: str = "") -> None:
+        super().__init__(message)
+        self.what = what or message
 
 
 class OverlapError(AsyncaggError):

@@ -75,15 +75,16 @@ class Layout:
         """Return the key of a window's aggregate."""
         return f"{self.aggregate_prefix}{window.name}.json"
 
-    def named_like_aggregate(self, key: str) -> bool:
-        """Say whether a key is an aggregate's, of a window of whatever length."""
-        return _AGGREGATE_NAME.fullmatch(key, len(self.aggregate_prefix)) is not None
-
     def aggregate_window(self, key: str, minutes: int) -> Window | None:
         """Return the window whose aggregate has this key, or None if it is no aggregate's."""
-        if not self.named_like_aggregate(key):
+        if not _AGGREGATE_NAME.fullmatch(key, len(self.aggregate_prefix)):
             return None
         return _window(key[len(self.aggregate_prefix) : -len(".json")], minutes)
+
+    def misnamed_aggregate(self, key: str, minutes: int) -> bool:
+        """Say whether a key is like an aggregate's, but no window of this length ends then."""
+        alike = _AGGREGATE_NAME.fullmatch(key, len(self.aggregate_prefix))
+        return alike is not None and self.aggregate_window(key, minutes) is None
 
     def partial_key(self, window: Window, name: str) -> str:
         """Return where a partial aggregate of a window stands while a backfill runs."""

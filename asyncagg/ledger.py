@@ -205,8 +205,8 @@ class Ledger:
         """Note run files in the inbox."""
         await self._insert("inbox", [(*_of_file(row[0]), *row[1:]) for row in rows])
 
-    async def close(self) -> None:
-        """Take no more rows of listings and aggregates: from now on they are compared."""
+    async def index(self) -> None:
+        """Make ready to compare: all rows of listings and aggregates are in."""
         await self._do(lambda: self._database.executescript(ledger_sql.INDEXES))
 
     async def counts(self) -> Counts:

@@ -78,20 +78,22 @@ class Stock:
             read: Reads the aggregate of a window, and calls `note` with it; default: does no more.
         """
         read = read or self._load
+
+        async def one(item: tuple[Window, str]) -> None:
+            await self._read(item[0], read)
+
         if self.whole:
             await self._list(Listing.ARCHIVED, self.layout.archive_prefix)
             await self._list(Listing.QUARANTINED, self.layout.quarantine_prefix)
         async for found in self._aggregates(first=True):
-            await for_each(found, lambda item: self._read(item[0], read), workers=AT_ONCE)
+            await for_each(found, one, workers=AT_ONCE)
         await self._list_inbox()
+        for window in {*self.damaged, *self.unread}:
+            await self._read(window, read)  # it may have been mended, or moved away, meanwhile
         async for found in self._aggregates():
-            changed = [
-                item
-                for item in found
-                if item[0] in self.damaged or await self.ledger.etag(item[0].name) != item[1]
-            ]
-            await for_each(changed, lambda item: self._read(item[0], read), workers=AT_ONCE)
-        await self.ledger.close()
+            changed = [item for item in found if await self.ledger.etag(item[0].name) != item[1]]
+            await for_each(changed, one, workers=AT_ONCE)
+        await self.ledger.index()
 
     async def _list(self, listing: Listing, prefix: str) -> None:
         async for page in self._bench.store.list_pages(prefix):
@@ -119,7 +121,7 @@ class Stock:
                 window = layout.aggregate_window(file.key, minutes)
                 if window is not None and (self._wanted is None or self._wanted(window)):
                     found.append((window, file.etag))
-                elif window is None and first and layout.named_like_aggregate(file.key):
+                elif self.whole and first and layout.misnamed_aggregate(file.key, minutes):
                     self.misnamed.append(file.key)
             yield found
 
@@ -133,7 +135,7 @@ class Stock:
                 except PreconditionFailedError:
                     continue
                 except AggregateError as error:
-                    await self._salvage(window, str(error))
+                    await self._salvage(window, error.what)
                 return
             self.unread[window] = f"others committed it {RESETTLES} times meanwhile"
         except NotFoundError:
@@ -167,7 +169,8 @@ class Stock:
                 entries = [_refused(window, row.row) for row in refused]
                 await self.ledger.note_refused(entries)
         except msgspec.DecodeError as error:
-            raise AggregateError(f"aggregate {existing.key!r}: a row is garbled: {error}") from None
+            what = f"a row is garbled: {error}"
+            raise AggregateError(f"aggregate {existing.key!r}: {what}", what=what) from None
 
     async def _note_counted(
         self, window: Window, files: Iterable[RunFile], *, sound: bool, claimed: bool = False

@@ -136,6 +136,8 @@ class _Audit:
         report, layout = self._report, self._stock.layout
         for window, trouble in sorted(self._troubles.items()):
             key = layout.aggregate_key(window)
+            if await self._there(key) is None:
+                continue  # it was moved away meanwhile
             if trouble.lost:
                 shown = trouble.missing[: trouble.lost]
                 for missing in shown:
