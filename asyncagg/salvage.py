@@ -19,7 +19,7 @@ from asyncagg.model import RunFile, Window
 from asyncagg.spool import LONGEST_LINE
 from asyncagg.store import StreamedBody
 
-__all__ = ("Remains", "salvage")
+__all__ = ("Remains", "run_file", "salvage")
 
 _COUNTED = {"key", "timestamp", "size", "etag", "last_modified"}
 _REFUSED = {"key", "reason", "moved_to", "etag"}
@@ -100,12 +100,24 @@ class Remains:
     def _row(self, value: dict[str, Any]) -> RunFile | RefusedRow | None:
         try:
             if value.keys() == _COUNTED:
-                return msgspec.convert(value, RunFile)
+                return run_file(value)
             if value.keys() == _REFUSED:
                 return msgspec.convert({"window": self.window.name, **value}, RefusedRow)
         except msgspec.ValidationError:
             return None
         return None
+
+
+def run_file(value: dict[str, Any]) -> RunFile:
+    """Return the file that a row of ``source_files`` speaks of.
+
+    Raises:
+        ValidationError: It is garbled.
+    """
+    file = msgspec.convert(value, RunFile)
+    if file.last_modified.tzinfo is None or not 0 <= file.size < 2**63:
+        raise msgspec.ValidationError(f"{file} is none that a store could have listed")
+    return file
 
 
 async def salvage(

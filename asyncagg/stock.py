@@ -26,7 +26,7 @@ from asyncagg.limits import for_each
 from asyncagg.model import RunFile, Window
 from asyncagg.parsing import is_run_file
 from asyncagg.partial import Bench
-from asyncagg.salvage import Remains, salvage
+from asyncagg.salvage import Remains, run_file, salvage
 from asyncagg.settle import RESETTLES, load
 from asyncagg.spool import open_spool
 
@@ -163,7 +163,7 @@ class Stock:
         await self.ledger.note_aggregate(window.name, existing.etag)
         try:
             async for rows in _paged(existing.counted()):
-                files = [msgspec.json.decode(row.source, type=RunFile) for row in rows]
+                files = [run_file(msgspec.json.decode(row.source)) for row in rows]
                 await self._note_counted(window, files, sound=True)
             async for refused in _paged(existing.quarantined()):
                 entries = [_refused(window, row.row) for row in refused]

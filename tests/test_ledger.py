@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 import pytest
+from anyio import to_thread
 from scenario import AT
 
 from asyncagg.errors import ConfigurationError
@@ -44,12 +46,18 @@ async def test_an_aggregate_that_is_read_again_replaces_what_was_noted() -> None
         assert (await ledger.counts())[:3] == (1, 2, 2)
 
 
-async def test_it_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even while it is open: its temporary file has no name."""
     monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path))
-    async with open_ledger() as ledger:
-        for number in range(40):
-            await note(ledger, str(number), 2_000, etag=str(number))
-        await ledger.index()
-        assert await ledger.counts() == Counts(40, 80_000, 80_000, 80_000, 0, 0)
-        assert not list(tmp_path.iterdir())
+    seen: list[Path] = []
+
+    async def use() -> Counts:
+        async with open_ledger() as ledger:
+            for number in range(40):
+                await note(ledger, str(number), 2_000, etag=str(number))
+            await ledger.index()
+            seen.extend(await to_thread.run_sync(lambda: list(tmp_path.iterdir())))
+            return await ledger.counts()
+
+    assert anyio.run(use) == Counts(40, 80_000, 80_000, 80_000, 0, 0)
+    assert not seen

@@ -365,6 +365,29 @@ async def test_a_match_that_looks_like_a_row_is_none() -> None:
     assert final_bytes(of_memory(store)) == true
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"size":', b'"size":1111111111111111111111111'),
+        (b'"size":', b'"size":-'),
+        (b'"last_modified":"2025-10-21T14:10:00+00:00"', b'"last_modified":"2025-10-21T14:10:00"'),
+        (b'"last_modified":"', b'"last_modified":"yesterday '),
+        (b'"etag":"', b'"etag":7,"was":"'),
+        (b'"moved_to":"', b'"moved_to":7,"was":"'),
+        (b'"reason":"', b'"raisin":"'),
+    ],
+)
+async def test_a_garbled_row_is_damage(old: bytes, new: bytes) -> None:
+    """Whatever is wrong with it, it is one finding; names tell which file it was."""
+    store = await sound_memory()
+    true = final_bytes(of_memory(store))
+    await change(store, KEY, old, new)
+    report = await verified(store)
+    assert report.found == {Kind.DAMAGED: 1}
+    assert (await repair(Bench(store, SETTINGS), report)).exit_code == 0
+    assert final_bytes(of_memory(store)) == true
+
+
 async def test_an_interval_judges_only_what_it_can() -> None:
     """Other windows are not read; what needs them is told as not judged, not as found."""
     store = await sound_memory()
