@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import anyio
 import msgspec
 
-from asyncagg.archive import Mover
+from asyncagg.archive import same_content
 from asyncagg.claims import claim, obstacle
 from asyncagg.document import Existing
 from asyncagg.errors import NotFoundError, PreconditionFailedError
@@ -21,7 +21,6 @@ from asyncagg.findings import Kind, VerifyReport
 from asyncagg.ledger import Clash, Missed, open_ledger
 from asyncagg.limits import for_each
 from asyncagg.model import RunFile, Window
-from asyncagg.outcome import Tally
 from asyncagg.partial import Bench
 from asyncagg.recompute import Recomputed, examine
 from asyncagg.stock import AT_ONCE, Stock
@@ -90,7 +89,6 @@ class _Audit:
         self._report = report
         self._progress = progress
         self._troubles: dict[Window, _Trouble] = {}
-        self._mover = Mover(bench.store, bench.settings.concurrency, Tally())
 
     async def work(self) -> None:
         await self._stock.take(self._examine)
@@ -226,7 +224,7 @@ class _Audit:
         try:
             if not await self._stands(clash.waiting) or not await self._stands(clash.archived):
                 return False
-            return not await self._mover.same_content(clash.waiting, clash.archived.key)
+            return not await same_content(self._bench.store, clash.waiting, clash.archived.key)
         except (NotFoundError, PreconditionFailedError):
             return False  # one of them was moved, or overwritten, this very moment
 
