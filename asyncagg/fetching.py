@@ -27,7 +27,13 @@ from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.streaming import parse_stream
 
-__all__ = ("Fetcher", "Reader")
+__all__ = ("MODIFIED", "REASON", "Fetcher", "Reader")
+
+REASON = "asyncagg-reason"
+"""The metadata of a quarantined object that says why it was refused."""
+
+MODIFIED = "asyncagg-last-modified"
+"""The metadata of a quarantined object that says when its run file came, which tells its window."""
 
 _log = logging.getLogger(__name__)
 _REASON_LIMIT = 500
@@ -169,7 +175,7 @@ class Fetcher:
 
     async def _refuse(self, file: RunFile, reason: str) -> Quarantined | None:
         told = reason.encode("ascii", "backslashreplace").decode("ascii")
-        metadata = {"asyncagg-reason": " ".join(told.split())}
+        metadata = {REASON: " ".join(told.split()), MODIFIED: file.last_modified.isoformat()}
         target = self._layout.quarantine_key(file.key)
         # Before the commit, so that the aggregate can say where it stands.
         moved_to = await self._mover.place(file, target, metadata)

@@ -126,6 +126,10 @@ class Layout:
             return arrived
         return plain
 
+    def inbox_key(self, key: str) -> str:
+        """Return the key in the inbox that a key in quarantine stands for."""
+        return self.runs_prefix + key.removeprefix(self._quarantine_prefix)
+
     @staticmethod
     def beside(key: str, etag: str) -> str:
         """Return the key to take where ``key`` is taken by other content: a suffix of its own."""

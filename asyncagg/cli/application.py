@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from asyncagg.cli import backfill, demo, report, rollup, run, sample, verify, watch
+from asyncagg.cli import (
+    backfill,
+    demo,
+    doctor,
+    quarantine,
+    report,
+    rollup,
+    run,
+    sample,
+    verify,
+    watch,
+)
 
 __all__ = ("EXIT_CODES", "app", "application", "commands")
 
@@ -34,10 +45,12 @@ for _command in (
     rollup.rollup,
     verify.verify,
     report.report,
+    doctor.doctor,
     sample.sample,
     demo.demo,
 ):
     app.command()(_command)
+app.add_typer(quarantine.quarantine, name="quarantine")
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so

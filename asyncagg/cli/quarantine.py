@@ -1,0 +1,268 @@
+"""``asyncagg quarantine``: what could not be counted, why, and back into the inbox once mended."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.text import Text
+
+from asyncagg.cli.base import (
+    JsonOption,
+    configure_logs,
+    execute,
+    out,
+    print_json,
+    with_settings,
+)
+from asyncagg.errors import UsageError
+from asyncagg.putback import Outcome, PutBack
+from asyncagg.quarantine import Held, Shown, Wanted, check_key, held
+from asyncagg.quarantine import show as show_one
+from asyncagg.settings import Settings
+from asyncagg.store.opening import open_store
+from asyncagg.windows import parse_time
+
+__all__ = ("list_files", "quarantine", "retry", "show")
+
+quarantine = typer.Typer(
+    help="List, look at and put back the files that could not be counted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@quarantine.command("list")
+@with_settings
+def list_files(
+    *,
+    settings: Settings,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Only files of windows that start then or later.", metavar="TIME"),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Only files of windows that end by then.", metavar="TIME")
+    ] = None,
+    reason: Annotated[
+        str, typer.Option(help="Only files whose reason contains this.", metavar="TEXT")
+    ] = "",
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON per file, for machines.")
+    ] = False,
+) -> None:
+    """List what is in quarantine: key, time, window and size, and below each the reason.
+
+    A file that was overwritten in quarantine has lost the time that it came at: its window is
+    known from its name alone (with --window-by name), and else it is told as "-" and --since and
+    --until look at the time of the overwriting.
+
+    Examples:
+      asyncagg quarantine list ./data
+
+      asyncagg quarantine list s3://bucket --since 2025-10-21T00:00:00Z --reason gzip --json
+    """
+    wanted = Wanted(
+        None if since is None else parse_time(since, "--since"),
+        None if until is None else parse_time(until, "--until"),
+        reason,
+    )
+
+    async def work() -> None:
+        async with open_store(settings) as store:
+            async for each in held(store, settings, wanted):
+                if json:
+                    print_json(each.as_dict())
+                else:
+                    _print_held(each)
+
+    configure_logs(settings, json=json)
+    execute(work)
+
+
+@quarantine.command("show")
+@with_settings
+def show(
+    *,
+    settings: Settings,
+    key: Annotated[
+        str, typer.Argument(help="Its key, as `list` prints it.", metavar="KEY", show_default=False)
+    ],
+    json: JsonOption = False,
+) -> None:
+    """Show one file: why it was refused, where it came from, whether it would be accepted now.
+
+    It is read again by today's rules and settings. Of its content the first bytes are shown,
+    unzipped where it is gzip.
+
+    Examples:
+      asyncagg quarantine show ./data quarantine/20251021t1302Z_run.json
+    """
+
+    async def work() -> Shown:
+        async with open_store(settings) as store:
+            return await show_one(store, settings, key)
+
+    configure_logs(settings, json=json)
+    shown = execute(work)
+    if json:
+        print_json(shown.as_dict())
+    else:
+        _print_shown(shown)
+
+
+@quarantine.command("retry")
+@with_settings
+def retry(
+    *,
+    settings: Settings,
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(help="Keys, as `list` prints them.", metavar="KEY", show_default=False),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every file in quarantine that would be accepted now.")
+    ] = False,
+    replacement: Annotated[
+        Path | None,
+        typer.Option(
+            "--replace",
+            help="Overwrite the one KEY with this local file first.",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            resolve_path=True,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Put back even what would be refused again.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON per file, then the sums.")
+    ] = False,
+) -> None:
+    """Put files back into the inbox, once they are mended; the next run counts them.
+
+    Mended is a file that was overwritten in quarantine, one that --replace mends, or one that
+    today's rules and settings accept as it is. Each is read first, and left where it is if it would
+    be refused again. It goes back under its name with its etag added (x.json comes back as
+    x.0123456789abcdef.json), and is counted in the window of that name's time with --window-by
+    name, else in the window of the moment (in a directory: of the file's own time). Stopped half
+    way, run it again: no file is lost, and none is put back twice. On S3 it needs PutObject below
+    the inbox and DeleteObject below quarantine, which the job itself has not.
+
+    The exit code is 3 where a file is left in quarantine.
+
+    Examples:
+      asyncagg quarantine retry ./data quarantine/20251021t1302Z_run.json --replace mended.json
+
+      asyncagg quarantine retry s3://bucket --all --max-file-bytes 1000000000 --json
+    """
+    chosen = list(dict.fromkeys(keys or ()))
+    _check(settings, chosen, everything=everything, replacement=replacement)
+    told = Counter[str]()
+
+    def tell(outcome: Outcome) -> None:
+        told[outcome.status] += 1
+        if json:
+            print_json({"event": "file", **outcome.as_dict()})
+        else:
+            _print_outcome(outcome)
+
+    async def work() -> None:
+        async with open_store(settings) as store:
+            putter = PutBack(store, settings, force=force)
+            if everything:
+                await putter.all(tell)
+            elif replacement is not None:
+                local = msgspec.structs.replace(settings, store=str(replacement.parent))
+                async with open_store(local) as source:
+                    tell(await putter.replace(chosen[0], source, replacement.name))
+            else:
+                for key in chosen:
+                    tell(await putter.one(key))
+
+    configure_logs(settings, json=json)
+    execute(work)
+    code = 3 if told["left"] else 0
+    sums = {name: told[name] for name in ("put_back", "counted", "left")}
+    if json:
+        print_json({"event": "done", **sums, "exit_code": code})
+    else:
+        out.print(
+            f"{sums['put_back']:,} put back, {sums['counted']:,} counted before, "
+            f"{sums['left']:,} left in quarantine"
+        )
+    raise typer.Exit(code)
+
+
+def _check(
+    settings: Settings, keys: list[str], *, everything: bool, replacement: Path | None
+) -> None:
+    if everything == bool(keys):
+        raise UsageError(
+            f"{len(keys)} keys {'with' if everything else 'without'} --all: expected keys, or --all"
+        )
+    if replacement is not None and len(keys) != 1:
+        raise UsageError(f"--replace with {len(keys)} keys: expected one key")
+    for key in keys:
+        check_key(settings, key)
+
+
+def _print_held(each: Held) -> None:
+    window = each.window.name if each.window else "-"
+    line = Text(_visible(each.file.key), style="bold")
+    line.append(
+        f"  {each.file.last_modified:%Y-%m-%dT%H:%M:%SZ}  window {window}", style="not bold"
+    )
+    line.append(f"  {each.file.size:,} bytes", style="not bold")
+    out.print(line, soft_wrap=True)
+    out.print(Text(f"    {_visible(each.reason) or 'no reason is known'}"), soft_wrap=True)
+
+
+def _print_shown(shown: Shown) -> None:
+    _print_held(shown.held)
+    lines = [f"came from     {_visible(shown.came_from)}"]
+    if shown.entry is None:
+        lines.append("aggregate     does not name it, or its window is not known")
+    else:
+        changed = shown.entry.get("etag") != shown.held.file.etag
+        told = "another version of it" if changed else "it"
+        lines.append(f"aggregate     names {told}: {_visible(str(shown.entry.get('reason', '')))}")
+    judged = f"no: {_visible(shown.refusal)}" if shown.refusal else "yes: put it back with `retry`"
+    lines.append(f"accepted now  {judged}")
+    of = "unzipped content" if shown.unzipped else "content"
+    more = len(shown.excerpt) < shown.held.file.size and not shown.unzipped
+    lines.append(f"first bytes of its {of}:")
+    lines += [
+        f"    {_visible(line)}"
+        for line in shown.excerpt.decode("utf-8", "backslashreplace").split("\n")
+    ]
+    if more:
+        lines.append("    …")
+    for line in lines:
+        out.print(Text(line), soft_wrap=True)
+
+
+def _print_outcome(outcome: Outcome) -> None:
+    key = _visible(outcome.key)
+    match outcome.status:
+        case "put_back":
+            out.print(Text(f"put back  {key}  as {_visible(outcome.inbox_key)}"), soft_wrap=True)
+        case "counted":
+            out.print(Text(f"counted   {key}  since it was put back before"), soft_wrap=True)
+        case "left":
+            line = Text(f"left      {key}: {_visible(outcome.reason)}", style="yellow")
+            out.print(line, soft_wrap=True)
+
+
+def _visible(text: str) -> str:
+    """Return a text whose every character shows as itself, or as an escape: none steers."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii")
+        for each in text
+    )
