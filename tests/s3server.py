@@ -1261,7 +1261,8 @@ class Operations(Store):
             f"<CommonPrefixes><Prefix>{encode(common)}</Prefix></CommonPrefixes>"
             for common in page.common_prefixes
         ]
-        return self._xml(request, "ListBucketResult", "".join(inner))
+        about = f"content-type: application/xml\r\nx-amz-bucket-region: {self.region}\r\n"
+        return self.respond(request, 200, about.encode(), xml("ListBucketResult", "".join(inner)))
 
     # -- objects
 

@@ -131,7 +131,6 @@ async def test_the_list_reads_one_page_at_a_time() -> None:
     found = held(HookedStore(store, note), BY_NAME, Wanted())
     assert (await anext(found)).file.key == "quarantine/0000.json"
     assert len(pages) == 1
-    await found.aclose()
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.json.gz"])

@@ -24,7 +24,15 @@ from asyncagg.store.plane import Page, failure
 from asyncagg.store.protocol import Body, ObjectInfo, StreamedBody
 from asyncagg.store.sigv4 import Credentials
 
-__all__ = ("BotoMultipart", "BotoPlane", "Control", "Location", "open_control")
+__all__ = (
+    "Answer",
+    "BotoMultipart",
+    "BotoPlane",
+    "Control",
+    "Identity",
+    "Location",
+    "open_control",
+)
 
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 30.0
@@ -60,6 +68,38 @@ class Location:
     path_style: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose credentials were found, and where.
+
+    Attributes:
+        access_key: The public half of them.
+        source: Where they come from: ``env``, ``shared-credentials-file``, ``iam-role`` and so on.
+    """
+
+    access_key: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer of S3, a refusal or not.
+
+    Attributes:
+        status: The HTTP status.
+        code: S3's error code; empty where there is none.
+        message: S3's own sentence of it.
+        headers: Its headers, names in lower case.
+        content: All that it says.
+    """
+
+    status: int
+    code: str
+    message: str
+    headers: Mapping[str, str]
+    content: Mapping[str, Any]
+
+
 class Control:
     """aioboto3's session and client: what knows credentials, regions and endpoints.
 
@@ -93,6 +133,44 @@ class Control:
             tls=tls,
             region=scope[2],
             path_style=path_style,
+        )
+
+    @property
+    def region(self) -> str:
+        """The region that the environment names; empty where it names none."""
+        return self._session.region_name or ""
+
+    async def identity(self) -> Identity | None:
+        """Return whose credentials were found, renewed where they can be; None where none were.
+
+        Raises:
+            AsyncaggError: They could not be renewed.
+        """
+        with _Bucket(self.client, "", "").translated("credentials", ""):
+            source = await self._session.get_credentials()
+            if source is None:
+                return None
+            frozen = await source.get_frozen_credentials()
+        return Identity(frozen.access_key, source.method)
+
+    async def ask(self, operation: str, *, bucket: str, **parameters: Any) -> Answer:
+        """Send one request of a client's method, and return its answer, a refusal too.
+
+        Raises:
+            AsyncaggError: There was no answer.
+        """
+        with _Bucket(self.client, bucket, "").translated(operation, bucket):
+            try:
+                content = await getattr(self.client, operation)(Bucket=bucket, **parameters)
+            except boto_errors.ClientError as error:
+                content = error.response
+        about, told = content["ResponseMetadata"], content.get("Error", {})
+        return Answer(
+            status=about["HTTPStatusCode"],
+            code=str(told.get("Code", "")),
+            message=told.get("Message", ""),
+            headers=about["HTTPHeaders"],
+            content=content,
         )
 
     async def credentials(self, expired: Credentials | None) -> Credentials:

@@ -17,7 +17,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -35,7 +35,10 @@ from asyncagg.limits import for_each
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Body, ObjectInfo, Store, StreamedBody
 
-__all__ = ("GuardedStore", "Guards", "probe")
+__all__ = ("PROBE", "GuardedStore", "Guards", "probe", "remove")
+
+PROBE = "asyncagg-probe-"
+"""What the names of a probe's objects start with."""
 
 _WRONG = "0" * 32
 _LOOKS_AT_ONCE = 16
@@ -84,13 +87,13 @@ async def probe(store: Store, prefix: str) -> Guards:
         prefix: Where to put the objects: one that nobody lists for run files or aggregates.
     """
     token = uuid.uuid4().hex
-    first, second = f"{prefix}asyncagg-probe-{token}", f"{prefix}asyncagg-probe-{token}-copy"
+    first, second = f"{prefix}{PROBE}{token}", f"{prefix}{PROBE}{token}-copy"
     try:
         return await _probe(store, first, second)
     finally:
         with anyio.move_on_after(5, shield=True):
-            await _remove(store, first)
-            await _remove(store, second)
+            await remove(store, first)
+            await remove(store, second)
 
 
 async def _probe(store: Store, first: str, second: str) -> Guards:
@@ -109,7 +112,7 @@ async def _probe(store: Store, first: str, second: str) -> Guards:
 
     source_fails = await _honoured(copy(_WRONG, if_absent=False), must_hold=False)
     source_holds = await _honoured(copy(etag, if_absent=False), must_hold=True)
-    await _remove(store, second)
+    await remove(store, second)
     target_holds = await _honoured(copy(etag, if_absent=True), must_hold=True)
     target_fails = await _honoured(copy(etag, if_absent=True), must_hold=False)
     return Guards(
@@ -146,9 +149,17 @@ async def _delete_honoured(store: Store, key: str) -> bool:
         return False
 
 
-async def _remove(store: Store, key: str) -> None:
+async def remove(store: Store, key: str) -> None:
+    """Remove an object of a probe, if it is there, without a condition where the store has none.
+
+    Nobody else writes to it.
+    """
     try:
-        await store.delete([(await store.head(key)).file])
+        file = (await store.head(key)).file
+        with suppress(UnsupportedConditionError):
+            if not await store.delete([file]):
+                return
+        await store.delete([msgspec.structs.replace(file, etag="")])
     except StoreError:
         return  # gone, or a small object stays under a name that says whose it is
 
@@ -179,6 +190,11 @@ class GuardedStore:
     def url(self) -> str:
         """Its name for messages."""
         return self._store.url
+
+    @property
+    def unguarded(self) -> Store:
+        """The store itself, for who wants to find out what it does by itself."""
+        return self._store
 
     async def guards(self) -> Guards:
         """Return which conditions the store honours.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from asyncagg.store.boto import Control
     from asyncagg.store.plane import DataPlane
 
-__all__ = ("open_store",)
+__all__ = ("open_store", "parse_bucket")
 
 _MAX_PAGE_BYTES = 16 * 1024 * 1024
 
@@ -59,7 +59,7 @@ async def _open_s3(settings: Settings, retry: Retry | None) -> AsyncIterator[Sto
     from asyncagg.store.boto import BotoMultipart, open_control  # noqa: PLC0415
     from asyncagg.store.s3 import S3Store  # noqa: PLC0415
 
-    bucket, prefix = _parse(settings.store)
+    bucket, prefix = parse_bucket(settings.store)
     retry = retry or Retry(RetryPolicy(attempts=settings.retry_attempts))
     async with (
         open_control(
@@ -114,7 +114,12 @@ async def _open_plane(
             await plane.aclose()
 
 
-def _parse(url: str) -> tuple[str, str]:
+def parse_bucket(url: str) -> tuple[str, str]:
+    """Return the bucket of an ``s3://`` name, and what the keys below it start with.
+
+    Raises:
+        UsageError: It is no such name.
+    """
     parts = urlsplit(url)
     prefix = parts.path.lstrip("/")
     if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:

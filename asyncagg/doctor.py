@@ -1,0 +1,328 @@
+"""What is wrong with a set-up, in plain words: a store examined from the outside.
+
+Nothing is changed. Whether a permission is there is found out by requests on keys that do not exist
+and by conditions that must fail; the guards are probed as a run probes them, on two objects below
+the archive prefix that are removed again.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio import to_thread
+from msgspec import structs
+
+from asyncagg.checks import Diagnosis, Examination, Finding
+from asyncagg.errors import (
+    AccessDeniedError,
+    ConfigurationError,
+    NotFoundError,
+    PreconditionFailedError,
+    UnsupportedConditionError,
+    UsageError,
+)
+from asyncagg.model import RunFile
+from asyncagg.permissions import Grant, grants, policy
+from asyncagg.settings import Settings
+from asyncagg.store import Store
+from asyncagg.store.guards import PROBE, GuardedStore, remove
+from asyncagg.store.opening import open_store, parse_bucket
+
+if TYPE_CHECKING:
+    from asyncagg.store.s3_checks import S3Checks
+
+__all__ = ("examine",)
+
+_ATTEMPTS = 2
+_LATENCY_REQUESTS = 5
+_SLOW_SECONDS = 0.2
+_WRONG = "0" * 32
+_CLEANUP_SECONDS = 5.0
+_NEEDED_FOR = {
+    "s3:AbortMultipartUpload": "parts of a large aggregate that was not committed stay and cost",
+    "s3:GetObjectTagging": "needed where run files have tags",
+    "s3:PutObjectTagging": "needed where run files have tags",
+}
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def examine(
+    settings: Settings,
+    *,
+    environ: Mapping[str, str],
+    now: Callable[[], datetime] = _now,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> Diagnosis:
+    """Examine the store that the settings name.
+
+    Args:
+        settings: Its name, and how the job would use it.
+        environ: The environment, for ``AWS_CA_BUNDLE``.
+        now: The clock of this machine.
+        monotonic: The time in seconds, for latencies.
+
+    Raises:
+        UsageError: The name is none of a store.
+    """
+    exam = Examination()
+    exam.add("prefixes", _prefixes(settings))
+    if "://" in settings.store:
+        return await _examine_s3(exam, settings, environ, now, monotonic)
+    if not settings.store:
+        raise UsageError("store '': expected s3://bucket[/prefix] or a directory")
+    await _examine_directory(exam, settings)
+    return Diagnosis(settings.store, exam.checks)
+
+
+def _prefixes(settings: Settings) -> Finding:
+    """Look for what the settings accept, and somebody may not have meant."""
+    if settings.aggregate_prefix == settings.runs_prefix:
+        return Finding(
+            "warn",
+            f"aggregates stand beside run files, in {settings.runs_prefix!r}",
+            "give aggregates a prefix of their own: here every run lists them all again",
+        )
+    nested = [
+        f"{name} {prefix!r}"
+        for name, prefix in structs.asdict(settings).items()
+        if name.endswith("_prefix")
+        and name != "runs_prefix"
+        and prefix.startswith(settings.runs_prefix)
+    ]
+    if nested:
+        return Finding(
+            "warn",
+            f"below the inbox {settings.runs_prefix!r} lie {', '.join(nested)}",
+            "keep them apart: here every run lists what is in them again",
+        )
+    return Finding("ok", "each has its own place")
+
+
+# ------------------------------------------------------------------------------ a directory
+
+
+async def _examine_directory(exam: Examination, settings: Settings) -> None:
+    from asyncagg.store import directory_checks as checks  # noqa: PLC0415 - a bucket needs none
+
+    root = Path(settings.store)
+
+    async def check(name: str, look: Callable[[], Finding], *needs: str) -> None:
+        async def in_thread() -> Finding:
+            return await to_thread.run_sync(look)
+
+        await exam.check(name, in_thread, needs=needs)
+
+    await check("directory", lambda: checks.root_folder(root))
+    for prefix in dict.fromkeys(
+        (
+            settings.runs_prefix,
+            settings.aggregate_prefix,
+            settings.archive_prefix,
+            settings.quarantine_prefix,
+        )
+    ):
+        if prefix:
+            await check(
+                f"folder {prefix}",
+                lambda prefix=prefix: checks.folder(root, prefix),  # type: ignore[misc] # bound now
+                "directory",
+            )
+    await check("file system", lambda: checks.file_system(root), "directory")
+    await check("space", lambda: checks.space(root), "directory")
+
+
+# ------------------------------------------------------------------------------ a bucket
+
+
+async def _examine_s3(
+    exam: Examination,
+    settings: Settings,
+    environ: Mapping[str, str],
+    now: Callable[[], datetime],
+    monotonic: Callable[[], float],
+) -> Diagnosis:
+    # A directory needs no S3.
+    from asyncagg.store.boto import open_control  # noqa: PLC0415
+    from asyncagg.store.s3_checks import S3Checks  # noqa: PLC0415
+
+    bucket, root = parse_bucket(settings.store)
+    try:
+        async with open_control(endpoint_url=settings.endpoint_url, connections=2) as control:
+            s3 = S3Checks(control, bucket, root, settings, environ, now)
+            await s3.examine(exam)
+            if exam.passed("bucket"):
+                await _examine_use(exam, settings, s3, monotonic)
+                await s3.hints(exam)
+            else:
+                for name in ("permissions", "guards", "latency"):
+                    exam.skip(name, "needs bucket, which did not pass")
+            region = control.region
+    except ConfigurationError as error:  # of the opening: a check keeps its own
+        exam.add("endpoint", Finding("fail", str(error)))
+        return Diagnosis(settings.store, exam.checks)
+    missing = [each.found.missing for each in exam.checks if each.found.missing is not None]
+    granting = policy(missing, bucket=bucket, root=root, partition=_partition(region))
+    return Diagnosis(settings.store, exam.checks, granting if missing else None)
+
+
+def _partition(region: str) -> str:
+    by_start = {"cn-": "aws-cn", "us-gov-": "aws-us-gov"}
+    return next((name for start, name in by_start.items() if region.startswith(start)), "aws")
+
+
+async def _examine_use(
+    exam: Examination, settings: Settings, s3: S3Checks, monotonic: Callable[[], float]
+) -> None:
+    """Ask for everything that the job does, permission by permission."""
+    impatient = structs.replace(settings, retry_attempts=_ATTEMPTS)
+    archive = settings.archive_prefix
+    *first, last = (
+        Grant("s3:ListBucket", archive),
+        Grant("s3:GetObject", archive),
+        Grant("s3:DeleteObject", f"{archive}{PROBE}"),
+        Grant("s3:PutObject", archive),
+    )
+    async with open_store(impatient) as guarded:
+        store = guarded.unguarded if isinstance(guarded, GuardedStore) else guarded
+        for grant in grants(settings):
+            await exam.check(
+                str(grant),
+                lambda grant=grant: _permission(store, s3, grant),  # type: ignore[misc] # bound now
+                needs=_needs(grant),
+            )
+            if grant == last:
+                await exam.check(
+                    "guards",
+                    lambda: _guards(store, settings),
+                    needs=[str(each) for each in (*first, last)],
+                )
+        await exam.check(
+            "latency",
+            lambda: _latency(store, settings, monotonic),
+            needs=[str(Grant("s3:GetObject", settings.runs_prefix))],
+        )
+
+
+def _needs(grant: Grant) -> list[str]:
+    """Return what else must be granted for the answers to tell anything.
+
+    Without ListBucket, S3 answers 403 for what is not there; without GetObject, for a condition.
+    """
+    prefix = grant.prefix.removesuffix(PROBE)
+    needed = {"s3:ListBucket": (), "s3:GetObject": ("s3:ListBucket",)}
+    return [
+        str(Grant(action, prefix))
+        for action in needed.get(grant.action, ("s3:ListBucket", "s3:GetObject"))
+    ]
+
+
+async def _permission(store: Store, s3: S3Checks, grant: Grant) -> Finding:
+    key = f"{grant.prefix.removesuffix(PROBE)}{PROBE}{uuid.uuid4().hex}"
+    question = s3.question(grant.action, key)
+    if question is not None:
+        answer = await question()
+        if answer.status == 403:
+            return _denied(grant, f"{answer.code}: {answer.message}")
+        if answer.status < 300 or answer.status == 404:
+            return Finding("ok", "granted")
+        return Finding("skipped", f"the server cannot be asked: {answer.status} {answer.code}")
+    try:
+        await _ASK[grant.action](store, key)
+    except AccessDeniedError as error:
+        return _denied(grant, str(error))
+    except UnsupportedConditionError:
+        return Finding("skipped", "the server refuses conditions: it cannot be asked")
+    return Finding("ok", "granted")
+
+
+def _denied(grant: Grant, told: str) -> Finding:
+    mild = _NEEDED_FOR.get(grant.action, "")
+    return Finding(
+        "warn" if mild else "fail",
+        f"denied ({told})",
+        "grant it, by the policy below" + (f": {mild}" if mild else ""),
+        grant,
+    )
+
+
+async def _list(store: Store, key: str) -> None:
+    async with aclosing(store.list_pages(key.rpartition(PROBE)[0])) as pages:
+        async for _ in pages:
+            return
+
+
+async def _get(store: Store, key: str) -> None:
+    with suppress(NotFoundError):
+        await store.get(key)
+
+
+async def _delete(store: Store, key: str) -> None:
+    """Delete what is not there, on a condition that it could not meet."""
+    nothing = RunFile(key, 0, _WRONG, datetime.fromtimestamp(0, UTC))
+    failure = (await store.delete([nothing])).get(key)
+    if failure is not None and not isinstance(failure, PreconditionFailedError):
+        raise failure
+
+
+async def _put(store: Store, key: str) -> None:
+    """Write over what is not there; a store that overlooks the condition has it removed again."""
+    try:
+        await store.put(key, b"", if_match=_WRONG)
+    except PreconditionFailedError:
+        return
+    finally:
+        with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
+            await remove(store, key)
+
+
+_ASK: Mapping[str, Callable[[Store, str], Awaitable[None]]] = {
+    "s3:ListBucket": _list,
+    "s3:GetObject": _get,
+    "s3:DeleteObject": _delete,
+    "s3:PutObject": _put,
+}
+
+
+async def _guards(store: Store, settings: Settings) -> Finding:
+    # As a run does it: more than once, where a lost answer might look like a missing guard.
+    found = await GuardedStore(store, prefix=settings.archive_prefix, required=False).guards()
+    if not found.missing:
+        return Finding("ok", "conditional writes, copies and deletes are honoured")
+    told = f"not honoured: {', '.join(found.missing)}"
+    if not found.lacking:
+        return Finding("warn", f"{told}; the archive is looked at before each copy instead")
+    if settings.conditional_writes == "off":
+        return Finding(
+            "warn",
+            f"{told}; conditional_writes is off",
+            "run one at a time: see docs/guarantees.md",
+        )
+    return Finding(
+        "fail",
+        told,
+        "use a store with conditional writes, copies and deletes, such as Amazon S3; or set "
+        "conditional_writes=off and see docs/guarantees.md for what that costs",
+    )
+
+
+async def _latency(store: Store, settings: Settings, monotonic: Callable[[], float]) -> Finding:
+    times = []
+    for _ in range(_LATENCY_REQUESTS):
+        before = monotonic()
+        await _get(store, f"{settings.runs_prefix}{PROBE}{uuid.uuid4().hex}")
+        times.append(monotonic() - before)
+    told = f"{median(times) * 1000:,.1f} ms a request (median of {len(times)})"
+    if median(times) > _SLOW_SECONDS:
+        return Finding("warn", told, "run it in the bucket's region, or raise the concurrency")
+    return Finding("ok", told)

@@ -1,0 +1,79 @@
+"""What the job asks of a bucket, as the statements of an IAM policy that grant it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from asyncagg.settings import Settings
+from asyncagg.store.guards import PROBE
+
+__all__ = ("Grant", "grants", "policy")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Grant:
+    """One action on the keys that start alike.
+
+    Attributes:
+        action: Such as ``s3:GetObject``.
+        prefix: What the keys start with, relative to the store.
+    """
+
+    action: str
+    prefix: str
+
+    def __str__(self) -> str:
+        """Its name in a table."""
+        return f"{self.action} {self.prefix}"
+
+
+def grants(settings: Settings) -> list[Grant]:
+    """Return all that the job needs, in the order in which it can be found out.
+
+    It is what the role in ``template.yaml`` may do, and no more.
+    """
+    runs, aggregates = settings.runs_prefix, settings.aggregate_prefix
+    archive, quarantine = settings.archive_prefix, settings.quarantine_prefix
+    every = (runs, aggregates, archive, quarantine)
+    needed = {
+        "s3:ListBucket": every,
+        "s3:GetObject": every,
+        "s3:DeleteObject": (runs, f"{archive}{PROBE}"),
+        "s3:PutObject": (archive, aggregates, quarantine),
+        "s3:AbortMultipartUpload": (aggregates,),
+        "s3:GetObjectTagging": (runs,),
+        "s3:PutObjectTagging": (archive, quarantine),
+    }
+    return list(
+        dict.fromkeys(Grant(action, each) for action, some in needed.items() for each in some)
+    )
+
+
+def policy(missing: Iterable[Grant], *, bucket: str, root: str, partition: str) -> dict[str, Any]:
+    """Return the IAM policy that grants what is missing, one statement an action.
+
+    Args:
+        missing: What to grant.
+        bucket: The bucket.
+        root: What all keys of the store start with; empty where it is the whole bucket.
+        partition: ``aws``, ``aws-cn`` or ``aws-us-gov``.
+    """
+    by_action: defaultdict[str, list[str]] = defaultdict(list)
+    for grant in missing:
+        by_action[grant.action].append(f"{root}{grant.prefix}*")
+    arn = f"arn:{partition}:s3:::{bucket}"
+    statements = []
+    for action, patterns in by_action.items():
+        statement: dict[str, Any] = {"Effect": "Allow", "Action": action}
+        if action == "s3:ListBucket":  # its resource is the bucket itself
+            statement |= {
+                "Resource": arn,
+                "Condition": {"StringLike": {"s3:prefix": patterns}},
+            }
+        else:
+            statement["Resource"] = [f"{arn}/{pattern}" for pattern in patterns]
+        statements.append(statement)
+    return {"Version": "2012-10-17", "Statement": statements}
