@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 from anyio import to_thread
+from anyio.abc import ByteStream
 
 from asyncagg.checks import Examination, Finding
 from asyncagg.settings import Settings
@@ -77,13 +78,14 @@ class S3Checks:
             return _accepted(answer)
 
         await exam.check("accepted", accepted)
-        for name, judge in {
-            "clock": lambda: _clock(*answers[0]),
-            "region": lambda: self._region(answers[0][0]),
-            "bucket": lambda: self._bucket(answers[0][0]),
-        }.items():
+        judges: dict[str, Callable[[Answer, datetime], Finding]] = {
+            "clock": _clock,
+            "region": lambda answer, _: self._region(answer),
+            "bucket": lambda answer, _: self._bucket(answer),
+        }
+        for name, judge in judges.items():
             if answers:
-                exam.add(name, judge())
+                exam.add(name, judge(*answers[0]))
             else:
                 exam.skip(name, "there was no answer")
 
@@ -132,15 +134,9 @@ class S3Checks:
 
     async def _connected(self, at: Location, host: str, addresses: int) -> Finding:
         where = f"{host}:{at.port}"
-        tls = None
-        if at.tls:
-            tls = await to_thread.run_sync(tls_context, self.environ.get("AWS_CA_BUNDLE"))
         try:
             with anyio.fail_after(_CONNECT_SECONDS):
-                stream = await anyio.connect_tcp(
-                    host, at.port, tls=at.tls, ssl_context=tls, tls_standard_compatible=False
-                )
-                await stream.aclose()
+                await self._connect(at, host)
         except ssl.SSLError as error:
             return Finding(
                 "fail",
@@ -156,6 +152,16 @@ class S3Checks:
             )
         kind = "TLS, its certificate verified" if at.tls else "no TLS"
         return Finding("ok", f"{where}, {addresses} addresses, {kind}")
+
+    async def _connect(self, at: Location, host: str) -> None:
+        if at.tls:
+            tls = await to_thread.run_sync(tls_context, self.environ.get("AWS_CA_BUNDLE"))
+            stream: ByteStream = await anyio.connect_tcp(
+                host, at.port, tls=True, ssl_context=tls, tls_standard_compatible=False
+            )
+        else:
+            stream = await anyio.connect_tcp(host, at.port)
+        await stream.aclose()
 
     def _region(self, answer: Answer) -> Finding:
         told = answer.content.get("Error", {}).get("Region", "")
@@ -239,13 +245,14 @@ def _clock(answer: Answer, now: datetime) -> Finding:
 
 
 def _expiring(rules: Any) -> Iterator[str]:
+    """Yield the prefixes of the rules that expire objects; one that goes by tag alone has none."""
     for rule in rules:
-        if rule.get("Status") == "Enabled" and "Expiration" in rule:
-            chosen = rule.get("Filter", {})
-            prefix = chosen.get("Prefix") or chosen.get("And", {}).get("Prefix")
-            # A rule that chooses by tag or size alone is not taken for one that chooses all.
-            if prefix or rule.get("Prefix") is not None or not chosen:
-                yield prefix or rule.get("Prefix", "")
+        if rule.get("Status") != "Enabled" or "Expiration" not in rule:
+            continue
+        chosen = rule.get("Filter") or {"Prefix": rule.get("Prefix", "")}
+        chosen = chosen.get("And", chosen)
+        if "Prefix" in chosen:
+            yield chosen["Prefix"]
 
 
 def _meet(prefix: str, expired: str, root: str) -> bool:
