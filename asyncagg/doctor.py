@@ -9,31 +9,23 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-import anyio
 from anyio import to_thread
 from msgspec import structs
 
+from asyncagg.asking import ask, needs
 from asyncagg.checks import Diagnosis, Examination, Finding
-from asyncagg.errors import (
-    AccessDeniedError,
-    ConfigurationError,
-    NotFoundError,
-    PreconditionFailedError,
-    UnsupportedConditionError,
-    UsageError,
-)
-from asyncagg.model import RunFile
+from asyncagg.errors import AsyncaggError, NotFoundError, UsageError
 from asyncagg.permissions import Grant, grants, policy
 from asyncagg.settings import Settings
 from asyncagg.store import Store
-from asyncagg.store.guards import PROBE, GuardedStore, remove
+from asyncagg.store.guards import PROBE, GuardedStore
 from asyncagg.store.opening import open_store, parse_bucket
 
 if TYPE_CHECKING:
@@ -44,13 +36,6 @@ __all__ = ("examine",)
 _ATTEMPTS = 2
 _LATENCY_REQUESTS = 5
 _SLOW_SECONDS = 0.2
-_WRONG = "0" * 32
-_CLEANUP_SECONDS = 5.0
-_NEEDED_FOR = {
-    "s3:AbortMultipartUpload": "parts of a large aggregate that was not committed stay and cost",
-    "s3:GetObjectTagging": "needed where run files have tags",
-    "s3:PutObjectTagging": "needed where run files have tags",
-}
 
 
 def _now() -> datetime:
@@ -168,7 +153,7 @@ async def _examine_s3(
                 for name in ("permissions", "guards", "latency"):
                     exam.skip(name, "needs bucket, which did not pass")
             region = control.region
-    except ConfigurationError as error:  # of the opening: a check keeps its own
+    except AsyncaggError as error:  # of the opening: a check keeps its own
         exam.add("endpoint", Finding("fail", str(error)))
         return Diagnosis(settings.store, exam.checks)
     missing = [each.found.missing for each in exam.checks if each.found.missing is not None]
@@ -198,8 +183,8 @@ async def _examine_use(
         for grant in grants(settings):
             await exam.check(
                 str(grant),
-                lambda grant=grant: _permission(store, s3, grant),  # type: ignore[misc] # bound now
-                needs=_needs(grant),
+                lambda grant=grant: ask(store, grant, s3.question),  # type: ignore[misc] # bound now
+                needs=needs(grant),
             )
             if grant == last:
                 await exam.check(
@@ -212,85 +197,6 @@ async def _examine_use(
             lambda: _latency(store, settings, monotonic),
             needs=[str(Grant("s3:GetObject", settings.runs_prefix))],
         )
-
-
-def _needs(grant: Grant) -> list[str]:
-    """Return what else must be granted for the answers to tell anything.
-
-    Without ListBucket, S3 answers 403 for what is not there; without GetObject, for a condition.
-    """
-    prefix = grant.prefix.removesuffix(PROBE)
-    needed = {"s3:ListBucket": (), "s3:GetObject": ("s3:ListBucket",)}
-    return [
-        str(Grant(action, prefix))
-        for action in needed.get(grant.action, ("s3:ListBucket", "s3:GetObject"))
-    ]
-
-
-async def _permission(store: Store, s3: S3Checks, grant: Grant) -> Finding:
-    key = f"{grant.prefix.removesuffix(PROBE)}{PROBE}{uuid.uuid4().hex}"
-    question = s3.question(grant.action, key)
-    if question is not None:
-        answer = await question()
-        if answer.status == 403:
-            return _denied(grant, f"{answer.code}: {answer.message}")
-        if answer.status < 300 or answer.status == 404:
-            return Finding("ok", "granted")
-        return Finding("skipped", f"the server cannot be asked: {answer.status} {answer.code}")
-    try:
-        await _ASK[grant.action](store, key)
-    except AccessDeniedError as error:
-        return _denied(grant, str(error))
-    except UnsupportedConditionError:
-        return Finding("warn", "the server refuses conditions, so that it cannot be asked")
-    return Finding("ok", "granted")
-
-
-def _denied(grant: Grant, told: str) -> Finding:
-    mild = _NEEDED_FOR.get(grant.action, "")
-    return Finding(
-        "warn" if mild else "fail",
-        f"denied ({told})",
-        "grant it, by the policy below" + (f": {mild}" if mild else ""),
-        grant,
-    )
-
-
-async def _list(store: Store, key: str) -> None:
-    async for _ in store.list_pages(key.rpartition(PROBE)[0]):
-        return
-
-
-async def _get(store: Store, key: str) -> None:
-    with suppress(NotFoundError):
-        await store.get(key)
-
-
-async def _delete(store: Store, key: str) -> None:
-    """Delete what is not there, on a condition that it could not meet."""
-    nothing = RunFile(key, 0, _WRONG, datetime.fromtimestamp(0, UTC))
-    failure = (await store.delete([nothing])).get(key)
-    if failure is not None and not isinstance(failure, PreconditionFailedError):
-        raise failure
-
-
-async def _put(store: Store, key: str) -> None:
-    """Write over what is not there; a store that overlooks the condition has it removed again."""
-    try:
-        await store.put(key, b"", if_match=_WRONG)
-    except PreconditionFailedError:
-        return
-    finally:
-        with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
-            await remove(store, key)
-
-
-_ASK: Mapping[str, Callable[[Store, str], Awaitable[None]]] = {
-    "s3:ListBucket": _list,
-    "s3:GetObject": _get,
-    "s3:DeleteObject": _delete,
-    "s3:PutObject": _put,
-}
 
 
 async def _guards(store: Store, settings: Settings) -> Finding:
@@ -319,7 +225,8 @@ async def _latency(store: Store, settings: Settings, monotonic: Callable[[], flo
     times = []
     for _ in range(_LATENCY_REQUESTS):
         before = monotonic()
-        await _get(store, f"{settings.runs_prefix}{PROBE}{uuid.uuid4().hex}")
+        with suppress(NotFoundError):
+            await store.get(f"{settings.runs_prefix}{PROBE}{uuid.uuid4().hex}")
         times.append(monotonic() - before)
     told = f"{median(times) * 1000:,.1f} ms a request (median of {len(times)})"
     if median(times) > _SLOW_SECONDS:

@@ -8,7 +8,9 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import anyio
 import pytest
 from promises import PROBE, Snapshot, of_directory, of_memory, of_server
 from s3server import S3Server
@@ -23,6 +25,7 @@ from scenario import (
     open_s3,
     run_data,
 )
+from stores import moto_endpoint
 from test_cli import asyncagg, sampled
 
 from asyncagg.errors import UsageError
@@ -31,6 +34,7 @@ from asyncagg.pipeline import run
 from asyncagg.putback import Outcome, PutBack
 from asyncagg.quarantine import EXCERPT_BYTES, Held, Wanted, held, show
 from asyncagg.settings import Settings
+from asyncagg.store.boto import open_control
 from asyncagg.store.memory import MemoryStore
 
 BY_NAME = Settings(window_by="name")
@@ -404,6 +408,39 @@ def test_list_show_mend_retry_run(tmp_path: Path) -> None:
     done = asyncagg("run", *words, "--json")
     assert json.loads(done.stdout)["total"]["counted"] == 2
     assert {run_data(1), run_data(2)} <= set(counted(of_directory(tmp_path)))
+
+
+def test_on_moto_through_the_installed_command(tmp_path: Path) -> None:
+    """The same on a bucket, with the replacement of one file."""
+    bucket = f"quarantine-{uuid4().hex}"
+
+    async def prepare() -> None:
+        async with open_control(endpoint_url=moto_endpoint(), connections=1) as control:
+            await control.client.create_bucket(Bucket=bucket)
+            for name in ("a.json", "b.json"):
+                key = f"runs/20251021t1302Z_{name}"
+                await control.client.put_object(Bucket=bucket, Key=key, Body=b"{no")
+
+    anyio.run(prepare)
+    more = ("--endpoint-url", moto_endpoint(), "--conditional-writes", "off", "--window-by", "name")
+    store = f"s3://{bucket}"
+    assert asyncagg("run", store, *more).returncode == 3
+    done = asyncagg("quarantine", "list", store, *more, "--json", "--since", "20251021t1300Z")
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["window"] for each in told] == ["20251021t1305Z"] * 2
+    key = told[0]["key"]
+    done = asyncagg("quarantine", "show", store, key, *more, "--json")
+    shown = json.loads(done.stdout)
+    assert (shown["accepted"], shown["excerpt"]) == (False, "{no")
+    assert shown["entry"]["moved_to"] == key
+    mended = tmp_path / "mended"
+    mended.write_bytes(run_data(1))
+    done = asyncagg("quarantine", "retry", store, key, *more, "--replace", str(mended))
+    assert done.returncode == 0, done.stderr
+    assert asyncagg("quarantine", "retry", store, *more, "--all").returncode == 3
+    done = asyncagg("run", store, *more, "--json")
+    report = json.loads(done.stdout)
+    assert (report["total"]["counted"], report["windows"][0]["revision"]) == (1, 2)
 
 
 def test_nothing_in_a_file_steers_the_terminal(tmp_path: Path) -> None:

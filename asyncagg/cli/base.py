@@ -36,6 +36,7 @@ __all__ = (
     "print_json",
     "print_report",
     "run_async",
+    "visible",
     "with_settings",
 )
 
@@ -165,6 +166,14 @@ def print_json(document: Any) -> None:
     """Print a document in one line, at once."""
     sys.stdout.write(orjson.dumps(document).decode() + "\n")
     sys.stdout.flush()
+
+
+def visible(text: str) -> str:
+    """Return a text whose every character shows as itself, or as an escape: none steers."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii")
+        for each in text
+    )
 
 
 def print_report(report: RunReport) -> None:

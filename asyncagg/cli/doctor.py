@@ -16,6 +16,7 @@ from asyncagg.cli.base import (
     execute,
     out,
     print_json,
+    visible,
     with_settings,
 )
 from asyncagg.doctor import examine
@@ -63,11 +64,13 @@ def _print(diagnosis: Diagnosis) -> None:
     for each in diagnosis.checks:
         found = each.found
         result = Text(found.status, style=_STYLES[found.status])
-        table.add_row(Text(each.name), result, Text(found.told))
+        table.add_row(Text(each.name), result, Text(visible(found.told)))
     out.print(table)
     for each in diagnosis.checks:
         if each.found.advice:
-            line = Text(f"{each.name}: {each.found.advice}", style=_STYLES[each.found.status])
+            line = Text(
+                f"{each.name}: {visible(each.found.advice)}", style=_STYLES[each.found.status]
+            )
             out.print(line, soft_wrap=True)
     if diagnosis.policy is not None:
         out.print(Text("this policy grants what is missing:"))

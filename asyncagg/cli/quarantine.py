@@ -16,6 +16,7 @@ from asyncagg.cli.base import (
     execute,
     out,
     print_json,
+    visible,
     with_settings,
 )
 from asyncagg.errors import UsageError
@@ -215,31 +216,31 @@ def _check(
 
 def _print_held(each: Held) -> None:
     window = each.window.name if each.window else "-"
-    line = Text(_visible(each.file.key), style="bold")
+    line = Text(visible(each.file.key), style="bold")
     line.append(
         f"  {each.file.last_modified:%Y-%m-%dT%H:%M:%SZ}  window {window}", style="not bold"
     )
     line.append(f"  {each.file.size:,} bytes", style="not bold")
     out.print(line, soft_wrap=True)
-    out.print(Text(f"    {_visible(each.reason) or 'no reason is known'}"), soft_wrap=True)
+    out.print(Text(f"    {visible(each.reason) or 'no reason is known'}"), soft_wrap=True)
 
 
 def _print_shown(shown: Shown) -> None:
     _print_held(shown.held)
-    lines = [f"came from     {_visible(shown.came_from)}"]
+    lines = [f"came from     {visible(shown.came_from)}"]
     if shown.entry is None:
         lines.append("aggregate     does not name it, or its window is not known")
     else:
         changed = shown.entry.get("etag") != shown.held.file.etag
         told = "another version of it" if changed else "it"
-        lines.append(f"aggregate     names {told}: {_visible(str(shown.entry.get('reason', '')))}")
-    judged = f"no: {_visible(shown.refusal)}" if shown.refusal else "yes: put it back with `retry`"
+        lines.append(f"aggregate     names {told}: {visible(str(shown.entry.get('reason', '')))}")
+    judged = f"no: {visible(shown.refusal)}" if shown.refusal else "yes: put it back with `retry`"
     lines.append(f"accepted now  {judged}")
     of = "unzipped content" if shown.unzipped else "content"
     more = len(shown.excerpt) < shown.held.file.size and not shown.unzipped
     lines.append(f"first bytes of its {of}:")
     lines += [
-        f"    {_visible(line)}"
+        f"    {visible(line)}"
         for line in shown.excerpt.decode("utf-8", "backslashreplace").split("\n")
     ]
     if more:
@@ -249,20 +250,12 @@ def _print_shown(shown: Shown) -> None:
 
 
 def _print_outcome(outcome: Outcome) -> None:
-    key = _visible(outcome.key)
+    key = visible(outcome.key)
     match outcome.status:
         case "put_back":
-            out.print(Text(f"put back  {key}  as {_visible(outcome.inbox_key)}"), soft_wrap=True)
+            out.print(Text(f"put back  {key}  as {visible(outcome.inbox_key)}"), soft_wrap=True)
         case "counted":
             out.print(Text(f"counted   {key}  since it was put back before"), soft_wrap=True)
         case "left":
-            line = Text(f"left      {key}: {_visible(outcome.reason)}", style="yellow")
+            line = Text(f"left      {key}: {visible(outcome.reason)}", style="yellow")
             out.print(line, soft_wrap=True)
-
-
-def _visible(text: str) -> str:
-    """Return a text whose every character shows as itself, or as an escape: none steers."""
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode("ascii")
-        for each in text
-    )
