@@ -14,8 +14,10 @@ from typing import Any, get_args
 from urllib.parse import unquote
 from uuid import uuid4
 
+import aioboto3
 import anyio
 import pytest
+from anyio import to_thread
 from certificates import Authority
 from promises import PROBE, of_server
 from s3server import Guard, Pause, Request, S3Error, S3Server
@@ -180,6 +182,56 @@ async def test_a_missing_permission_is_named(missing: Grant) -> None:
     assert diagnosis.policy is not None
     assert diagnosis.policy["Statement"] == granting([missing])
     assert all(each.found.status != "fail" for each in diagnosis.checks if each is not denied)
+
+
+@pytest.mark.slow
+async def test_the_policy_mends_what_another_judge_denies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same under moto's reading of IAM: what is printed, attached to a user, is enough."""
+    endpoint = await to_thread.run_sync(moto_endpoint)
+    bucket = f"doctor-{uuid4().hex}"
+    async with (
+        open_control(endpoint_url=endpoint, connections=1) as control,
+        aioboto3.Session().client("iam", endpoint_url=endpoint) as iam,
+    ):
+        await control.client.create_bucket(Bucket=bucket)
+        await iam.create_user(UserName=bucket)
+        key = (await iam.create_access_key(UserName=bucket))["AccessKey"]
+
+        async def attach(name: str, document: dict[str, Any]) -> None:
+            await iam.put_user_policy(
+                UserName=bucket, PolicyName=name, PolicyDocument=json.dumps(document)
+            )
+
+        async def judged() -> Diagnosis:
+            with monkeypatch.context() as user:
+                user.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
+                user.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
+                user.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)
+                settings = Settings(
+                    store=f"s3://{bucket}", endpoint_url=endpoint, conditional_writes="off"
+                )
+                return await examine(settings, environ={})
+
+        # S3 asks for DeleteObject on each key of a batch; moto asks for it on the bucket.
+        whole = {
+            "Effect": "Allow",
+            "Action": "s3:DeleteObject",
+            "Resource": f"arn:aws:s3:::{bucket}",
+        }
+        await attach("moto", {"Version": "2012-10-17", "Statement": [whole]})
+        rounds = 0
+        diagnosis = await judged()
+        while diagnosis.policy is not None:
+            rounds += 1
+            assert rounds <= 4
+            await attach(f"round-{rounds}", diagnosis.policy)
+            diagnosis = await judged()
+        assert (diagnosis.exit_code, rounds > 1) == (0, True)
+        # Versioning and lifecycle are no business of the job's, and denied to it.
+        assert status(diagnosis) == HINTS | {"guards": "warn"}
+        assert (await control.client.list_objects_v2(Bucket=bucket))["KeyCount"] == 0
 
 
 def test_a_policy_names_the_prefix_and_the_partition() -> None:
