@@ -19,6 +19,7 @@ from asyncagg.errors import (
     AccessDeniedError,
     NotFoundError,
     PreconditionFailedError,
+    StoreError,
     UnsupportedConditionError,
 )
 from asyncagg.model import RunFile
@@ -128,7 +129,11 @@ async def _delete(store: Store, key: str) -> None:
 
 
 async def _put(store: Store, key: str) -> None:
-    """Write over what is not there; a store that overlooks the condition has it removed again."""
+    """Write over what is not there; a store that overlooks the condition has it removed again.
+
+    Raises:
+        StoreError: It cannot be removed again.
+    """
     try:
         await store.put(key, b"", if_match=_WRONG)
     except PreconditionFailedError:
@@ -136,6 +141,12 @@ async def _put(store: Store, key: str) -> None:
     finally:
         with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
             await remove(store, key)
+    with suppress(NotFoundError):
+        await store.head(key)
+        raise StoreError(
+            f"the store overlooked a condition and wrote {key!r}, which may not be deleted: "
+            "remove it by hand"
+        )
 
 
 _ASK: Mapping[str, Callable[[Store, str], Awaitable[None]]] = {

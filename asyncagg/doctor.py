@@ -102,11 +102,14 @@ async def _examine_directory(exam: Examination, settings: Settings) -> None:
 
     root = Path(settings.store)
 
-    async def check(name: str, look: Callable[[], Finding], *needs: str) -> None:
+    async def check(name: str, look: Callable[[], Finding], *after: str) -> None:
         async def in_thread() -> Finding:
-            return await to_thread.run_sync(look)
+            try:
+                return await to_thread.run_sync(look)
+            except OSError as error:
+                return Finding("fail", f"{error.strerror}: {str(error.filename or root)!r}")
 
-        await exam.check(name, in_thread, needs=needs)
+        await exam.check(name, in_thread, needs=after)
 
     await check("directory", lambda: checks.root_folder(root))
     for prefix in dict.fromkeys(

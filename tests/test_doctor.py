@@ -295,6 +295,18 @@ async def test_a_missing_guard_is_named(switch: str, name: str, how: Guard) -> N
         assert off.exit_code == 0
 
 
+async def test_what_a_careless_store_keeps_is_told() -> None:
+    """It overlooks the condition, and the role may not delete there: the object is named."""
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        server.faults.guards.put_if_match = "ignore"
+        server.on_request = Policy(server, granting(grants(Settings())))
+        diagnosis = await examined(server, PLANES[1])
+        kept = server.keys(BUCKET)
+    told = found(diagnosis, "s3:PutObject aggregates/").told
+    assert next(key for key in kept if key.startswith("aggregates/")) in told
+    assert not [key for key in kept if key.startswith(("runs/", "archive/"))]
+
+
 async def test_no_bucket() -> None:
     """It says so, and what depends on it is skipped with the reason."""
     async with S3Server(["another"], clock=lambda: AT) as server:
@@ -473,7 +485,8 @@ async def test_a_sound_directory_is_left_as_it_is(inbox: Path) -> None:
 async def test_what_is_wrong_with_a_directory(inbox: Path) -> None:
     """It is not there, it is a file, a link or a file stands where a folder is needed."""
     (inbox / "file").write_bytes(b"")
-    for name, told in {"no-such": "does not exist", "file": "is not a directory"}.items():
+    wrong = {"no-such": "does not exist", "file": "is not a directory", "x" * 300: "too long"}
+    for name, told in wrong.items():
         diagnosis = await examine(Settings(store=str(inbox / name)), environ={})
         assert told in found(diagnosis, "directory").told
         assert found(diagnosis, "file system").status == "skipped"

@@ -1,4 +1,7 @@
-"""What a directory's file system must do for `asyncagg.store.directory`. All of this blocks."""
+"""What a directory's file system must do for `asyncagg.store.directory`. All of this blocks.
+
+What the system raises is left to the caller.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,6 @@ def folder(root: Path, prefix: str) -> Finding:
             mode = path.lstat().st_mode
         except FileNotFoundError:
             return _usable(path.parent) or Finding("ok", "is not there yet, and made when needed")
-        except OSError as error:
-            return Finding("fail", f"{str(path)!r}: {error.strerror}")
         if not stat.S_ISDIR(mode):
             kind = "a symbolic link, which is never followed" if stat.S_ISLNK(mode) else "a file"
             return Finding("fail", f"{str(path)!r} is {kind}", "put a folder in its place")
@@ -56,11 +57,8 @@ def _usable(path: Path) -> Finding | None:
 
 def file_system(root: Path) -> Finding:
     """Try out in a folder of its own, which is removed, what writing relies on."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=".asyncagg-probe-", dir=root) as name:
-            return _tried(Path(name))
-    except OSError as error:
-        return Finding("fail", f"{error.strerror}: {error.filename!r}")
+    with tempfile.TemporaryDirectory(prefix=".asyncagg-probe-", dir=root) as name:
+        return _tried(Path(name))
 
 
 def _tried(within: Path) -> Finding:
