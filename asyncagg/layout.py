@@ -128,7 +128,18 @@ class Layout:
 
     def inbox_key(self, key: str) -> str:
         """Return the key in the inbox that a key in quarantine stands for."""
-        return self.runs_prefix + key.removeprefix(self._quarantine_prefix)
+        return self.runs_prefix + key.removeprefix(self.quarantine_prefix)
+
+    def put_back_keys(self, moved_to: str) -> tuple[str, ...]:
+        """Return what the keys start with of a file that was put back from this key in quarantine.
+
+        It comes back under a suffix (`beside`), which is that of its content by then: nobody else
+        knows it. It is in the inbox, in the archive, or refused again.
+        """
+        inbox = self.inbox_key(moved_to)
+        folder, slash, name = inbox.rpartition("/")
+        start = f"{folder}{slash}{name.partition('.json')[0]}."
+        return start, self.archive_key(start), self.quarantine_key(start)
 
     @staticmethod
     def beside(key: str, etag: str) -> str:

@@ -7,6 +7,7 @@ work. What is suspected is looked at once more before it is told. Nothing is cha
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -18,6 +19,7 @@ from asyncagg.claims import claim, obstacle
 from asyncagg.document import Existing
 from asyncagg.errors import NotFoundError, PreconditionFailedError
 from asyncagg.findings import Kind, VerifyReport
+from asyncagg.layout import Layout
 from asyncagg.ledger import Clash, Missed, open_ledger
 from asyncagg.limits import for_each
 from asyncagg.model import RunFile, Window
@@ -28,6 +30,9 @@ from asyncagg.stock import AT_ONCE, Stock
 __all__ = ("verify",)
 
 T = TypeVar("T")
+
+_SUFFIX = re.compile(r"[^./]{1,16}\.json(\.gz)?")
+"""What ends the key of a file that was put back from quarantine."""
 
 _WHOLE = (Kind.UNCOUNTED, Kind.CONFLICT, Kind.UNENTERED, Kind.VANISHED)
 """Kinds that can be judged only where every row of every aggregate was read."""
@@ -230,7 +235,14 @@ class _Audit:
 
     async def _missed(self, entry: Missed) -> bool:
         inbox, held = await self._there(entry.key), await self._there(entry.moved_to)
-        return inbox is None and held is None
+        return inbox is None and held is None and not await self._was_put_back(entry.moved_to)
+
+    async def _was_put_back(self, moved_to: str) -> bool:
+        for start in Layout(self._bench.settings).put_back_keys(moved_to):
+            async for page in self._bench.store.list_pages(start):
+                if any(_SUFFIX.fullmatch(file.key, len(start)) for file in page):
+                    return True
+        return False
 
 
 def _told(outcome: Recomputed) -> str:

@@ -29,6 +29,7 @@ from asyncagg.layout import Layout
 from asyncagg.model import RunFile
 from asyncagg.partial import Bench
 from asyncagg.pipeline import run
+from asyncagg.putback import PutBack
 from asyncagg.repair import repair
 from asyncagg.settings import Settings
 from asyncagg.store import Store
@@ -416,6 +417,18 @@ async def test_a_mended_file_that_was_put_back_is_not_missed() -> None:
     store = await sound_memory()
     await drop(store, "quarantine/20251021t1357Z_bad.json")
     await store.put("runs/20251021t1357Z_bad.json", run_data(60))
+    assert (await verified(store)).found == {}
+    await run(store, SETTINGS, at=LATER)
+    assert (await verified(store)).found == {}
+
+
+@pytest.mark.parametrize("data", [run_data(60), b"[refused again]"])
+async def test_a_file_that_was_retried_is_not_missed(data: bytes) -> None:
+    """`asyncagg quarantine retry` puts it back under another name, which nobody else knows."""
+    store = await sound_memory()
+    await store.put("quarantine/20251021t1357Z_bad.json", data)
+    outcome = await PutBack(store, SETTINGS, force=True).one("quarantine/20251021t1357Z_bad.json")
+    assert outcome.status == "put_back"
     assert (await verified(store)).found == {}
     await run(store, SETTINGS, at=LATER)
     assert (await verified(store)).found == {}
