@@ -39,6 +39,7 @@ import orjson
 
 from asyncagg.accumulator import RESERVED, Accumulator, RankedMatch, Sketch
 from asyncagg.errors import AggregateError
+from asyncagg.joining import QUARANTINED, SOURCES, SUMMARIES, Joined
 from asyncagg.model import RunFile, Window
 from asyncagg.rows import Counted, Quarantined, Rows, RowSpool, merged
 from asyncagg.spool import BLOCK, LONGEST_LINE, Spool
@@ -80,6 +81,7 @@ class Existing:
         revision: How often it was committed.
         late: How many of its files came after its first commit.
         accumulator: What is folded into it.
+        first_key: The first key that it names; empty if it names none.
         last_key: The last key that it names; empty if it names none.
     """
 
@@ -88,6 +90,7 @@ class Existing:
     revision: int
     late: int
     accumulator: Accumulator
+    first_key: str
     last_key: str
     _spool: Spool
     _tables: list[_Table]
@@ -96,10 +99,10 @@ class Existing:
         """Return which of the files it names already, by key: (counted, quarantined)."""
         asked = {file.key: file.etag for file in files}
         found: list[set[str]] = []
-        for table in self._tables[1:]:
+        for number in (SOURCES, QUARANTINED):
             keys: set[str] = set()
             before = ("", "")
-            async for lines in self._lines(table):
+            async for lines in self.lines(number):
                 for line in lines:
                     row = self._load(line)
                     identity = (row["key"], row["etag"])
@@ -114,8 +117,8 @@ class Existing:
     async def counted(self) -> AsyncIterator[Counted]:
         """Yield the rows of its counted files, in their order."""
         summaries: list[bytes] = []
-        supply = self._lines(self._tables[0])
-        async for sources in self._lines(self._tables[1]):
+        supply = self.lines(SUMMARIES)
+        async for sources in self.lines(SOURCES):
             while len(summaries) < len(sources):
                 summaries += await anext(supply)
             for source, summary in zip(sources, summaries, strict=False):
@@ -125,7 +128,7 @@ class Existing:
 
     async def quarantined(self) -> AsyncIterator[Quarantined]:
         """Yield the rows of its quarantined files, in their order."""
-        async for lines in self._lines(self._tables[2]):
+        async for lines in self.lines(QUARANTINED):
             for line in lines:
                 row = self._load(line)
                 yield Quarantined(row["key"], row["etag"], line)
@@ -136,7 +139,9 @@ class Existing:
         async for block in self._spool.blocks(table.start, table.end - 1):
             yield block
 
-    async def _lines(self, table: _Table) -> AsyncIterator[list[bytes]]:
+    async def lines(self, number: int) -> AsyncIterator[list[bytes]]:
+        """Yield the rows of a table as they stand, many at a time."""
+        table = self._tables[number]
         async for lines in self._spool.lines(table.start, table.end):
             rows = [line.removesuffix(b",") for line in lines]
             for row in rows:
@@ -188,11 +193,7 @@ async def read(
         raise _damaged(key, "its parts are not where they belong")
     head = await _load_head(key, spool, tables[0].start - len(_MARKS[0]))
     _check_window(key, head, window)
-    existing = _existing(key, etag, head, spool, tables)
-    for table in tables[1:]:
-        if table.rows:
-            row = existing._load(table.last.removesuffix(b","))  # noqa: SLF001 - its own reader
-            existing = replace(existing, last_key=max(existing.last_key, row["key"]))
+    existing = _with_keys(_existing(key, etag, head, spool, tables))
     total = existing.accumulator
     for table, rows in zip(tables, (total.counted, total.counted, total.quarantined), strict=True):
         if table.rows != rows:
@@ -200,10 +201,21 @@ async def read(
     return existing
 
 
+def _with_keys(existing: Existing) -> Existing:
+    named = [
+        existing._load(row.removesuffix(b","))["key"]  # noqa: SLF001 - its own reader
+        for table in existing._tables[SOURCES:]  # noqa: SLF001 - likewise
+        if table.rows
+        for row in (table.first, table.last)
+    ]
+    return replace(existing, first_key=min(named), last_key=max(named)) if named else existing
+
+
 class _Table(NamedTuple):
     start: int
     end: int
     rows: int
+    first: bytes
     last: bytes
 
 
@@ -212,7 +224,8 @@ async def _find_tables(spool: Spool) -> list[_Table] | None:
     marks: list[tuple[int, int]] = []  # of each table: its first row's offset and line
     offset = number = 0
     last: list[bytes] = []
-    rows: list[bytes] = []  # of each table: its last row
+    firsts: list[bytes] = []  # of each table: its first row, if it has one
+    lasts: list[bytes] = []  # of each table: what stands before its mark's bracket
     before = earlier = b""
     async for lines in spool.lines():
         for line in lines:
@@ -222,7 +235,9 @@ async def _find_tables(spool: Spool) -> list[_Table] | None:
                 if before != b"],":
                     return None
                 marks.append((offset, number))
-                rows.append(earlier)
+                lasts.append(earlier)
+            elif len(firsts) < len(marks):
+                firsts.append(line)
             earlier, before = before, line
         last = [*last, *lines][-3:]
     if len(marks) < len(_MARKS) or last[1:] != [b"]", b"}"] or offset != spool.size:
@@ -234,9 +249,9 @@ async def _find_tables(spool: Spool) -> list[_Table] | None:
         (spool.size - len(_END), number - 2),
     ]
     return [
-        _Table(start, end, line_end - line_start, row)
-        for (start, line_start), (end, line_end), row in zip(
-            marks, ends, [*rows[1:], last[0]], strict=True
+        _Table(start, end, line_end - line_start, first, row)
+        for (start, line_start), (end, line_end), first, row in zip(
+            marks, ends, firsts, [*lasts[1:], last[0]], strict=True
         )
     ]
 
@@ -351,6 +366,7 @@ def _existing(
             revision=int(head["revision"]),
             late=int(head["files"]["late"]),
             accumulator=accumulator_of(head),
+            first_key="",
             last_key="",
             _spool=spool,
             _tables=tables,
@@ -410,7 +426,7 @@ class Document:
         revision: How often it was committed, this time included.
         late: How many of its files came after its first commit.
         written_at: When it was written.
-        rows: The rows of the files that are new in it.
+        rows: The rows of the files that are new in it, or of the documents that it is joined from.
         existing: What stood before, whose rows it keeps.
         appends: Whether every new row is known to come behind all that stood before, whose rows
             are then copied as they are.
@@ -421,23 +437,18 @@ class Document:
     revision: int
     late: int
     written_at: datetime
-    rows: Rows
+    rows: Rows | Joined
     existing: Existing | None = None
     appends: bool = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield its bytes, in blocks."""
         yield self._head()
-        tables = (
-            self._counted_lines(summaries=True),
-            self._counted_lines(summaries=False),
-            self._quarantined_lines(),
-        )
-        for number, rows in enumerate(tables):
+        for number in (SUMMARIES, SOURCES, QUARANTINED):
             kept = self.existing.kept(number) if self.existing and self.appends else _nothing()
-            async for block in _table(_MARKS[number], kept, rows):
+            async for block in _table(_MARKS[number], kept, self._lines(number)):
                 yield block
-            yield b"]" if number == len(tables) - 1 else b"],\n"
+            yield b"]" if number == QUARANTINED else b"],\n"
         yield b"\n}\n"
 
     def _head(self) -> bytes:
@@ -453,18 +464,28 @@ class Document:
         matches = b",\n".join([orjson.dumps(match) for match in top_matches(self.accumulator)])
         return b'{\n%b"top_matches":[\n%b\n],\n' % ("".join(lines).encode(), matches)
 
-    async def _counted_lines(self, *, summaries: bool) -> AsyncIterator[Sequence[bytes]]:
-        if isinstance(self.rows, RowSpool) and (self.existing is None or self.appends):
-            async for rows in self.rows.counted_json(summaries=summaries):
-                yield rows  # nothing to merge them with: they need not be parsed
-            return
-        old = self.existing.counted() if self.existing and not self.appends else _nothing()
-        async for row in merged(old, self.rows.counted()):
-            yield (row.summary if summaries else row.source,)
+    def _lines(self, number: int) -> AsyncIterator[Sequence[bytes]]:
+        """Return the new rows of a table, merged with those that stood before, if need be."""
+        if isinstance(self.rows, Joined):
+            return self.rows.lines(number)
+        old = None if self.appends else self.existing
+        if number == QUARANTINED:
+            return self._refused(old, self.rows)
+        if isinstance(self.rows, RowSpool) and old is None:
+            # Nothing to merge them with: they need not be parsed.
+            return self.rows.counted_json(summaries=number == SUMMARIES)
+        return self._counted(old, self.rows, number)
 
-    async def _quarantined_lines(self) -> AsyncIterator[Sequence[bytes]]:
-        old = self.existing.quarantined() if self.existing and not self.appends else _nothing()
-        async for row in merged(old, self.rows.quarantined()):
+    @staticmethod
+    async def _counted(
+        old: Existing | None, new: Rows, number: int
+    ) -> AsyncIterator[Sequence[bytes]]:
+        async for row in merged(old.counted() if old else _nothing(), new.counted()):
+            yield (row.summary if number == SUMMARIES else row.source,)
+
+    @staticmethod
+    async def _refused(old: Existing | None, new: Rows) -> AsyncIterator[Sequence[bytes]]:
+        async for row in merged(old.quarantined() if old else _nothing(), new.quarantined()):
             yield (row.row,)
 
 

@@ -24,10 +24,11 @@ from asyncagg.archive import Mover
 from asyncagg.document import Document, Existing
 from asyncagg.errors import AggregateError, NotFoundError, OverlapError, PreconditionFailedError
 from asyncagg.fetching import Fetcher
+from asyncagg.joining import SOURCES, Joined
 from asyncagg.layout import Layout
 from asyncagg.model import RunFile, Window
 from asyncagg.outcome import Tally, WindowReport
-from asyncagg.rows import MergedRows, Quarantined, RowSpool
+from asyncagg.rows import Quarantined, RowSpool
 from asyncagg.settings import Settings
 from asyncagg.settle import RESETTLES, Settled, Settler, load
 from asyncagg.spool import Spool, open_spool
@@ -142,7 +143,7 @@ def _name(files: Iterable[RunFile]) -> str:
 
 
 def _partial(
-    window: Window, total: Accumulator, rows: RowSpool | MergedRows, now: datetime
+    window: Window, total: Accumulator, rows: RowSpool | Joined, now: datetime
 ) -> Document:
     return Document(window=window, accumulator=total, revision=1, late=0, written_at=now, rows=rows)
 
@@ -165,7 +166,7 @@ async def merge(bench: Bench, window: Window, keys: Sequence[str]) -> str | None
     async with _loaded(bench, window, keys) as parts:
         if parts is None:
             return None
-        document = _partial(window, _sum(parts), MergedRows(parts), bench.now())
+        document = _partial(window, _sum(parts), Joined(parts), bench.now())
         try:
             await _put_once(bench.store, key, document)
         except OverlapError:
@@ -222,7 +223,7 @@ async def _commit(
         revision=1 + (existing.revision if existing else 0),
         late=late + (existing.late if existing else 0),
         written_at=bench.now(),
-        rows=MergedRows([*parts, *standing]),
+        rows=Joined([*parts, *standing]),
     )
     await bench.store.put(
         report.aggregate_key,
@@ -242,15 +243,15 @@ async def clear(bench: Bench, window: Window, key: str) -> WindowReport:
     mover = Mover(bench.store, bench.settings.concurrency, report.tally)
     async with _loaded(bench, window, [key]) as parts:
         for part in parts or ():
-            counted = [_reference(row.source) async for row in part.counted()]
+            counted = [
+                msgspec.json.decode(line, type=RunFile)
+                async for lines in part.lines(SOURCES)
+                for line in lines
+            ]
             refused = [row async for row in part.quarantined()]
             await mover.archive(counted, layout.archive_key)
             await mover.drop(await _there(bench.store, refused), layout.quarantine_key)
     return report
-
-
-def _reference(source: bytes) -> RunFile:
-    return msgspec.json.decode(source, type=RunFile)
 
 
 async def _there(store: Store, rows: Iterable[Quarantined]) -> list[RunFile]:
