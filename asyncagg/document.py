@@ -222,25 +222,26 @@ class _Table(NamedTuple):
 async def _find_tables(spool: Spool) -> list[_Table] | None:
     """Return where the rows of the three tables lie, or None if anything is out of place."""
     marks: list[tuple[int, int]] = []  # of each table: its first row's offset and line
-    offset = number = 0
-    last: list[bytes] = []
     firsts: list[bytes] = []  # of each table: its first row, if it has one
     lasts: list[bytes] = []  # of each table: what stands before its mark's bracket
-    before = earlier = b""
+    offset = number = 0
+    tail: list[bytes] = []
     async for lines in spool.lines():
-        for line in lines:
-            offset += len(line) + 1
-            number += 1
-            if len(marks) < len(_MARKS) and line == _MARKS[len(marks)][:-1]:
-                if before != b"],":
-                    return None
-                marks.append((offset, number))
-                lasts.append(earlier)
-            elif len(firsts) < len(marks):
-                firsts.append(line)
-            earlier, before = before, line
-        last = [*last, *lines][-3:]
-    if len(marks) < len(_MARKS) or last[1:] != [b"]", b"}"] or offset != spool.size:
+        if len(firsts) < len(marks):
+            firsts += lines[:1]
+        for at, line in enumerate(lines):
+            if line[-1:] != b"[" or line != _MARKS[len(marks) % len(_MARKS)][:-1]:
+                continue
+            *_, last, bracket = [b"", b"", *tail, *lines[:at]]
+            if bracket != b"],":
+                return None
+            marks.append((offset + _size(lines[: at + 1]), number + at + 1))
+            lasts.append(last)
+            firsts += lines[at + 1 : at + 2]
+        offset += _size(lines)
+        number += len(lines)
+        tail = [*tail, *lines][-3:]
+    if len(marks) != len(_MARKS) or tail[1:] != [b"]", b"}"] or offset != spool.size:
         return None
     # Behind the rows of a table stand "]," and the next table's mark, or "]" and "}".
     ends = [
@@ -251,9 +252,13 @@ async def _find_tables(spool: Spool) -> list[_Table] | None:
     return [
         _Table(start, end, line_end - line_start, first, row)
         for (start, line_start), (end, line_end), first, row in zip(
-            marks, ends, firsts, [*lasts[1:], last[0]], strict=True
+            marks, ends, firsts, [*lasts[1:], tail[0]], strict=True
         )
     ]
+
+
+def _size(lines: Sequence[bytes]) -> int:
+    return sum(map(len, lines)) + len(lines)
 
 
 async def _load_head(key: str, spool: Spool, end: int) -> dict[str, Any]:
