@@ -54,11 +54,10 @@ T = TypeVar("T")
 SHARES = 8
 """Pieces for each worker, at the least: none of them is idle for long at the end."""
 
-
 PIECE = 10_000
 """The most files of a piece, if ``chunk_files`` does not say less: Dask takes memory of its own."""
 
-PAGES = 30
+PAGES = 10
 """Pages that one survey lists of a range; then the rest is listed side by side."""
 
 

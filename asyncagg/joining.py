@@ -30,8 +30,8 @@ class Source(Rows, Protocol):
         """The last key that it names; empty if it names none."""
         ...
 
-    def lines(self, number: int) -> AsyncIterator[list[bytes]]:
-        """Yield the rows of a table as they stand, many at a time."""
+    def kept(self, number: int) -> AsyncIterator[bytes]:
+        """Yield the rows of a table as they stand, in blocks, without the last line's end."""
         ...
 
 
@@ -43,7 +43,7 @@ class Joined:
     """
 
     def __init__(self, documents: Sequence[Source]) -> None:
-        self._groups = [MergedRows(group) if group[1:] else group[0] for group in _apart(documents)]
+        self._groups = list(_apart(documents))
 
     async def lines(self, number: int) -> AsyncIterator[Sequence[bytes]]:
         """Yield the rows of a table, some at a time.
@@ -52,7 +52,8 @@ class Joined:
             OverlapError: Two documents name the same file: it would be counted twice.
         """
         for group in self._groups:
-            rows = _each(group, number) if isinstance(group, MergedRows) else group.lines(number)
+            alone = len(group) == 1
+            rows = _as_they_stand(group[0], number) if alone else _one_by_one(group, number)
             async for some in rows:
                 yield some
 
@@ -71,7 +72,19 @@ def _apart(documents: Sequence[Source]) -> Iterator[list[Source]]:
         yield group
 
 
-async def _each(rows: MergedRows, number: int) -> AsyncIterator[Sequence[bytes]]:
+async def _as_they_stand(document: Source, number: int) -> AsyncIterator[Sequence[bytes]]:
+    """Yield as many rows as a block holds, as if they were one."""
+    rest = b""
+    async for block in document.kept(number):
+        whole, _, rest = (rest + block).rpartition(b",\n")
+        if whole:
+            yield (whole,)
+    if rest:
+        yield (rest,)
+
+
+async def _one_by_one(group: Sequence[Source], number: int) -> AsyncIterator[Sequence[bytes]]:
+    rows = MergedRows(group)
     if number == QUARANTINED:
         async for refused in rows.quarantined():
             yield (refused.row,)

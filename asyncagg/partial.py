@@ -267,8 +267,9 @@ async def _there(store: Store, rows: Iterable[Quarantined]) -> list[RunFile]:
     return found
 
 
-def _spooled(bench: Bench) -> AbstractAsyncContextManager[Spool]:
-    return open_spool(bench.settings.spool_bytes, bench.temporary)
+def _spooled(bench: Bench, among: int = 1) -> AbstractAsyncContextManager[Spool]:
+    """Open a spool that is one of several: together they hold in memory what one may."""
+    return open_spool(bench.settings.spool_bytes // among, bench.temporary)
 
 
 async def sweep(bench: Bench, folder: str, wanted: Callable[[Window], bool]) -> None:
@@ -297,7 +298,7 @@ async def _loaded(
     async with AsyncExitStack() as stack:
         parts = []
         for key in keys:
-            spool = await stack.enter_async_context(_spooled(bench))
+            spool = await stack.enter_async_context(_spooled(bench, among=len(keys)))
             part = await load(bench.store, key, window, spool)
             if part is not None:
                 parts.append(part)
