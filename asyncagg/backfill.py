@@ -129,13 +129,24 @@ def interval_of(
         UsageError: It holds no window.
     """
     now = now or datetime.now(UTC)
+    length = f"a window of {settings.window_minutes} minutes"
+    if until is not None and since >= until:
+        raise UsageError(
+            f"--since {since.isoformat()} --until {until.isoformat()}: expected a --since that is "
+            "earlier than --until"
+        )
     minutes = timedelta(minutes=settings.window_minutes)
     first = window_of(since - timedelta.resolution, settings.window_minutes).end
     last = window_of(min(until or now, now), settings.window_minutes).start
+    if first + minutes > last and (until is None or until > now):
+        raise UsageError(
+            f"--since {since.isoformat()}: expected a time early enough for {length} to have ended "
+            f"by now, {now.isoformat(timespec='seconds')}"
+        )
     if first + minutes > last:
         raise UsageError(
-            f"--since {since.isoformat()} --until {(until or now).isoformat()}: expected an "
-            f"interval with a window of {settings.window_minutes} minutes that has ended"
+            f"--since {since.isoformat()} --until {(until or now).isoformat()}: expected {length} "
+            "to lie between them"
         )
     return Interval(first, last)
 

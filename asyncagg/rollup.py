@@ -169,8 +169,13 @@ async def rollup(
         progress: Called after each rollup.
 
     Raises:
-        UsageError: A window does not fit into the period.
+        UsageError: A window does not fit into the period, or nothing into the interval.
     """
+    if since is not None and until is not None and since >= until:
+        raise UsageError(
+            f"--since {since.isoformat()} --until {until.isoformat()}: expected a --since that is "
+            "earlier than --until"
+        )
     job = _Job(store, settings, now)
     levels = _levels(period, settings.window_minutes)
     first = None if since is None else Span.around(since, period).start

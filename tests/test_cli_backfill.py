@@ -62,6 +62,15 @@ def test_a_dry_run_lists(tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").glob("*.json"))) == 30
 
 
+def test_an_interval_that_is_empty_is_told(tmp_path: Path) -> None:
+    """No run file of its windows is there: done, in one sentence."""
+    (tmp_path / "runs").mkdir()
+    done = asyncagg("backfill", str(tmp_path), *BACKFILL)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("the inbox has no run file of a window from ")
+    assert len(done.stdout.splitlines()) == 1
+
+
 def test_from_the_archive_differences_are_told_and_mended_when_asked(tmp_path: Path) -> None:
     """What differs from the archived files is told; --write puts it right; nothing is moved."""
     sampled(tmp_path, "--files", "60", "--windows", "2")
@@ -102,7 +111,11 @@ def test_workers_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (["backfill", "."], "--since"),
         (["backfill", ".", "--since", "noon"], "--since 'noon': expected a time"),
-        (["backfill", ".", "--since", "29991231t0000Z"], "expected an interval with a window of 5"),
+        (["backfill", ".", "--since", "29991231t0000Z"], "expected a time early enough"),
+        (
+            ["backfill", ".", "--since", "20251002t0000Z", "--until", "20251001t0000Z"],
+            "expected a --since that is earlier than --until",
+        ),
         (
             ["backfill", ".", "--since", SINCE, "--workers", "1", "--scheduler", "tcp://x:1"],
             "expected one of the two",
@@ -113,6 +126,10 @@ def test_workers_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "expected neither",
         ),
         (["rollup", "."], "--period"),
+        (
+            ["rollup", ".", "--period", "day", "--since", "20251002", "--until", "20251001"],
+            "expected a --since that is earlier than --until",
+        ),
         (["rollup", ".", "--period", "week"], "week"),
         (["rollup", ".", "--period", "hour", "--window-minutes", "90"], "window_minutes 90"),
     ],

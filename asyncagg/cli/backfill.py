@@ -229,7 +229,11 @@ def _bar() -> Iterator[Callable[[Status], None]]:
 def _print_settled(report: RunReport, interval: Interval) -> None:
     """Print the sums, and the windows that need a look: there may be thousands of others."""
     total = report.total
-    out.print(f"from {interval.since.isoformat()} to {interval.until.isoformat()}")
+    told = f"from {interval.since.isoformat()} to {interval.until.isoformat()}"
+    if not report.windows and report.complete:
+        out.print(f"the inbox has no run file of a window {told}")
+        return
+    out.print(told)
     table = Table()
     rows: dict[str, Any] = {"windows": len(report.windows)}
     names = ("counted", "late", "archived", "quarantined", "deferred", "left", "bytes")
