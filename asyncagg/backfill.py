@@ -106,6 +106,7 @@ class Status:
         windows_done: Those that are settled.
         files: Files found in all.
         files_done: Those that were fetched, or could not be.
+        files_cleared: Those that are out of the inbox, or stay there for a reason.
         bytes: The size of the files in all.
         bytes_done: That of those that were fetched, or could not be.
         troubles: Files deferred or quarantined, and windows that failed or differ.
@@ -115,6 +116,7 @@ class Status:
     windows_done: int = 0
     files: int = 0
     files_done: int = 0
+    files_cleared: int = 0
     bytes: int = 0
     bytes_done: int = 0
     troubles: int = 0
@@ -207,6 +209,7 @@ async def recompute_all(
         report.windows.append(done)
         status.windows_done += 1
         status.files_done += done.files
+        status.files_cleared += done.files
         status.bytes_done += done.bytes
         status.troubles += bool(done.failure or done.differences)
         if progress is not None:
@@ -228,12 +231,14 @@ class _Shared:
     Attributes:
         keys: Where its files are.
         files: How many there are.
+        cleared: How many of them have been cleared from the inbox.
         missing: How many pieces are not folded yet.
         parts: Its partial aggregates so far.
     """
 
     keys: list[KeyRange] = field(default_factory=list)
     files: int = 0
+    cleared: int = 0
     missing: int = 0
     parts: list[Part] = field(default_factory=list)
 
@@ -325,6 +330,7 @@ class _Backfill:
             for window in piece.whole:
                 self._defer(window, piece.files[window], str(error))
         self._status.windows_done += len(piece.whole)
+        self._status.files_cleared += sum(piece.files[window] for window in piece.whole)
         self._tell()
 
     async def _fold(self, piece: Piece) -> list[Window]:
@@ -364,6 +370,7 @@ class _Backfill:
         except TransientError as error:
             self._defer(window, shared.files, str(error))
         self._status.windows_done += 1
+        self._status.files_cleared += shared.files - shared.cleared
         self._tell()
 
     async def _commit(self, window: Window, parts: Sequence[Part]) -> bool:
@@ -378,11 +385,22 @@ class _Backfill:
             self.report.add_window(committed)
             if committed.failure:
                 return True
-            for cleared in await self._all([Clear(window, part.key) for part in parts]):
-                self.report.add_window(cleared)
+            await self._clear(window, parts)
         await self._engine.run(Sweep(self._layout.work_folder(window), self._interval))
         del self._shared[window]
         return True
+
+    async def _clear(self, window: Window, parts: Sequence[Part]) -> None:
+        shared = self._shared[window]
+
+        async def one(part: Part) -> None:
+            cleared = await self._engine.run(Clear(window, part.key))
+            self.report.add_window(cleared)
+            shared.cleared += cleared.tally.out_of_hand
+            self._status.files_cleared += cleared.tally.out_of_hand
+            self._tell()
+
+        await for_each(parts, one, workers=2 * self._engine.workers)
 
     async def _reduce(self, window: Window, keys: Sequence[str]) -> Sequence[str] | None:
         """Merge partial aggregates, several at a time and side by side, until few are left."""

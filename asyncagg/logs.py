@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from contextvars import ContextVar
 from typing import TextIO
 
@@ -33,6 +34,17 @@ class _TextFormatter(logging.Formatter):
         return f"{line} {record.getMessage()} {pairs}".rstrip()
 
 
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what standard error is at the moment: a progress bar stands in for it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # a stream handler's own would keep the stream of today
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # it is read, never set
+        return sys.stderr
+
+
 def configure(
     level: str,
     *,
@@ -48,7 +60,7 @@ def configure(
         formatter: What writes the lines instead.
         stream: Where to.
     """
-    handler = logging.StreamHandler(stream)
+    handler = _StandardError() if stream is None else logging.StreamHandler(stream)
     handler.setFormatter(formatter or (_json_formatter() if json else _TextFormatter()))
     handler.addFilter(_Correlated())
     logger = logging.getLogger("asyncagg")

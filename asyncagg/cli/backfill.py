@@ -13,7 +13,6 @@ import msgspec
 import typer
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
@@ -198,8 +197,7 @@ def _lines() -> Callable[[Status], None]:
 @contextmanager
 def _bar() -> Iterator[Callable[[Status], None]]:
     columns = (
-        TextColumn("windows"),
-        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
@@ -209,21 +207,29 @@ def _bar() -> Iterator[Callable[[Status], None]]:
     )
     started = time.monotonic()
     with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("", total=None, rate="listing", troubles="")
+        task = bar.add_task("listing", total=None, rate="", troubles="")
 
         def told(status: Status) -> None:
             seconds = time.monotonic() - started
-            rate = f"{status.files_done / seconds:,.0f} files/s"
-            rate += f" {status.bytes_done / seconds / 1e6:,.1f} MB/s"
+            # Of a file half of the way is to be fetched, the other half to be cleared away.
+            way = (status.files_done + status.files_cleared) / 2
+            size = status.bytes * way / max(1, status.files)
             bar.update(
                 task,
-                total=status.windows or None,
-                completed=status.windows_done,
-                rate=rate if status.files_done else "listing",
+                description=_description(status),
+                total=status.files or None,
+                completed=way,
+                rate=f"{way / seconds:,.0f} files/s {size / seconds / 1e6:,.1f} MB/s",
                 troubles=f"{status.troubles:,} in trouble" if status.troubles else "",
             )
 
         yield told
+
+
+def _description(status: Status) -> str:
+    if not status.windows:
+        return "listing"
+    return f"{status.windows_done:,}/{status.windows:,} windows"
 
 
 def _print_settled(report: RunReport, interval: Interval) -> None:
