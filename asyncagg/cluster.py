@@ -103,6 +103,8 @@ async def start_cluster(settings: Settings, workers: int) -> AsyncIterator[Clust
             asynchronous=True,
         )
         async with _closing(cluster), _connected(cluster) as client:
+            # What workers warn of is logged here, as if it had been done here.
+            await client.forward_logging(__package__)
             yield ClusterEngine(client, settings, workers)
 
 

@@ -1,9 +1,12 @@
 """Backfill of large windows on a Dask cluster of this machine: one window, and a day of 288.
 
-    python benchmarks/large_window.py                      # 1 M files (an hour or so)
+    python benchmarks/large_window.py --kill               # 1 M files (half an hour or so)
+    python benchmarks/large_window.py --kill --go-on       # the cases that are not stored yet
     python benchmarks/large_window.py --files 50000        # quicker
-    python benchmarks/large_window.py --only day --kill    # a worker dies half-way
+    python benchmarks/large_window.py --only day           # without the single large window
     python benchmarks/large_window.py --plot               # docs/large-window.png too
+
+Each case's result is stored when it is measured: a run that is cut off goes on with ``--go-on``.
 
 The S3 server is in memory, in one process and on a core of its own, and takes more CPU per file
 than a worker does. Two workers at full speed would share the other core with each other and wait
@@ -72,7 +75,9 @@ COLUMNS = (
 
 async def backfill_in_child(url: str, workers: int, boxes: list[list[str]], kill: float) -> None:
     """Start a cluster, put its workers into their boxes, backfill, and print what it took."""
-    from asyncagg.backfill import Status, backfill, interval_of  # noqa: PLC0415 - the child's own
+    import psutil  # noqa: PLC0415 - Dask's own, and the child's
+
+    from asyncagg.backfill import Status, backfill, interval_of  # noqa: PLC0415 - likewise
     from asyncagg.cluster import start_cluster  # noqa: PLC0415
     from asyncagg.settings import Settings  # noqa: PLC0415
 
@@ -90,9 +95,10 @@ async def backfill_in_child(url: str, workers: int, boxes: list[list[str]], kill
                 os.kill(victims.pop(), signal.SIGKILL)
 
         async def box_the_next() -> None:
-            while not (found := set(await _pids(engine)) - set(pids)):  # noqa: ASYNC110 - started by another process
-                await asyncio.sleep(0.1)
-            enter(found.pop(), boxes[0])
+            known = set(psutil.Process().children())
+            while not (found := set(psutil.Process().children()) - known):  # noqa: ASYNC110 - started by another process
+                await asyncio.sleep(0.05)
+            enter(found.pop().pid, boxes[0])
 
         boxing = asyncio.create_task(box_the_next()) if kill else None
         started = time.perf_counter()
@@ -255,6 +261,13 @@ def table(results: list[dict[str, Any]]) -> str:
     return markdown(COLUMNS, rows)
 
 
+def stored(files: int, share: float) -> list[dict[str, Any]]:
+    """Return the results of an earlier run that was cut off."""
+    path = RESULTS / "large-window.json"
+    found = json.loads(path.read_text())["results"] if path.exists() else []
+    return [each for each in found if (each["files"], each["share"]) == (files, share)]
+
+
 def plot(results: list[dict[str, Any]]) -> None:
     """Draw files per second and memory, one bar a case."""
     import matplotlib as mpl  # noqa: PLC0415 - only the plot needs it
@@ -290,20 +303,23 @@ def main() -> None:
     parser.add_argument("--workers", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--share", type=float, default=0.3, help="of a core, for each worker")
     parser.add_argument("--kill", action="store_true", help="with 2 workers again, one is killed")
+    parser.add_argument("--go-on", action="store_true", help="leave out what is stored already")
     parser.add_argument("--plot", action="store_true", help="draw docs/large-window.png")
     asked = parser.parse_args()
     if asked.share and not writable("cpu"):
         print("cgroups are not writable here: workers share all cores with the server")
-    results = []
+    results = stored(asked.files, asked.share) if asked.go_on else []
     for name in asked.only:
         cases = [(workers, 0.0) for workers in asked.workers]
         for count, killed in [*cases, (2, 0.5)] if asked.kill else cases:
+            case = (name, count, bool(killed))
+            if case in {(each["name"], each["workers"], each["killed"]) for each in results}:
+                continue
             results.append(run(name, asked.files, count, asked.share, killed))
-            print(table(results[-1:]).splitlines()[-1], flush=True)
+            print(table(results).splitlines()[-1], flush=True)
+            keep("large-window", {"machine": machine(), "results": results})
         digests = {each["digest"] for each in results if each["name"] == name}
         assert len(digests) == 1, f"{name}: the aggregates of the cases differ"
-    RESULTS.mkdir(exist_ok=True)
-    keep("large-window", {"machine": machine(), "results": results})
     print("\n" + table(results))
     if asked.plot:
         plot(results)
