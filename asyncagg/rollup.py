@@ -4,6 +4,10 @@ An hour is merged from its windows, a day from its hours, a month from its days,
 accumulator: sums are exact, the top 10 is that of all the files, quantiles are those of one sketch
 over all the runs. A rollup keeps what each of its inputs said, under the input's etag, so that
 only inputs that have changed are read again. It has no row per file: its size is bounded.
+
+An input that is gone is left out of its rollup; where all of them are gone, the rollup stays as it
+is: it is what is left of them. Who lets aggregates expire and wants to keep whole periods leaves
+the old ones alone with ``since``.
 """
 
 from __future__ import annotations

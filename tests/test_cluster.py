@@ -233,7 +233,7 @@ async def test_the_scheduler_is_restarted(cluster: Cluster) -> None:
 
 
 async def test_a_straggler_that_was_given_up_comes_back(cluster: Cluster) -> None:
-    """Stopped for longer than it is waited for, then going on where it was: counted once."""
+    """Stopped on its way to a commit, it commits when all is done: it is told no, and gives in."""
     async with S3Server([BUCKET]) as server, anyio.create_task_group() as group:
         fill_server(server, prepared().store)
         pause = Pause(putting("aggregates/"))
@@ -248,17 +248,22 @@ async def test_a_straggler_that_was_given_up_comes_back(cluster: Cluster) -> Non
             cluster.workers = []
             cluster.refill()
             server.faults.pause_at = None
-            pause.release.set()
 
         group.start_soon(stop)
         await backfilled(server, cluster)
         check(server)
+        server.audit.log.clear()
+        # It looks for its parts again, which are swept: there is nothing left to commit.
+        looks = server.faults.pause_at = Pause(lambda request: request.key.startswith("work/"))
+        pause.release.set()
         for worker in stopped:
             worker.send_signal(signal.SIGCONT)
-        await anyio.sleep(1)
+        await looks.reached.wait()
+        looks.release.set()
         for worker in stopped:
             worker.kill()
             await anyio.to_thread.run_sync(worker.wait)
+        assert (412, "PutObject") in {(entry.status, entry.operation) for entry in server.audit.log}
         check(server)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from scenario import AT, Clock, HookedStore, moment, run_data
+from s3server import S3Server
+from scenario import AT, BUCKET, Clock, HookedStore, moment, open_s3, run_data
 
 from asyncagg.errors import UsageError
 from asyncagg.pipeline import run
@@ -137,6 +138,37 @@ async def test_only_what_has_changed_is_read_and_written_again() -> None:
         ("rollups/hour/20251021t02.json", 2, 1),
     ]
     assert document(store, "rollups/day/20251021.json")["files"]["counted"] == 60
+
+
+async def test_what_comes_is_replaced_or_goes_on_s3() -> None:
+    """By the server's own log: only what is new or replaced is read, of a period under way too."""
+    async with S3Server([BUCKET]) as server, open_s3(server) as (store, settings):
+
+        async def step(*late: tuple[int, int]) -> tuple[list[str], int]:
+            """Settle files of some minutes; return which inputs are read then, and the sum."""
+            for number, minute in late:
+                key = f"runs/{number:03}.json"
+                server.put(BUCKET, key, run_data(number), last_modified=moment(13, minute))
+            await run(store, settings, at=LATER)
+            server.audit.log.clear()
+            await rollup(store, settings, Period.HOUR)
+            read = [
+                entry.key.removeprefix("aggregates/20251021t").removesuffix("Z.json")
+                for entry in server.audit.log
+                if entry.operation == "GetObject" and entry.key.startswith("aggregates/")
+            ]
+            made = json.loads(server.get(BUCKET, "rollups/hour/20251021t13.json").body)
+            return sorted(read), made["files"]["counted"]
+
+        assert await step((1, 2), (2, 3), (3, 7)) == (["1305", "1310"], 3)
+        assert await step() == ([], 3)
+        assert await step((4, 58)) == (["1400"], 4)  # the hour goes on
+        assert await step((5, 1)) == (["1305"], 5)  # a late file: its aggregate is replaced
+        server.delete(BUCKET, "aggregates/20251021t1305Z.json")
+        assert await step() == ([], 2)
+        for name in ("1310", "1400"):
+            server.delete(BUCKET, f"aggregates/20251021t{name}Z.json")
+        assert await step() == ([], 2)  # of what is gone altogether, the rollup is what is left
 
 
 async def test_the_rows_of_an_aggregate_are_not_read() -> None:

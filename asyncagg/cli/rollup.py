@@ -42,6 +42,9 @@ def rollup(
 ) -> None:
     """Merge aggregates into hours, days or months; only what has changed is read again.
 
+    An aggregate that is gone is left out; a rollup all of whose inputs are gone stays as it is.
+    Where aggregates expire, leave the periods that they are of alone with --since.
+
     Examples:
       asyncagg rollup ./data --period hour
 
