@@ -26,6 +26,9 @@ __all__ = ("SEGMENT", "Interval", "Piece", "Segment", "Surveyed", "plan", "surve
 SEGMENT = 1000
 """The most files of a segment, and the most other keys that it passes over: a page of S3's."""
 
+LEAST = 2 * SEGMENT
+"""A window in parts is not cut into smaller ones for the sake of balance: each is an object."""
+
 
 class Interval(NamedTuple):
     """The windows from a moment to another, both in UTC.
@@ -176,21 +179,23 @@ def plan(segments: Sequence[Segment], *, most: int, shares: int) -> list[Piece]:
     Args:
         segments: What a survey found, in key order.
         most: The most files of a piece. A window with more is in several.
-        shares: Into how many pieces to divide the whole at the least, if that many windows allow.
+        shares: Into how many pieces to divide the whole at the least, if that many windows allow,
+            and each window that is in several pieces.
     """
-    total = sum(segment.count for segment in segments)
-    groups = list(_packed(segments, most=most, fair=math.ceil(total / max(1, shares))))
+    groups = list(_packed(segments, most=most, shares=max(1, shares)))
     spread = Counter(window for group in groups for window in _windows(group))
     return [_piece(group, spread) for group in groups]
 
 
-def _packed(segments: Sequence[Segment], *, most: int, fair: int) -> Iterator[list[Segment]]:
+def _packed(segments: Sequence[Segment], *, most: int, shares: int) -> Iterator[list[Segment]]:
     """Yield groups of neighbours: a cluster that is not too large stays together."""
+    fair = math.ceil(_count(segments) / shares)
     group: list[Segment] = []
     size = 0
     for cluster in _clusters(segments):
-        whole = _count(cluster) <= most
-        limit = min(most, fair) if whole else most
+        count = _count(cluster)
+        whole = count <= most
+        limit = min(most, fair if whole else max(LEAST, math.ceil(count / shares)))
         for part in (cluster,) if whole else ([segment] for segment in cluster):
             more = _count(part)
             # A large cluster is cut at the same keys every time, whatever lies before it.

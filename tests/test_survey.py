@@ -197,3 +197,26 @@ def test_the_work_is_shared_out(shares: int, pieces: int) -> None:
     """As many pieces as asked for, as far as there are windows."""
     segments = [segment(number, {number: 10}) for number in range(8)]
     assert len(plan(segments, most=1000, shares=shares)) == pieces
+
+
+@pytest.mark.parametrize(
+    ("files", "shares", "sizes"),
+    [
+        (60_000, 16, {3_000}),
+        (12_000, 16, {2_000}),
+        (400_000, 16, {10_000}),
+        (60_000, 1, {10_000}),
+    ],
+)
+def test_a_large_window_is_shared_out_evenly(files: int, shares: int, sizes: set[int]) -> None:
+    """Pieces are smaller where there are few of them, so that no worker is idle for long."""
+    segments = [
+        Segment(KeyRange(f"{n:06}", f"{n + 1:06}"), {Window(moment(0, 5), 5): 1000}, 0)
+        for n in range(files // 1000)
+    ]
+    pieces = plan(segments, most=10_000, shares=shares)
+    assert {sum(piece.files.values()) for piece in pieces} <= sizes
+    # It is cut at the same keys when other windows beside it are done: its parts are found again.
+    other = Segment(KeyRange("", "000000"), {Window(moment(0, 0), 5): 500}, 0)
+    beside = plan([other, *segments], most=10_000, shares=shares)
+    assert [piece.keys for piece in beside[1:]] == [piece.keys for piece in pieces]
