@@ -20,6 +20,7 @@ import anyio
 import dask.config
 from distributed import Client, KilledWorker, LocalCluster
 from distributed.client import FutureCancelledError
+from distributed.utils import silence_logging_cmgr
 
 from asyncagg.errors import AsyncaggError, ConfigurationError, TransientError
 from asyncagg.loops import loop_factory
@@ -63,6 +64,11 @@ class ClusterEngine:
         """
         name = f"{type(task).__name__.lower()}-{uuid.uuid4().hex}"
         for _ in range(_SUBMISSIONS):
+            if self._client.status in {"closing", "closed"}:
+                raise ConfigurationError(
+                    "the scheduler is gone and has not come back: expected one that runs. Nothing "
+                    "is lost: run it again to go on"
+                )
             try:
                 result: T = await self._client.submit(
                     perform, task, self._settings, key=name, pure=False
@@ -71,14 +77,9 @@ class ClusterEngine:
                 raise TransientError(
                     f"the workers that did {name} died, one after the other: {error}"
                 ) from error
-            except FutureCancelledError as error:
-                if self._client.status == "closed":
-                    raise ConfigurationError(
-                        f"the scheduler is gone ({error}): expected one that runs. Nothing is "
-                        "lost: run it again to go on"
-                    ) from error
-            else:
-                return result
+            except FutureCancelledError:
+                continue  # the scheduler that had it is gone; there may be another one
+            return result
         raise TransientError(f"the scheduler lost {name} {_SUBMISSIONS} times")
 
 
@@ -120,10 +121,11 @@ async def join_cluster(settings: Settings, address: str) -> AsyncIterator[Cluste
         ConfigurationError: No scheduler answers there, or it has no workers.
     """
     try:
-        async with _connected(address) as client:
-            await client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
-            threads = sum((await client.nthreads()).values())
-            yield ClusterEngine(client, settings, threads)
+        with silence_logging_cmgr(logging.CRITICAL):  # what goes wrong is told by the errors
+            async with _connected(address) as client:
+                await client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+                threads = sum((await client.nthreads()).values())
+                yield ClusterEngine(client, settings, threads)
     except (OSError, TimeoutError, ValueError) as error:
         raise ConfigurationError(
             f"scheduler {address!r}: {error}; expected the address of a Dask scheduler with "

@@ -232,6 +232,29 @@ async def test_the_scheduler_is_restarted(cluster: Cluster) -> None:
         check(server)
 
 
+async def test_a_scheduler_that_does_not_come_back_is_told(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says what to do; with another scheduler the same command goes on."""
+    monkeypatch.setattr(asyncagg.cluster, "_CONNECT_SECONDS", 2)
+    async with S3Server([BUCKET]) as server, anyio.create_task_group() as group:
+        fill_server(server, prepared().store)
+        pause = server.faults.pause_at = Pause(putting("work/"))
+
+        async def kill() -> None:
+            await pause.reached.wait()
+            cluster.scheduler.kill()
+
+        group.start_soon(kill)
+        with pytest.raises(ConfigurationError, match="scheduler is gone .* run it again to go on"):
+            await backfilled(server, cluster)
+        await anyio.to_thread.run_sync(cluster.restart_scheduler)
+        server.faults.pause_at = None
+        pause.release.set()
+        await backfilled(server, cluster)
+        check(server)
+
+
 async def test_a_straggler_that_was_given_up_comes_back(cluster: Cluster) -> None:
     """Stopped on its way to a commit, it commits when all is done: it is told no, and gives in."""
     async with S3Server([BUCKET]) as server, anyio.create_task_group() as group:
