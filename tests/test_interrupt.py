@@ -23,7 +23,7 @@ def started(url: str, *more: str) -> subprocess.Popen[str]:
     words = ("backfill", f"s3://{BUCKET}", "--endpoint-url", url, *between, "--chunk-files", "3")
     return subprocess.Popen(
         [sys.executable, "-m", "asyncagg", *words, *more],
-        env=environment() | {"NO_COLOR": "1", "COLUMNS": "200"},
+        env=environment() | {"NO_COLOR": "1", "COLUMNS": "200", "ASYNCAGG_LOG_LEVEL": "error"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
