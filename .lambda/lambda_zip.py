@@ -2,7 +2,7 @@
 
     tox -e lambda                      # dist/lambda-arm64.zip and dist/lambda-x86_64.zip
     tox -e lambda -- x86_64            # only one of them
-    tox -e lambda -- --keep            # and keep the numbers in docs/operations.md
+    tox -e lambda -- --keep            # and keep the numbers in docs/how-to/deploy.md
 
 The dependencies are those of requirements.txt, pinned and hashed. The same sources make the same
 bytes. What the Lambda never loads is left out; bytecode is put in, since Lambda's folder is
@@ -277,8 +277,8 @@ def cold_start(folder: Path, arch: str, version: str = PYTHON) -> tuple[float, i
 
 
 def keep(table: str) -> None:
-    """Put the table into docs/operations.md, between its marks."""
-    page = ROOT / "docs" / "operations.md"
+    """Put the table into docs/how-to/deploy.md, between its marks."""
+    page = ROOT / "docs" / "how-to" / "deploy.md"
     marked = re.compile("(?<=<!-- build -->\n).*(?=<!-- end build -->)", re.DOTALL)
     page.write_text(marked.sub(lambda _: table + "\n", page.read_text()))
 

@@ -119,7 +119,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     conditional_writes: Annotated[
         Literal["required", "off"],
         Meta(
-            description="off accepts a store that lacks guards; see docs/guarantees.md before use."
+            description="off accepts a store that lacks guards: docs/explanation/guarantees.md."
         ),
     ] = "required"
     data_plane: Annotated[
@@ -165,7 +165,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                     f"{name} {prefix!r}: expected an empty text, or one that ends with / and does "
                     "not start with it, such as runs/"
                 )
-        # Whatever moves into these must not come out as something else: see docs/guarantees.md.
+        # Whatever moves into these must not come out as something else.
         closed = ("archive_prefix", "quarantine_prefix", "rollup_prefix", "work_prefix")
         for inner, outer in product(prefixes, closed):
             if inner != outer and prefixes[inner].startswith(prefixes[outer]):

@@ -4,7 +4,7 @@
     python benchmarks/large_window.py --kill --go-on       # the cases that are not stored yet
     python benchmarks/large_window.py --files 50000        # quicker
     python benchmarks/large_window.py --only day           # without the single large window
-    python benchmarks/large_window.py --plot               # docs/large-window.png too
+    python benchmarks/large_window.py --plot               # docs/images/large-window.png too
 
 Each case's result is stored when it is measured: a run that is cut off goes on with ``--go-on``.
 
@@ -55,7 +55,7 @@ FIRST = datetime(2025, 10, 21, 0, 2, tzinfo=UTC)
 WINDOWS = {"one": 1, "day": 288}
 LIMIT = 128 * MIB
 SATURATED = 0.9
-PLOT = HERE.parent / "docs" / "large-window.png"
+PLOT = HERE.parent / "docs" / "images" / "large-window.png"
 COLUMNS = (
     "windows",
     "files",
@@ -304,7 +304,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.3, help="of a core, for each worker")
     parser.add_argument("--kill", action="store_true", help="with 2 workers again, one is killed")
     parser.add_argument("--go-on", action="store_true", help="leave out what is stored already")
-    parser.add_argument("--plot", action="store_true", help="draw docs/large-window.png")
+    parser.add_argument("--plot", action="store_true", help="draw docs/images/large-window.png")
     asked = parser.parse_args()
     if asked.share and not writable("cpu"):
         print("cgroups are not writable here: workers share all cores with the server")

@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py                 # all scenarios (an hour or more)
     python benchmarks/memory.py --only 1k 10k   # some of them
-    python benchmarks/memory.py --plot          # docs/memory.png too, from the 100k scenario
+    python benchmarks/memory.py --plot          # docs/images/memory.png too, from the 100k scenario
 
 Where cgroups (version 1) are not writable the limit is not enforced, only watched, and it says so.
 """
@@ -38,7 +38,7 @@ LIMIT = 128 * MIB
 BUDGET = 110 * MIB
 END = "2100-01-01T00:00:00Z"  # every window has ended
 FIRST = datetime(2025, 10, 21, 13, 57, tzinfo=UTC)
-PLOT = HERE.parent / "docs" / "memory.png"
+PLOT = HERE.parent / "docs" / "images" / "memory.png"
 
 
 def windows(count: int) -> list[datetime]:
@@ -202,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     names = [scenario.name for scenario in SCENARIOS]
     parser.add_argument("--only", nargs="*", choices=names, default=names)
-    parser.add_argument("--plot", action="store_true", help="draw docs/memory.png")
+    parser.add_argument("--plot", action="store_true", help="draw docs/images/memory.png")
     asked = parser.parse_args()
     if not writable("memory"):
         print("cgroups are not writable here: the limit is watched, not enforced")

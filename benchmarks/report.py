@@ -19,7 +19,7 @@ import scaling
 import throughput
 from harness import HERE, RESULTS
 
-DOCUMENTS = [HERE.parent / "docs" / name for name in ("memory.md", "performance.md", "scaling.md")]
+DOCUMENTS = sorted((HERE.parent / "docs" / "explanation").glob("*.md"))
 TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "throughput": throughput.table,
     "throughput-tls": throughput.table,

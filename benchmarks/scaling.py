@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py                         # 1 k to 1 M files (an hour or so)
     python benchmarks/scaling.py --sizes 1000 10000      # some of them
-    python benchmarks/scaling.py --plot                  # docs/scaling.png too
+    python benchmarks/scaling.py --plot                  # docs/images/scaling.png too
 
 Measured twice: spread over windows of at most 100,000 files, and all in one window. Start-up is not
 in it: CPU is counted from the first moment of an invocation whose client is open.
@@ -24,7 +24,7 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000)
 WINDOW_FILES = 100_000
 ENOUGH = 30_000  # small runs are repeated until they come to so many files
 FIRST = datetime(2025, 10, 21, 13, 57, tzinfo=UTC)
-PLOT = HERE.parent / "docs" / "scaling.png"
+PLOT = HERE.parent / "docs" / "images" / "scaling.png"
 SECONDS = 4 * 3600.0
 
 
@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
     parser.add_argument("--repeat", type=int, default=3, help="the median of so many at least")
-    parser.add_argument("--plot", action="store_true", help="draw docs/scaling.png")
+    parser.add_argument("--plot", action="store_true", help="draw docs/images/scaling.png")
     asked = parser.parse_args()
     results = []
     for files in asked.sizes:

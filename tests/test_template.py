@@ -334,8 +334,8 @@ def test_the_dashboard_shows_metrics_that_are_published() -> None:
 
 
 def test_every_alarm_is_explained() -> None:
-    """docs/operations.md says what each means and what to do."""
-    explained = (TEMPLATE.parent / "docs" / "operations.md").read_text().lower()
+    """docs/how-to/deploy.md says what each means and what to do."""
+    explained = (TEMPLATE.parent / "docs" / "how-to" / "deploy.md").read_text().lower()
     for _, alarm in resources("AWS::CloudWatch::Alarm"):
         (title,) = re.findall('"(.*?)"', alarm["AlarmDescription"])
         assert f"### {title}\n" in explained

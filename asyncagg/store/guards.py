@@ -224,7 +224,7 @@ class GuardedStore:
             raise ConfigurationError(
                 f"store {self.url!r} does not honour {', '.join(lacking)}: expected a store with "
                 "conditional writes, copies and deletes, such as Amazon S3; or set "
-                "conditional_writes=off and see docs/guarantees.md for what that costs"
+                "conditional_writes=off and see docs/explanation/guarantees.md for what that costs"
             )
         return guards
 
