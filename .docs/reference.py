@@ -1,0 +1,106 @@
+"""Write the parts of the documents that follow from the code: settings and document formats.
+
+    python .docs/reference.py          # after a change of settings.py or of a schema
+
+Between ``<!-- NAME -->`` and ``<!-- end -->`` it puts what `SECTIONS` makes. tests/test_reference.py
+fails while a document says something else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from asyncagg.settings import described
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "docs" / "reference" / "settings.md",
+    ROOT / "docs" / "reference" / "aggregate.md",
+    ROOT / "docs" / "reference" / "rollup.md",
+]
+_PLACE = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def settings() -> str:
+    """Return the table of settings."""
+    lines = ["| variable | default | accepted | what it is for |", "| --- | --- | --- | --- |"]
+    for each in described():
+        default = "none" if each.default in (None, "") else f"`{each.default}`"
+        accepted = f"{each.accepted}, {each.unit}" if each.unit else each.accepted
+        lines.append(f"| `{each.variable}` | {default} | {accepted} | {each.description} |")
+    return "\n".join(lines)
+
+
+def schema(name: str) -> str:
+    """Return the table of the fields of a document."""
+    whole = json.loads(resources.files("asyncagg").joinpath(f"{name}.schema.json").read_text())
+    rows = fields(whole, whole["$defs"], "")
+    return "\n".join(["| field | value | meaning |", "| --- | --- | --- |", *rows])
+
+
+def fields(node: dict[str, Any], definitions: dict[str, Any], path: str) -> Iterator[str]:
+    """Yield a row for each field of an object, and below it for each of its own."""
+    for name, given in node.get("properties", {}).items():
+        field = resolved(given, definitions)
+        inner = f"{path}{name}"
+        yield f"| `{inner}` | {kind(field)} | {field.get('description', '')} |"
+        if "items" in field:
+            yield from fields(resolved(field["items"], definitions), definitions, f"{inner}[].")
+        else:
+            yield from fields(field, definitions, f"{inner}.")
+
+
+def resolved(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return a node with what it refers to; its own words win."""
+    target = definitions[node["$ref"].rpartition("/")[2]] if "$ref" in node else {}
+    return {**target, **node}
+
+
+def kind(field: dict[str, Any]) -> str:
+    """Return what a field holds, in words."""
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return " or ".join(f"`{each}`" for each in field["enum"])
+    kinds = field["type"] if isinstance(field["type"], list) else [field["type"]]
+    words = " or ".join(field.get("format", each) for each in kinds)
+    if "minimum" in field:
+        words += f" from {field['minimum']}"
+    if "maximum" in field:
+        words += f" to {field['maximum']}"
+    if "maxItems" in field:
+        words += f", at most {field['maxItems']}"
+    return words
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "settings": settings,
+    "aggregate": lambda: schema("aggregate"),
+    "rollup": lambda: schema("rollup"),
+}
+
+
+def renewed(text: str) -> str:
+    """Return a document with its sections as they should be; other marks are left alone."""
+
+    def section(place: re.Match[str]) -> str:
+        made = SECTIONS.get(place[2])
+        return place[0] if made is None else f"{place[1]}{made()}\n{place[3]}"
+
+    return _PLACE.sub(section, text)
+
+
+def main() -> None:
+    """Put the sections where they belong."""
+    for document in DOCUMENTS:
+        document.write_text(renewed(document.read_text("utf-8")), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
