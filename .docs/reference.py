@@ -2,8 +2,8 @@
 
     python .docs/reference.py          # after a change of settings.py or of a schema
 
-Between ``<!-- NAME -->`` and ``<!-- end -->`` it puts what `SECTIONS` makes. tests/test_reference.py
-fails while a document says something else.
+Between ``<!-- NAME -->`` and ``<!-- end -->`` it puts what `SECTIONS` makes. A document that says
+something else fails tests/test_reference.py.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def kind(field: dict[str, Any]) -> str:
     if "enum" in field:
         return " or ".join(f"`{each}`" for each in field["enum"])
     kinds = field["type"] if isinstance(field["type"], list) else [field["type"]]
-    words = " or ".join(field.get("format", each) for each in kinds)
+    words = " or ".join(str(field.get("format", each)) for each in kinds)
     if "minimum" in field:
         words += f" from {field['minimum']}"
     if "maximum" in field:

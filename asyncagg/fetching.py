@@ -146,7 +146,7 @@ class Fetcher:
             if index == self._next:
                 await self._keep(index + 1)
 
-        with anyio.move_on_at(until):
+        with anyio.CancelScope(deadline=until):
             await for_each(enumerate(files), one, workers=workers)
         self._tally.left += len(files) - finished
         await self._keep(len(files))

@@ -85,7 +85,7 @@ async def run(
         temporary=temporary,
         progress=progress,
     )
-    with anyio.move_on_at(job.deadline.work_ends) as scope:
+    with anyio.CancelScope(deadline=job.deadline.work_ends) as scope:
         await job.work()
     if scope.cancelled_caught:
         job.report.complete = False

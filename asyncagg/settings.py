@@ -118,9 +118,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     conditional_writes: Annotated[
         Literal["required", "off"],
-        Meta(
-            description="off accepts a store that lacks guards: docs/explanation/guarantees.md."
-        ),
+        Meta(description="off accepts a store that lacks guards: docs/explanation/guarantees.md."),
     ] = "required"
     data_plane: Annotated[
         Literal["lean", "boto"],
