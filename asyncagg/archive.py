@@ -76,8 +76,12 @@ class Mover:
         copied: list[RunFile] = []
 
         async def copy(file: RunFile) -> None:
-            if await self.place(file, target_of(file.key)) is None:
-                return
+            target = target_of(file.key)
+            try:
+                await self._store.copy(file.key, target, if_match=file.etag)
+            except StoreError as error:
+                if await self._place_despite(error, file, target) is None:
+                    return
             copied.append(file)
             if len(copied) >= DELETE_BATCH:
                 batch = copied[:]
@@ -98,23 +102,34 @@ class Mover:
             tally says why.
         """
         try:
-            try:
-                await self._store.copy(file.key, target, if_match=file.etag, metadata=metadata)
-            except PreconditionFailedError:
-                return await self._place_despite(file, target, metadata)
+            await self._store.copy(file.key, target, if_match=file.etag, metadata=metadata)
+        except StoreError as error:
+            return await self._place_despite(error, file, target, metadata)
+        return target
+
+    async def _place_despite(
+        self,
+        error: StoreError,
+        file: RunFile,
+        target: str,
+        metadata: Mapping[str, str] | None = None,
+    ) -> str | None:
+        """Place a file whose copy has failed, or tally why it stays."""
+        try:
+            if isinstance(error, PreconditionFailedError):
+                return await self._place_refused(file, target, metadata)
+            raise error
         except NotFoundError:
             self._tally.gone += 1
         except PreconditionFailedError:
             self._tally.changed += 1
         except ConfigurationError:
             raise
-        except StoreError as error:
-            self._defer(file, error)
-        else:
-            return target
+        except StoreError as trouble:
+            self._defer(file, trouble)
         return None
 
-    async def _place_despite(
+    async def _place_refused(
         self, file: RunFile, target: str, metadata: Mapping[str, str] | None
     ) -> str:
         """Place a file whose copy was refused: it has changed, or the target is taken."""

@@ -139,7 +139,13 @@ class Fetcher:
         async def one(item: tuple[int, RunFile]) -> None:
             nonlocal finished
             index, file = item
-            row = await self._row(file)
+            row: bytes | Quarantined | None
+            try:
+                result = await self._reader.read(file, least=self.accumulator.least)
+            except (RefusedError, StoreError) as error:
+                row = await self._unread(file, error)
+            else:
+                row = self._fold(file, result)
             finished += 1  # whatever cancels from here on, the row is kept
             # Downloads finish in any order, rows are kept in that of the files.
             self._done[index] = row
@@ -151,26 +157,26 @@ class Fetcher:
         self._tally.left += len(files) - finished
         await self._keep(len(files))
 
-    async def _row(self, file: RunFile) -> bytes | Quarantined | None:
-        try:
-            result = await self._reader.read(file, least=self.accumulator.least)
-        except RefusedError as error:
-            return await self._refuse(file, error.reason[:_REASON_LIMIT])
-        except NotFoundError:
-            self._tally.gone += 1
-        except PreconditionFailedError:
-            self._tally.changed += 1
-        except ConfigurationError:
-            raise
-        except StoreError as error:
-            self._tally.deferred += 1
-            _log.warning("deferred", extra={"key": file.key, "reason": str(error)})
-        else:
-            self.accumulator.fold(file.key, file.size, result)
-            self.counted.append(file)
-            if _log.isEnabledFor(logging.DEBUG):
-                _log.debug("counted", extra={"key": file.key, "size": file.size})
-            return counted_row(file, result)
+    def _fold(self, file: RunFile, result: RunResult) -> bytes:
+        self.accumulator.fold(file.key, file.size, result)
+        self.counted.append(file)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("counted", extra={"key": file.key, "size": file.size})
+        return counted_row(file, result)
+
+    async def _unread(self, file: RunFile, error: RefusedError | StoreError) -> Quarantined | None:
+        match error:
+            case RefusedError():
+                return await self._refuse(file, error.reason[:_REASON_LIMIT])
+            case NotFoundError():
+                self._tally.gone += 1
+            case PreconditionFailedError():
+                self._tally.changed += 1
+            case ConfigurationError():
+                raise error
+            case _:
+                self._tally.deferred += 1
+                _log.warning("deferred", extra={"key": file.key, "reason": str(error)})
         return None
 
     async def _refuse(self, file: RunFile, reason: str) -> Quarantined | None:

@@ -20,7 +20,13 @@ from asyncagg.errors import AsyncaggError, TransientError
 from asyncagg.store.http import HttpPool, Limits, Response
 from asyncagg.store.plane import failure
 from asyncagg.store.s3xml import parse_refusal
-from asyncagg.store.sigv4 import UNSIGNED_PAYLOAD, Credentials, Signer, payload_hash
+from asyncagg.store.sigv4 import (
+    EMPTY_PAYLOAD,
+    UNSIGNED_PAYLOAD,
+    Credentials,
+    Signer,
+    payload_hash,
+)
 from asyncagg.store.target import Target, redirected
 
 __all__ = ("CredentialsSource", "Request", "Requester", "located")
@@ -79,8 +85,11 @@ class _Channel:
         """Return the signed head of a request."""
         method, query, body = request.method, request.query, request.body
         path = self._root + request.path
-        # Over TLS a large content is left to Content-MD5, as botocore does; else it is hashed.
-        unsigned = self._tls and len(body) > _MAX_HASHED_BYTES
+        payload = EMPTY_PAYLOAD
+        if body:
+            # Over TLS a large content is left to Content-MD5, as botocore does; else it is hashed.
+            unsigned = self._tls and len(body) > _MAX_HASHED_BYTES
+            payload = UNSIGNED_PAYLOAD if unsigned else payload_hash(body)
         lines = self._signer.sign(
             credentials,
             now,
@@ -88,7 +97,7 @@ class _Channel:
             path=path,
             query=query,
             headers={"host": self._host, **request.headers},
-            payload=UNSIGNED_PAYLOAD if unsigned else payload_hash(body),
+            payload=payload,
         )
         target = f"{path}?{query}" if query else path
         # A request that could have a content says that it has none.
@@ -143,13 +152,18 @@ class Requester:
             AsyncaggError: What `asyncagg.store.plane.failure` makes of the refusal.
             TransientError: The network failed.
         """
-        if self._clock() >= self._ask_again_at:
+        now = self._clock()
+        if now >= self._ask_again_at:
             await self._renew_credentials()
         channel, credentials = self._channel, self._credentials
+        bodyless = request.method == "HEAD"
         try:
-            response = await self._sent(channel, credentials, request)
+            head = channel.head(request, credentials, now + self._skew)
+            response = await channel.pool.request(head, request.body, bodyless=bodyless)
             if response.status >= 300 and self._follow(channel, response):
-                response = await self._sent(self._channel, credentials, request)
+                channel = self._channel
+                head = channel.head(request, credentials, self._clock() + self._skew)
+                response = await channel.pool.request(head, request.body, bodyless=bodyless)
         except TransientError as error:
             raise located(request, error) from error
         if response.status >= 300:
@@ -189,12 +203,6 @@ class Requester:
             pool = HttpPool(target.server, self._limits, tls=self._tls, clock=self._monotonic)
             self._channels[target] = _Channel(target, pool)
         return self._channels[target]
-
-    def _sent(
-        self, channel: _Channel, credentials: Credentials, request: Request
-    ) -> Awaitable[Response]:
-        head = channel.head(request, credentials, self._clock() + self._skew)
-        return channel.pool.request(head, request.body, bodyless=request.method == "HEAD")
 
     async def _opened(
         self, stack: AsyncExitStack, channel: _Channel, credentials: Credentials, request: Request

@@ -30,10 +30,16 @@ _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f]+")
 # White space too: written plainly, a parser would turn some of it into other white space.
-_ESCAPES = str.maketrans(
-    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"}
-)
-_ESCAPED = re.compile("[&<>\t\n\r]").search
+_ESCAPES_OF = {
+    "&": "&amp;",
+    "<": "&lt;",
+    ">": "&gt;",
+    "\t": "&#9;",
+    "\n": "&#10;",
+    "\r": "&#13;",
+}
+_ESCAPES = str.maketrans(_ESCAPES_OF)
+_PLAIN = bytes(range(0x20, 0x7F))
 _MAX_MESSAGE = 300
 _ENTRY = re.compile(
     r"<Contents><Key>([^<&]*)</Key><LastModified>([^<&]*)</LastModified>"
@@ -43,8 +49,6 @@ _ENTRY = re.compile(
 )
 _FIRST, _LAST = b"<Contents>", b"</Contents>"
 
-
-_QUOTED = re.compile("[%+]").search
 
 _Entry: TypeAlias = tuple[str, str, str, str]
 """What a listing says of an object: its key, as written; when it came; its etag; its size."""
@@ -80,7 +84,7 @@ def parse_listing(body: bytes, prefix: str) -> Page:
     files = []
     try:
         for key, modified, etag, size in entries or _entries(root, space):
-            name = unquote_plus(key) if encoded and _QUOTED(key) else key
+            name = unquote_plus(key) if encoded and ("%" in key or "+" in key) else key
             files.append(RunFile(name[skip:], int(size), etag, datetime.fromisoformat(modified)))
     except ValueError as error:
         raise TransientError(f"a damaged entry in the listing: {error}") from error
@@ -150,14 +154,18 @@ def parse_undeleted(body: bytes) -> Iterator[Refusal]:
         yield _refusal(entry)
 
 
-def fits_xml(key: str) -> bool:
-    """Tell whether XML 1.0 can say this key: it has no way to write most control characters."""
-    return _NOT_IN_XML.search(key) is None
+def fits_xml(*keys: str) -> bool:
+    """Tell whether XML 1.0 can say these keys: it cannot write most control characters."""
+    text = "".join(keys)
+    if text.isascii() and not text.encode().translate(None, _PLAIN):
+        return True  # the usual case, in a fifth of the time
+    return _NOT_IN_XML.search(text) is None
 
 
 def delete_batch(objects: Sequence[tuple[str, str]]) -> bytes:
     """Return the body of a quiet DeleteObjects for these keys and ETags; an empty one is none."""
-    if _ESCAPED("".join(chain.from_iterable(objects))):
+    text = "".join(chain.from_iterable(objects))
+    if any(sign in text for sign in _ESCAPES_OF):
         objects = [(key.translate(_ESCAPES), etag.translate(_ESCAPES)) for key, etag in objects]
     entries = [
         f"<Object><Key>{key}</Key><ETag>&quot;{etag}&quot;</ETag></Object>"

@@ -8,12 +8,12 @@ reading of what they leave open; the tests hold both equal.
 from __future__ import annotations
 
 import hmac
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha256
 from operator import itemgetter
+from string import ascii_letters, digits
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -55,12 +55,14 @@ class Credentials(msgspec.Struct, frozen=True):
         return f"Credentials(access_key={self.access_key!r})"
 
 
-_UNRESERVED = re.compile("[A-Za-z0-9_.~/-]*").fullmatch
+_UNRESERVED = f"{ascii_letters}{digits}_.~/-".encode()
+_VISIBLE = bytes(range(0x21, 0x7F))
 
 
 def encode_path(key: str) -> str:
     """Return an object's key as it stands in a URL: encoded once, ``..`` and ``//`` untouched."""
-    return key if _UNRESERVED(key) else quote(key, safe="/~")
+    # To drop what needs no encoding costs a third of what a regular expression does.
+    return quote(key, safe="/~") if key.encode().translate(None, _UNRESERVED) else key
 
 
 def canonical_query(parameters: Iterable[tuple[str, str]]) -> str:
@@ -130,13 +132,10 @@ class Signer:
         if credentials.token:
             signed["x-amz-security-token"] = credentials.token
         form = _form(tuple(signed))
-        values = form.values(signed)
-        lines = form.lines % values
-        text = "".join(values)
-        if " " not in text and text.isascii() and text.isprintable():
-            trimmed = lines
-        else:
-            trimmed = _trimmed(form.names, signed)
+        lines = form.lines % form.values(signed)
+        text = "".join(headers.values()) + credentials.token
+        odd = text.encode("utf-8", "replace").translate(None, _VISIBLE)
+        trimmed = _trimmed(form.names, signed) if odd else lines
         canonical = f"{method}\n{path}\n{query}\n{trimmed}\n{form.listed}\n{payload}"
         inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(f"{self._preamble}{sha256(canonical.encode()).hexdigest()}".encode())
