@@ -251,7 +251,7 @@ def test_a_signer_used_before_signs_like_a_new_one(
             assert sign(used, credentials, moment + later) == fresh
 
 
-@pytest.mark.parametrize("value", ["a\r\nx-evil: 1", "a\nb", "é", "a\r"])
+@pytest.mark.parametrize("value", ["a\r\nx-evil: 1", "a\nb", "é", "a\r", "\ud800"])
 def test_a_header_that_would_break_out_of_its_line_is_refused(value: str) -> None:
     """A value from outside can not add a header to the request."""
     with pytest.raises(UsageError, match="x-amz-meta-a"):

@@ -224,13 +224,13 @@ class LeanPlane:
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """DeleteObjects with each object's ETag; returns the failures by key."""
-        if s3xml.fits_xml(*[file.key for file in files]):
-            return await self._delete_batch(files)
-        batch = [file for file in files if s3xml.fits_xml(file.key)]
+        all_fit = s3xml.fits_xml(*[file.key for file in files])
+        batch = files if all_fit else [file for file in files if s3xml.fits_xml(file.key)]
         failures = await self._delete_batch(batch) if batch else {}
-        for file in files:
-            if not s3xml.fits_xml(file.key):
-                failures |= await self._delete_one(file)
+        if not all_fit:
+            for file in files:
+                if not s3xml.fits_xml(file.key):
+                    failures |= await self._delete_one(file)
         return failures
 
     async def _delete_batch(self, files: Sequence[RunFile]) -> dict[str, StoreError]:

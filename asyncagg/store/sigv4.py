@@ -134,7 +134,7 @@ class Signer:
         form = _form(tuple(signed))
         lines = form.lines % form.values(signed)
         text = "".join(headers.values()) + credentials.token
-        odd = text.encode("utf-8", "replace").translate(None, _VISIBLE)
+        odd = text.encode("utf-8", "surrogatepass").translate(None, _VISIBLE)
         trimmed = _trimmed(form.names, signed) if odd else lines
         canonical = f"{method}\n{path}\n{query}\n{trimmed}\n{form.listed}\n{payload}"
         inner, outer = self._inner.copy(), self._outer.copy()
