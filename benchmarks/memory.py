@@ -103,6 +103,17 @@ def _giant() -> Iterator[bytes]:
     yield b'],"matches_found":1000000}'
 
 
+def slow(store: Server) -> int:
+    """Let the first file of each chunk come last: the rows of the others wait behind it."""
+    store.fill(30_000, windows(1))
+    names = [
+        f"runs/20251021t1357Z_DARPA-PS-25-32-{number:06}.json"
+        for number in range(0, 30_000, 10_000)
+    ]
+    store.control("faults", slow_keys=dict.fromkeys(names, 10.0))
+    return 30_000
+
+
 def merge(store: Server) -> int:
     """Let an aggregate of 500,000 files stand, and put 1,000 more of its window into the inbox."""
     small(500_000)(store)
@@ -127,6 +138,7 @@ SCENARIOS = (
     Scenario("backlog", "30,000 files, a backlog of 300 windows", small(30_000, 300)),
     Scenario("giant", "one file of 200 MB, a million matches", giant),
     Scenario("megabytes", "10,000 files of 1 MB", megabytes),
+    Scenario("slow", "30,000 files, each 10,000th answered after 10 seconds", slow),
     Scenario("merge", "1,000 files into an aggregate of 500,000", merge),
 )
 
