@@ -1637,6 +1637,8 @@ class Connection(asyncio.Protocol):
             while self._backlog:
                 request, keep_alive = self._backlog.popleft()
                 response, complete = await self._server.answer_in_time(request)
+                if self._transport.is_closing():
+                    return  # the client has gone meanwhile
                 self._transport.write(response)
                 if not (keep_alive and complete):
                     self._transport.close()
