@@ -138,7 +138,11 @@ async def test_the_list_reads_one_page_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.json.gz"])
-@pytest.mark.parametrize("data", [b"", b"\x00\xff\x1b[2J", b"a" * 5000, gzip.compress(b"b" * 5000)])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x00\xff\x1b[2J", b"a" * 5000, gzip.compress(b"b" * 5000)],
+    ids=["empty", "binary", "long", "gzip"],
+)
 async def test_the_content_shown_is_bounded(name: str, data: bytes) -> None:
     """Whatever it is, zipped or cut short, there are so many bytes of it at the most."""
     store = await settled({})
