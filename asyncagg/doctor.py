@@ -214,13 +214,13 @@ async def _guards(store: Store, settings: Settings) -> Finding:
         return Finding(
             "warn",
             f"{told}; conditional_writes is off",
-            "run one at a time: see docs/guarantees.md",
+            "run one at a time: see docs/explanation/guarantees.md",
         )
     return Finding(
         "fail",
         told,
         "use a store with conditional writes, copies and deletes, such as Amazon S3; or set "
-        "conditional_writes=off and see docs/guarantees.md for what that costs",
+        "conditional_writes=off and see docs/explanation/guarantees.md for what that costs",
     )
 
 

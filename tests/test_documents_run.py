@@ -23,7 +23,6 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -140,25 +139,12 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def commands(code: str) -> set[str]:
-    """Return the commands of asyncagg that a block calls."""
-    return set(re.findall(r"(?:^|[\s/])asyncagg ([a-z]+)", code))
-
-
-@cache
-def exists(command: str) -> bool:
-    """Tell whether asyncagg has a command."""
-    line = [sys.executable, "-m", "asyncagg", command, "--help"]
-    return subprocess.run(line, capture_output=True, check=False).returncode == 0
-
-
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_blocks_of_a_page_do_what_it_says(page: Path, tmp_path: Path) -> None:
     """Each block ends as it says, and prints what it says."""
     folder = tmp_path / "reader"
     folder.mkdir()
     shell = Shell(folder)
-    absent: set[str] = set()
     if SAMPLES in page.read_text("utf-8"):
         made = Block("bash", "asyncagg sample ./data --files 50", 0, "", None)
         assert shell.run(made, made.code)[0] == 0
@@ -166,15 +152,10 @@ def test_the_blocks_of_a_page_do_what_it_says(page: Path, tmp_path: Path) -> Non
         for block in blocks(page):
             if block.not_run:
                 continue
-            if missing := {each for each in commands(block.code) if not exists(each)}:
-                absent |= missing
-                continue
             code, printed = shell.run(block, block.code.replace(SERVER, url))
             assert code == block.exits, f"{block.code}\n{printed}"
             if block.output is not None:
                 assert matches(block.output, printed), f"{block.code}\n{printed}"
-    if absent:
-        pytest.skip(f"no such command yet: {', '.join(sorted(absent))}")
 
 
 def test_the_demo_ends_as_the_readme_says(tmp_path: Path) -> None:

@@ -256,6 +256,15 @@ def test_the_key_of_the_bucket_is_granted_where_there_is_one() -> None:
     assert more == {("kms:Decrypt", key), ("kms:GenerateDataKey", key)}
 
 
+def test_the_page_of_permissions_is_the_role() -> None:
+    """docs/how-to/iam.md has the statements of the stack, with a bucket's name to fill in."""
+    page = (TEMPLATE.parent / "docs" / "how-to" / "iam.md").read_text()
+    (told,) = re.findall(r"^```json\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert json.loads(told.replace("BUCKET", BUCKET))["Statement"] == Role().statements
+    reasons = " ".join(re.findall(r"^\| ([\w, ]+) \| .* \|$", page, re.MULTILINE))
+    assert all(each["Sid"] in reasons for each in Role().statements)
+
+
 # --------------------------------------------------------------------------- names that must exist
 
 
