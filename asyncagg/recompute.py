@@ -30,13 +30,11 @@ from asyncagg.settings import Settings
 from asyncagg.settle import load
 from asyncagg.spool import open_spool
 from asyncagg.store import Store
-from asyncagg.survey import Interval
 
 __all__ = (
     "SHOWN",
     "RecomputeReport",
     "Recomputed",
-    "aggregated",
     "examine",
     "fold_again",
     "recompute",
@@ -102,17 +100,6 @@ class RecomputeReport:
     def as_dict(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
         return asdict(self) | {"exit_code": self.exit_code}
-
-
-async def aggregated(store: Store, settings: Settings, interval: Interval) -> list[Window]:
-    """Return the windows of an interval that have an aggregate, in the order of time."""
-    layout = Layout(settings)
-    after = f"{layout.aggregate_prefix}{interval.since:%Y%m%dt%H%MZ}"
-    found: list[Window] = []
-    async for page in store.list_pages(layout.aggregate_prefix, start_after=after):
-        windows = [layout.aggregate_window(file.key, settings.window_minutes) for file in page]
-        found += [window for window in windows if window is not None and interval.holds(window)]
-    return found
 
 
 async def recompute(bench: Bench, window: Window, *, write: bool) -> Recomputed:

@@ -16,8 +16,8 @@ from asyncagg.model import Window
 from asyncagg.outcome import RunReport, WindowReport
 from asyncagg.partial import Bench, Folder, Part, clear, commit, merge, sweep
 from asyncagg.pipeline import run
-from asyncagg.recompute import Recomputed, aggregated, recompute
-from asyncagg.survey import Interval, Piece, Surveyed, survey
+from asyncagg.recompute import Recomputed, recompute
+from asyncagg.survey import Interval, Piece, Surveyed, aggregated, survey
 
 __all__ = (
     "LISTINGS",
@@ -187,7 +187,8 @@ class Aggregated:
 
     async def perform(self, bench: Bench) -> list[Window]:
         """See `Task.perform`."""
-        return await aggregated(bench.store, bench.settings, self.interval)
+        pages = aggregated(bench.store, bench.settings, self.interval)
+        return [window async for windows in pages for window in windows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,9 +117,9 @@ def test_a_mistake_of_ours_is_a_sentence_that_names_debug(
     """Even what nobody foresaw is no traceback, unless one is asked for."""
     script = (
         "import sys, asyncagg.cli.run as module; from asyncagg.cli import main\n"
-        "def fail(*_): raise KeyError('foreseen by nobody')\n"
-        "module.parse_time = fail\n"
-        f"sys.argv = ['asyncagg', 'run', '.', '--at', 'now', *{more!r}]; main()"
+        "def fail(*_, **__): raise KeyError('foreseen by nobody')\n"
+        "module.configure_logs = fail\n"
+        f"sys.argv = ['asyncagg', 'run', '.', *{more!r}]; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60

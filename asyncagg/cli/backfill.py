@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from asyncagg.cli.base import (
     execute,
     out,
     print_json,
+    time_option,
     with_settings,
 )
 from asyncagg.errors import ConfigurationError, UsageError
@@ -38,7 +40,6 @@ from asyncagg.recompute import RecomputeReport
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
 from asyncagg.survey import Interval
-from asyncagg.windows import parse_time
 
 __all__ = ("Source", "backfill")
 
@@ -57,10 +58,9 @@ class Source(StrEnum):
 def backfill(
     *,
     settings: Settings,
-    since: Annotated[str, typer.Option(help="Windows that start then or later.", metavar="TIME")],
+    since: Annotated[datetime, time_option("--since", "Windows that start then or later.")],
     until: Annotated[
-        str | None,
-        typer.Option(help="Windows that end by then; default: now.", metavar="TIME"),
+        datetime | None, time_option("--until", "Windows that end by then; default: now.")
     ] = None,
     workers: Annotated[
         int | None,
@@ -97,11 +97,7 @@ def backfill(
 
       asyncagg backfill s3://bucket --since 20251001t0000Z --source archive --json
     """
-    interval = interval_of(
-        settings,
-        parse_time(since, "--since"),
-        None if until is None else parse_time(until, "--until"),
-    )
+    interval = interval_of(settings, since, until)
     _check(workers, scheduler, source, write=write, dry_run=dry_run)
     if settings.store and "://" not in settings.store:
         # A worker may run in another folder.

@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 import anyio
@@ -16,6 +17,7 @@ import orjson
 import typer
 from anyio.abc import TaskStatus
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +28,7 @@ from asyncagg.limits import task_group
 from asyncagg.loops import loop_factory
 from asyncagg.outcome import RunReport
 from asyncagg.settings import Settings, described, from_environment
+from asyncagg.windows import parse_time
 
 __all__ = (
     "JsonOption",
@@ -36,6 +39,8 @@ __all__ = (
     "print_json",
     "print_report",
     "run_async",
+    "spinner",
+    "time_option",
     "visible",
     "with_settings",
 )
@@ -72,6 +77,15 @@ out = _Console()
 err = _Console(stderr=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
+
+
+def time_option(name: str, told: str) -> Any:
+    """Return an option whose value is a moment in UTC; ``told`` is its help."""
+
+    def moment(text: str) -> datetime:
+        return parse_time(text, name)
+
+    return typer.Option(name, help=told, metavar="TIME", parser=moment)
 
 
 def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -160,6 +174,18 @@ def configure_logs(settings: Settings, *, json: bool) -> None:
     quieter = "warning" if settings.log_level == "info" else settings.log_level
     logs.configure(settings.log_level if json else quieter, json=json)
     logs.correlation_id.set(uuid.uuid4().hex)
+
+
+@contextmanager
+def spinner(describe: Callable[[T], str]) -> Iterator[Callable[[T], None] | None]:
+    """On a terminal, show how far it is, as ``describe`` says of what the work tells meanwhile."""
+    if not err.is_terminal:
+        yield None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("listing")
+        yield lambda told: bar.update(task, description=describe(told))
 
 
 def print_json(document: Any) -> None:

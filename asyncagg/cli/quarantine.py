@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from asyncagg.cli.base import (
     execute,
     out,
     print_json,
+    time_option,
     visible,
     with_settings,
 )
@@ -25,7 +27,6 @@ from asyncagg.quarantine import Held, Shown, Wanted, check_key, held
 from asyncagg.quarantine import show as show_one
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
-from asyncagg.windows import parse_time
 
 __all__ = ("list_files", "quarantine", "retry", "show")
 
@@ -43,11 +44,10 @@ def list_files(
     *,
     settings: Settings,
     since: Annotated[
-        str | None,
-        typer.Option(help="Only files of windows that start then or later.", metavar="TIME"),
+        datetime | None, time_option("--since", "Only files of windows that start then or later.")
     ] = None,
     until: Annotated[
-        str | None, typer.Option(help="Only files of windows that end by then.", metavar="TIME")
+        datetime | None, time_option("--until", "Only files of windows that end by then.")
     ] = None,
     reason: Annotated[
         str, typer.Option(help="Only files whose reason contains this.", metavar="TEXT")
@@ -67,11 +67,7 @@ def list_files(
 
       asyncagg quarantine list s3://bucket --since 2025-10-21T00:00:00Z --reason gzip --json
     """
-    wanted = Wanted(
-        None if since is None else parse_time(since, "--since"),
-        None if until is None else parse_time(until, "--until"),
-        reason,
-    )
+    wanted = Wanted(since, until, reason)
 
     async def work() -> None:
         async with open_store(settings) as store:

@@ -6,6 +6,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -21,13 +22,13 @@ from asyncagg.cli.base import (
     execute,
     out,
     print_json,
+    time_option,
     with_settings,
 )
 from asyncagg.errors import ConfigurationError, UsageError
 from asyncagg.report import Report, build_page, gather
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
-from asyncagg.windows import parse_time
 
 __all__ = ("report",)
 
@@ -43,13 +44,9 @@ def report(
         typer.Option("--out", help="Where to write it; - for standard output.", metavar="FILE"),
     ] = "report.html",
     since: Annotated[
-        str | None,
-        typer.Option(help="Windows that start then or later.", metavar="TIME"),
+        datetime | None, time_option("--since", "Windows that start then or later.")
     ] = None,
-    until: Annotated[
-        str | None,
-        typer.Option(help="Windows that end by then.", metavar="TIME"),
-    ] = None,
+    until: Annotated[datetime | None, time_option("--until", "Windows that end by then.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Write one HTML page that shows what the aggregates say; it needs no network to be read.
@@ -62,14 +59,12 @@ def report(
 
       asyncagg report s3://matching-out-runs --since 2025-10-21 --until 2025-10-22 --json
     """
-    start = None if since is None else parse_time(since, "--since")
-    end = None if until is None else parse_time(until, "--until")
     _check(to, json=json)
 
     async def work() -> Report:
         async with open_store(settings) as store:
             with _progress() as told:
-                return await gather(store, settings, since=start, until=end, progress=told)
+                return await gather(store, settings, since=since, until=until, progress=told)
 
     configure_logs(settings, json=json)
     made = execute(work)

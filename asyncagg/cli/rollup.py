@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -14,13 +15,13 @@ from asyncagg.cli.base import (
     execute,
     out,
     print_json,
+    time_option,
     with_settings,
 )
 from asyncagg.rollup import Period, RollupReport
 from asyncagg.rollup import rollup as roll_up
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
-from asyncagg.windows import parse_time
 
 __all__ = ("rollup",)
 
@@ -31,12 +32,10 @@ def rollup(
     settings: Settings,
     period: Annotated[Period, typer.Option(help="What one rollup covers, in UTC.")],
     since: Annotated[
-        str | None,
-        typer.Option(help="Leave alone what ends by then.", metavar="TIME"),
+        datetime | None, time_option("--since", "Leave alone what ends by then.")
     ] = None,
     until: Annotated[
-        str | None,
-        typer.Option(help="Leave alone what starts from then on.", metavar="TIME"),
+        datetime | None, time_option("--until", "Leave alone what starts from then on.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -50,12 +49,10 @@ def rollup(
 
       asyncagg rollup s3://matching-out-runs --period month --since 2025-10-01 --json
     """
-    start = None if since is None else parse_time(since, "--since")
-    end = None if until is None else parse_time(until, "--until")
 
     async def work() -> RollupReport:
         async with open_store(settings) as store:
-            return await roll_up(store, settings, period, since=start, until=end)
+            return await roll_up(store, settings, period, since=since, until=until)
 
     configure_logs(settings, json=json)
     report = execute(work)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +18,8 @@ from asyncagg.cli.base import (
     execute,
     out,
     print_json,
+    spinner,
+    time_option,
     with_settings,
 )
 from asyncagg.errors import UsageError
@@ -31,7 +31,6 @@ from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
 from asyncagg.survey import Interval
 from asyncagg.verify import verify as verify_all
-from asyncagg.windows import parse_time
 
 __all__ = ("verify",)
 
@@ -44,12 +43,10 @@ def verify(
     *,
     settings: Settings,
     since: Annotated[
-        str | None,
-        typer.Option(help="Only windows that start then or later.", metavar="TIME"),
+        datetime | None, time_option("--since", "Only windows that start then or later.")
     ] = None,
     until: Annotated[
-        str | None,
-        typer.Option(help="Only windows that end by then.", metavar="TIME"),
+        datetime | None, time_option("--until", "Only windows that end by then.")
     ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Show what can be repaired safely, ask, and do it.")
@@ -80,7 +77,7 @@ def verify(
 
     async def look() -> VerifyReport:
         async with open_store(settings) as store:
-            with _progress() as told:
+            with spinner(_progress) as told:
                 return await verify_all(Bench(store, settings), wanted=wanted, progress=told)
 
     found = execute(look)
@@ -97,7 +94,7 @@ def verify(
 
     async def mend() -> RepairReport:
         async with open_store(settings) as store:
-            with _progress() as told:
+            with spinner(_progress) as told:
                 bench = Bench(store, settings)
                 return await repair_found(bench, found, wanted=wanted, progress=told)
 
@@ -109,14 +106,11 @@ def verify(
     raise typer.Exit(done.exit_code)
 
 
-def _wanted(since: str | None, until: str | None) -> Callable[[Window], bool] | None:
+def _wanted(since: datetime | None, until: datetime | None) -> Callable[[Window], bool] | None:
     if since is None and until is None:
         return None
     first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-    interval = Interval(
-        first if since is None else parse_time(since, "--since"),
-        last if until is None else parse_time(until, "--until"),
-    )
+    interval = Interval(since or first, until or last)
     if interval.since >= interval.until:
         raise UsageError(f"--since {since!r} --until {until!r}: expected a later end than start")
     return interval.holds
@@ -189,19 +183,5 @@ def _print_repaired(report: RepairReport) -> None:
         out.print("what could not be repaired is left as it is")
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[VerifyReport], None] | None]:
-    """Show how far it is, on a terminal."""
-    if not err.is_terminal:
-        yield None
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("listing")
-
-        def told(report: VerifyReport) -> None:
-            counts = report.counts
-            read = f"{counts.aggregates:,} aggregates, {counts.files:,} files read"
-            bar.update(task, description=read)
-
-        yield told
+def _progress(report: VerifyReport) -> str:
+    return f"{report.counts.aggregates:,} aggregates, {report.counts.files:,} files read"

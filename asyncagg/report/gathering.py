@@ -7,7 +7,7 @@ say is held for all of them at once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from asyncagg.report.matches import cut
 from asyncagg.report.numbers import Quarantined, Report, Unreadable, bucket_minutes
 from asyncagg.settings import Settings
 from asyncagg.store import Store
-from asyncagg.survey import Interval
+from asyncagg.survey import Interval, aggregated
 
 __all__ = ("MOST_QUARANTINED", "gather")
 
@@ -77,7 +77,7 @@ async def gather(
     interval = Interval(max(since or earliest, earliest), min(until or latest, latest))
     count = 0
     first = last = None
-    async for windows in _pages(store, settings, interval):
+    async for windows in aggregated(store, settings, interval):
         count += len(windows)
         first = first or windows[0]
         last = windows[-1]
@@ -96,29 +96,6 @@ async def gather(
         interval = Interval(first.start, last.end)
         await _Gathering(store, settings, report).read(interval, count, progress)
     return report
-
-
-async def _pages(
-    store: Store, settings: Settings, interval: Interval
-) -> AsyncIterator[list[Window]]:
-    """Yield the windows of an interval that have an aggregate, in their order; no page is empty."""
-    layout = Layout(settings)
-    start, end = (
-        f"{layout.aggregate_prefix}{Window(moment, settings.window_minutes).name}"
-        for moment in interval
-    )
-    async for page in store.list_pages(layout.aggregate_prefix, start_after=start):
-        named = (layout.aggregate_window(file.key, settings.window_minutes) for file in page)
-        # Compared first: a window at the beginning of time has no start.
-        windows = [
-            window
-            for window in named
-            if window and interval.since < window.end and interval.holds(window)
-        ]
-        if windows:
-            yield windows
-        if page and page[-1].key > f"{end}.json":
-            return
 
 
 class _Gathering:
@@ -142,7 +119,7 @@ class _Gathering:
             if progress is not None:
                 progress(done, max(done, count))
 
-        async for windows in _pages(self._store, self._settings, interval):
+        async for windows in aggregated(self._store, self._settings, interval):
             for window in windows:
                 self._report.gaps.pass_by(window)
             await self._for_each(windows, one)
