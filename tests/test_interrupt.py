@@ -61,7 +61,7 @@ def test_ctrl_c(operation: str, prefix: str, workers: tuple[str, ...]) -> None:
                 time.sleep(0.02)
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
             out, err = process.communicate(timeout=60)  # its workers have the pipes, too
-        assert (process.returncode, out, err) == (1, "", SENTENCE)
+        assert (process.returncode, out, err) == (130, "", SENTENCE)
 
         seen = threaded.call(of_server, server)
         at_rest = {key: each for key, each in seen.items() if not key.startswith("work/")}
