@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import timedelta
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import unquote
 from uuid import uuid4
 
 import aioboto3
@@ -19,12 +16,13 @@ import anyio
 import pytest
 from anyio import to_thread
 from certificates import Authority
+from iam import Judge
 from promises import PROBE, of_server
-from s3server import Guard, Pause, Request, S3Error, S3Server
+from s3server import Guard, Pause, Request, S3Server
 from scenario import AT, BUCKET, PLANES, fill_server, prepared, s3_settings
 from stores import moto_endpoint
 from test_cli import asyncagg
-from test_template import Role
+from test_template import role
 
 from asyncagg.checks import Diagnosis, Finding
 from asyncagg.doctor import examine
@@ -70,67 +68,6 @@ UNKNOWN = {
 # ------------------------------------------------------------------------------ permissions
 
 
-class Policy:
-    """Judges requests by IAM policies, as S3 does: 403 too for what is not there, unlisted."""
-
-    def __init__(self, server: S3Server, statements: Iterable[dict[str, Any]] = ()) -> None:
-        self.server = server
-        self.statements = list(statements)
-
-    def granted(self) -> set[tuple[str, str]]:
-        """Return every grant: the action, and the pattern of its resource or prefix."""
-        return {
-            (statement["Action"], pattern)
-            for statement in self.statements
-            for pattern in Role.patterns(statement)
-        }
-
-    def allows(self, action: str, subject: str) -> bool:
-        """Tell whether an action is granted."""
-        return any(
-            granted == action and fnmatchcase(subject, pattern)
-            for granted, pattern in self.granted()
-        )
-
-    def __call__(self, request: Request) -> None:
-        """Refuse a request that is not granted; tags are answered here."""
-        if not all(self.allows(*each) for each in self.needed(request)):
-            raise S3Error("AccessDenied")
-        if "tagging" in request.query:
-            raise S3Error("NoSuchKey")
-
-    def needed(self, request: Request) -> Iterator[tuple[str, str]]:
-        """Yield what S3 asks for."""
-        arn = f"arn:aws:s3:::{BUCKET}/"
-        operation = request.operation
-        if "tagging" in request.query:
-            operation = f"{request.method.title()}ObjectTagging"
-        single = {
-            "GetObject": "s3:GetObject",
-            "HeadObject": "s3:GetObject",
-            "PutObject": "s3:PutObject",
-            "AbortMultipartUpload": "s3:AbortMultipartUpload",
-            "GetObjectTagging": "s3:GetObjectTagging",
-            "PutObjectTagging": "s3:PutObjectTagging",
-        }
-        if operation in single:
-            yield single[operation], arn + request.key
-            if request.header("if-match"):
-                yield "s3:GetObject", arn + request.key
-            if not self.server.has(BUCKET, request.key) and not request.header("if-none-match"):
-                yield "s3:ListBucket", request.key
-        elif operation == "ListObjectsV2":
-            yield "s3:ListBucket", request.query["prefix"]
-        elif operation == "CopyObject":
-            source = unquote(request.header("x-amz-copy-source") or "").removeprefix("/")
-            yield "s3:GetObject", f"arn:aws:s3:::{source}"
-            yield "s3:PutObject", arn + request.key
-        elif operation == "DeleteObjects":
-            for key in re.findall("<Key>(.*?)</Key>", request.body.decode()):
-                yield "s3:DeleteObject", arn + key
-                yield "s3:GetObject", arn + key
-
-
 def granting(some: Iterable[Grant]) -> list[dict[str, Any]]:
     """Return the statements that grant these."""
     statements: list[dict[str, Any]] = policy(some, bucket=BUCKET, root="", partition="aws")[
@@ -141,7 +78,8 @@ def granting(some: Iterable[Grant]) -> list[dict[str, Any]]:
 
 def test_what_is_asked_for_is_what_the_stack_grants() -> None:
     """The role of template.yaml and the doctor know the same permissions."""
-    assert Policy(S3Server(), granting(grants(Settings()))).granted() == Role().granted()
+    server = S3Server()
+    assert Judge(server, granting(grants(Settings()))).granted() == Judge(server, role()).granted()
 
 
 @pytest.mark.parametrize("plane", PLANES)
@@ -150,7 +88,7 @@ async def test_following_the_advice_ends_with_the_role_of_the_stack(plane: str) 
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         fill_server(server, prepared().store)
         before = of_server(server)
-        judge = Policy(server)
+        judge = Judge(server)
         server.on_request = judge
         diagnosis = await examined(server, plane)
         assert diagnosis.exit_code == 1
@@ -161,7 +99,7 @@ async def test_following_the_advice_ends_with_the_role_of_the_stack(plane: str) 
             rounds += 1
         assert rounds <= 4
         assert status(diagnosis) == HINTS
-        assert judge.granted() == Role().granted()
+        assert judge.granted() == Judge(server, role()).granted()
         assert of_server(server) == before
 
 
@@ -172,7 +110,7 @@ async def test_a_missing_permission_is_named(missing: Grant) -> None:
         fill_server(server, prepared().store)
         before = of_server(server)
         rest = [grant for grant in grants(Settings()) if grant != missing]
-        server.on_request = Policy(server, granting(rest))
+        server.on_request = Judge(server, granting(rest))
         diagnosis = await examined(server, PLANES[1])
         assert of_server(server) == before
     (denied,) = [each for each in diagnosis.checks if each.found.missing is not None]
@@ -299,7 +237,7 @@ async def test_what_a_careless_store_keeps_is_told() -> None:
     """It overlooks the condition, and the role may not delete there: the object is named."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         server.faults.guards.put_if_match = "ignore"
-        server.on_request = Policy(server, granting(grants(Settings())))
+        server.on_request = Judge(server, granting(grants(Settings())))
         diagnosis = await examined(server, PLANES[1])
         kept = server.keys(BUCKET)
     told = found(diagnosis, "s3:PutObject aggregates/").told

@@ -7,15 +7,14 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
-from urllib.parse import unquote
 
 import pytest
 import yaml
+from iam import Judge
 from promises import check_after_clean_run, of_server
 from s3server import Request, S3Error, S3Server
 from scenario import AT, BUCKET, PLANES, fill_server, open_s3, prepared
@@ -30,7 +29,6 @@ from asyncagg.settings import from_environment
 TEMPLATE = Path(__file__).parent.parent / "template.yaml"
 PARAMETERS = {"CodeBucket": "code", "Version": "1", "BucketName": BUCKET}
 PSEUDO = {"AWS::Partition": "aws", "AWS::StackName": "stack", "AWS::Region": "us-east-1"}
-OBJECTS = f"arn:aws:s3:::{BUCKET}/"
 
 # ------------------------------------------------------------------------- reading the template
 
@@ -122,88 +120,13 @@ def resources(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
 # ------------------------------------------------------------------------------- the permissions
 
 
-def as_list(value: Any) -> list[Any]:
-    """Return what may stand alone as a list."""
-    return value if isinstance(value, list) else [value]
-
-
-@dataclass
-class Role:
-    """Judges requests by the role's policy, as S3 does, and notes which grants are of use."""
-
-    given: dict[str, str] = field(default_factory=dict)
-    used: set[tuple[str, str]] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        """Read the policy."""
-        policies = Resolver(self.given).properties("Role")["Policies"]
-        self.statements = [
-            statement
-            for policy in policies
-            if policy["PolicyName"] == "objects"
-            for statement in policy["PolicyDocument"]["Statement"]
-        ]
-
-    def granted(self) -> set[tuple[str, str]]:
-        """Return every grant: the action, and the pattern of its resource or prefix."""
-        return {
-            (action, pattern)
-            for statement in self.statements
-            for action in as_list(statement["Action"])
-            for pattern in self.patterns(statement)
-        }
-
-    @staticmethod
-    def patterns(statement: dict[str, Any]) -> list[str]:
-        """Return what a statement is restricted to."""
-        condition = statement.get("Condition")
-        if condition is None:
-            return as_list(statement["Resource"])
-        assert statement["Resource"] == OBJECTS[:-1]
-        (prefixes,) = condition["StringLike"].values()
-        return as_list(prefixes)
-
-    def allows(self, action: str, subject: str) -> bool:
-        """Tell whether an action on an object, or on a prefix, is allowed."""
-        for granted, pattern in self.granted():
-            if granted == action and fnmatchcase(subject, pattern):
-                self.used.add((granted, pattern))
-                return True
-        return False
-
-    def judge(self, server: S3Server, request: Request) -> None:
-        """Refuse a request that the role may not send."""
-        for action, subject in self.needed(server, request):
-            if not self.allows(action, subject):
-                raise S3Error("AccessDenied")
-
-    def needed(self, server: S3Server, request: Request) -> Iterator[tuple[str, str]]:
-        """Yield what S3 asks for; https://docs.aws.amazon.com/AmazonS3/latest/API/ says what."""
-        target = OBJECTS + request.key
-        match request.operation:
-            case "ListObjectsV2":
-                yield "s3:ListBucket", request.query["prefix"]
-            case "GetObject" | "HeadObject":
-                yield "s3:GetObject", target
-                if not server.has(BUCKET, request.key):  # or 403 instead of 404
-                    yield "s3:ListBucket", request.key
-            case "PutObject" | "CreateMultipartUpload" | "UploadPart" | "CompleteMultipartUpload":
-                yield "s3:PutObject", target
-            case "AbortMultipartUpload":
-                yield "s3:AbortMultipartUpload", target
-            case "CopyObject":
-                source = unquote(request.header("x-amz-copy-source") or "").removeprefix("/")
-                yield "s3:GetObject", f"arn:aws:s3:::{source}"
-                yield "s3:PutObject", target
-                if "asyncagg-probe" not in source:  # a run file's writer may have tagged it
-                    yield "s3:GetObjectTagging", f"arn:aws:s3:::{source}"
-                    yield "s3:PutObjectTagging", target
-            case "DeleteObjects":
-                for key in re.findall("<Key>(.*?)</Key>", request.body.decode()):
-                    yield "s3:DeleteObject", OBJECTS + key
-                    yield "s3:GetObject", OBJECTS + key  # it carries an ETag
-            case other:
-                raise AssertionError(f"the program sends {other}: say what that needs")
+def role(**given: str) -> list[dict[str, Any]]:
+    """Return what the role may do with objects, where these parameters are given."""
+    policies = Resolver(given).properties("Role")["Policies"]
+    (statements,) = (
+        each["PolicyDocument"]["Statement"] for each in policies if each["PolicyName"] == "objects"
+    )
+    return list(statements)
 
 
 @pytest.mark.parametrize("plane", PLANES)
@@ -212,12 +135,11 @@ async def test_the_role_may_do_what_the_program_does_and_no_more(
 ) -> None:
     """A run with quarantine, taken targets, parts and probe needs every grant and no other."""
     monkeypatch.setattr(s3_module, "PART_BYTES", 1000)
-    role = Role()
     completions = 0
 
     def judge(request: Request) -> None:
         nonlocal completions
-        role.judge(server, request)
+        judged(request)
         if request.operation == "CompleteMultipartUpload":
             completions += 1
             if completions == 1:  # as where another runner was faster
@@ -231,6 +153,7 @@ async def test_the_role_may_do_what_the_program_does_and_no_more(
 
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         server.faults.allow_small_parts = True
+        judged = Judge(server, role())
         scenario = prepared()
         fill_server(server, scenario.store)
         server.on_request = judge
@@ -246,23 +169,28 @@ async def test_the_role_may_do_what_the_program_does_and_no_more(
         async with open_s3(server, plane) as (store, settings):
             await run(store, settings, at=AT.replace(hour=AT.hour + 1))
     assert (report.failures, report.total.deferred) == ({}, 0)
-    assert role.used == role.granted()
+    assert judged.used == judged.granted()
 
 
 def test_the_key_of_the_bucket_is_granted_where_there_is_one() -> None:
     """Two actions on that key alone."""
     key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
-    more = Role({"KmsKeyArn": key}).granted() - Role().granted()
-    assert more == {("kms:Decrypt", key), ("kms:GenerateDataKey", key)}
+    (more,) = (each for each in role(KmsKeyArn=key) if each not in role())
+    assert more.pop("Sid") == "Key"
+    assert more == {
+        "Effect": "Allow",
+        "Action": ["kms:Decrypt", "kms:GenerateDataKey"],
+        "Resource": key,
+    }
 
 
 def test_the_page_of_permissions_is_the_role() -> None:
     """docs/how-to/iam.md has the statements of the stack, with a bucket's name to fill in."""
     page = (TEMPLATE.parent / "docs" / "how-to" / "iam.md").read_text()
     (told,) = re.findall(r"^```json\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    assert json.loads(told.replace("BUCKET", BUCKET))["Statement"] == Role().statements
+    assert json.loads(told.replace("BUCKET", BUCKET))["Statement"] == role()
     reasons = " ".join(re.findall(r"^\| ([\w, ]+) \| .* \|$", page, re.MULTILINE))
-    assert all(each["Sid"] in reasons for each in Role().statements)
+    assert all(each["Sid"] in reasons for each in role())
 
 
 # --------------------------------------------------------------------------- names that must exist
