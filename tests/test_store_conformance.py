@@ -138,6 +138,7 @@ class TestListing:
         below = [key for key in written if key > after and key.startswith("a/")]
         assert await keys(store, "a/", after) == below
 
+    @pytest.mark.slow
     async def test_pages_of_a_thousand(self, store: Store) -> None:
         """2,500 objects come once each, in order, in pages of at most 1,000."""
         written = [f"runs/{number % 3}/{number:04}.json" for number in range(2500)]
@@ -444,6 +445,7 @@ class TestDelete:
         """An empty batch is no work."""
         assert await store.delete([]) == {}
 
+    @pytest.mark.slow
     async def test_a_full_batch(self, store: Store) -> None:
         """1,000 objects go in one batch; more are refused as such."""
         written = [f"runs/{number % 7}/{number}.json" for number in range(DELETE_BATCH)]
