@@ -21,6 +21,12 @@ _LONGEST_KEY = 1024
 _LONGEST_NAME = 255
 """Bytes of a name that file systems take."""
 
+_DIGEST = 16
+"""Letters of a digest that tells keys apart."""
+
+_PUT_BACK = ".putback-"
+"""What marks the key of a file that was put back from quarantine; a digest follows."""
+
 _AGGREGATE_NAME = re.compile(r"\d{8}t\d{4}Z\.json", re.ASCII)
 
 
@@ -130,16 +136,43 @@ class Layout:
         """Return the key in the inbox that a key in quarantine stands for."""
         return self.runs_prefix + key.removeprefix(self.quarantine_prefix)
 
+    def put_back_key(self, file: RunFile) -> str:
+        """Return the key in the inbox under which a file in quarantine comes back.
+
+        It follows from the key there and the etag, and no other file has it.
+        """
+        digest = sha256(f"{file.key}\0{file.etag}".encode()).hexdigest()[:_DIGEST]
+        start, ending = self._put_back(file.key)
+        return f"{start}{digest}{ending}"
+
     def put_back_keys(self, moved_to: str) -> tuple[str, ...]:
         """Return what the keys start with of a file that was put back from this key in quarantine.
 
-        It comes back under a suffix (`beside`), which is that of its content by then: nobody else
-        knows it. It is in the inbox, in the archive, or refused again.
+        The rest follows from its content by then: nobody else knows it. It is in the inbox, in the
+        archive, or refused again.
         """
-        inbox = self.inbox_key(moved_to)
-        folder, slash, name = inbox.rpartition("/")
-        start = f"{folder}{slash}{name.partition('.json')[0]}."
-        return start, self.archive_key(start), self.quarantine_key(start)
+        start, _ = self._put_back(moved_to)
+        moved = start.removeprefix(self.runs_prefix)
+        most = _LONGEST_KEY - _DIGEST - len("..json.gz")  # as much is left of one that is cut
+        return (
+            start,
+            _cut(self.archive_prefix + moved, most),
+            _cut(self.quarantine_prefix + moved, most),
+        )
+
+    def _put_back(self, key: str) -> tuple[str, str]:
+        """Return what stands before and after the digest in the key of a file that comes back."""
+        folder, slash, name = self.inbox_key(key).rpartition("/")
+        stem, dot, ending = name.partition(".json")
+        stem = stem.partition(_PUT_BACK)[0]  # it came back before, and was refused again
+        more = len(_PUT_BACK) + _DIGEST + len(f"{dot}{ending}".encode())
+        start = f"{folder}{slash}{_cut(stem, _LONGEST_NAME - more)}"
+        return f"{_cut(start, _LONGEST_KEY - more)}{_PUT_BACK}", f"{dot}{ending}"
+
+    @staticmethod
+    def was_put_back(key: str) -> bool:
+        """Say whether a key in the inbox is that of a file that came back from quarantine."""
+        return _PUT_BACK in key
 
     @staticmethod
     def beside(key: str, etag: str) -> str:

@@ -101,6 +101,7 @@ class Folder(Settler):
         async with AsyncExitStack() as stack:
             existing = await self._load(window, await self._spool(stack))
             counted, refused = await existing.known(files) if existing else (set(), set())
+            counted |= await self._counted_before(files, workers)
             known = counted | refused
             fresh = [file for file in files if file.key not in known]
             if fresh and not await self._made_before(window, fresh):

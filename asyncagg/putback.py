@@ -1,6 +1,7 @@
 """Out of quarantine: files that would be accepted now go back into the inbox.
 
-They go back under a key of their own, made of the old one and the etag, never under the old one:
+They go back under a key of their own, with a mark and a digest of the old key and the etag, never
+under the old one:
 
 * A runner takes the object in quarantine for the stand-in of the file under the *old* key, and may
   drop that file from the inbox in the very moment in which the object is removed here. A file under
@@ -9,6 +10,9 @@ They go back under a key of their own, made of the old one and the etag, never u
   ever, where its bytes are the same and only the settings have changed.
 * The key follows from the content, so that one who comes back after a crash finds what was done:
   in the inbox, or in the archive where it is counted already.
+* By the mark a runner knows that it has to look into the archive, too, before it counts the file:
+  it may have been put back twice, by two at once or by a request whose answer was lost, with a run
+  between that has counted it (`asyncagg.comeback`).
 
 The order is: judge, copy, delete. Each step leaves the bytes where they were or in two places.
 """
@@ -22,6 +26,7 @@ from typing import Any, Literal
 from msgspec import structs
 
 from asyncagg.archive import same_bytes, same_content
+from asyncagg.comeback import in_archive
 from asyncagg.errors import (
     ConfigurationError,
     NotFoundError,
@@ -45,9 +50,9 @@ class Outcome:
 
     Attributes:
         key: Its key in quarantine.
-        status: ``put_back``: it is in the inbox, and out of quarantine. ``counted``: it had been
-            put back before, and was counted since; it is out of quarantine. ``left``: it is in
-            quarantine still.
+        status: ``put_back``: it is in the inbox, and out of quarantine. ``counted``: it was counted
+            already, under its old key or since it was put back before; it is out of quarantine.
+            ``left``: it is in quarantine still.
         inbox_key: Its key in the inbox, where it was put back.
         reason: Why it is left.
     """
@@ -65,8 +70,7 @@ class Outcome:
 class PutBack:
     """Puts files back into the inbox.
 
-    It may run while the job runs. Two of it at once on the same file may count it twice, if a run
-    comes to count and archive the file between the look of one and its copy.
+    It may run while the job runs, and several of it may run at once.
 
     Args:
         store: Where the files are.
@@ -155,7 +159,7 @@ class PutBack:
         return await self.one(key)
 
     def _target(self, file: RunFile) -> str:
-        return Layout.beside(self._layout.inbox_key(file.key), file.etag)
+        return self._layout.put_back_key(file)
 
     async def _put_back(self, file: RunFile) -> Outcome:
         target = self._target(file)
@@ -175,26 +179,31 @@ class PutBack:
         """Return why a file must not be put back, or nothing."""
         if self._layout.kind(target) is not Kind.RUN_FILE:
             return f"it would be {target!r}, which is no run file's key"
-        if self._layout.quarantine_key(target) == file.key:
-            return "its name is too long to be given another: mend its content, or rename it"
         refused = "" if self._force else await refusal(self._reader, file)
         if refused:
             return f"it would be refused again: {refused}"
-        original = self._layout.inbox_key(file.key)
-        if await same_content(self._store, file, original):
-            return f"it stands in the inbox still, as {original!r}: the next run settles it"
+        for original in self._originals(file):
+            if await same_content(self._store, file, original):
+                return f"it stands in the inbox still, as {original!r}: the next run settles it"
         return ""
+
+    def _originals(self, file: RunFile) -> set[str]:
+        """Return the keys in the inbox that a file may have come from: its place may be beside."""
+        arrived = self._layout.arrival_key(file, self._layout.quarantine_key)
+        return {self._layout.inbox_key(file.key), arrived or self._layout.inbox_key(file.key)}
 
     async def _stand_in_inbox(self, file: RunFile, target: str) -> bool:
         """See to it that a file's content is in the inbox; or return True: it is counted already.
 
-        Who put it back before may have come no further. The inbox is looked at first: from there
-        a file goes to the archive, and nowhere before it is there.
+        Who put it back before may have come no further. Or a run has come to copy it to quarantine
+        only, and the next, with other settings, has counted it. The inbox is looked at first: from
+        there a file goes to the archive, and nowhere before it is there.
         """
         if await same_content(self._store, file, target):
             return False
-        if await same_content(self._store, file, self._layout.archive_key(target)):
-            return True
+        for key in (*self._originals(file), target):
+            if await in_archive(self._store, self._layout, file, key):
+                return True
         try:
             await self._store.copy(file.key, target, if_match=file.etag, metadata={})
         except PreconditionFailedError:  # a lost answer, or the file has changed

@@ -14,6 +14,7 @@ import anyio
 
 from asyncagg.accumulator import Accumulator
 from asyncagg.archive import Mover
+from asyncagg.comeback import counted_before
 from asyncagg.document import Document, Existing, read
 from asyncagg.errors import (
     AggregateError,
@@ -131,6 +132,7 @@ class Settler:
                 counted, refused = set[str](), set[str]()
                 if existing is not None and not appends:
                     counted, refused = await existing.known(files)
+                counted |= await self._counted_before(files, workers)
             rows = RowSpool(await self._spool(stack), await self._spool(stack))
             fetcher = Fetcher(self._reader, mover, self._layout, rows, tally)
             fresh = [file for file in files if file.key not in counted and file.key not in refused]
@@ -150,6 +152,9 @@ class Settler:
             counted=[file for file in files if file.key in counted],
             refused=[file for file in files if file.key in refused],
         )
+
+    async def _counted_before(self, files: Sequence[RunFile], workers: int) -> set[str]:
+        return await counted_before(self._store, self._layout, files, workers=workers)
 
     async def _spool(self, stack: AsyncExitStack) -> Spool:
         return await stack.enter_async_context(open_spool(self._spool_bytes, self._temporary))

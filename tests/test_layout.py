@@ -204,3 +204,42 @@ def test_the_longest_key_has_a_place() -> None:
     for place in (DEFAULT.archive_key(key), DEFAULT.quarantine_key(key)):
         assert len(place) <= 1024
         assert len(Layout.beside(place, "0123456789abcdef")) <= 1024
+
+
+@given(layouts(), run_names, etags, etags)
+def test_a_key_to_come_back_under_is_its_own(
+    where: Layout, name: str, etag: str, other: str
+) -> None:
+    """It is marked, keeps its ending and fits, however often a file comes back."""
+    key, keys = where.quarantine_key(where.runs_prefix + name), set[str]()
+    assume(where.kind(where.inbox_key(key)) is RUN)
+    for _ in range(3):
+        for tag in {etag, other}:
+            back = where.put_back_key(RunFile(key, 1, tag, datetime(2025, 10, 21, tzinfo=UTC)))
+            assert where.was_put_back(back)
+            assert back not in keys
+            assert back.endswith(".gz") == key.endswith(".gz")
+            assert len(back.encode()) <= 1024
+            assert len(back.rpartition("/")[2].encode()) <= 255
+            starts = where.put_back_keys(key)
+            places = (back, where.archive_key(back), where.quarantine_key(back))
+            assert all(place.startswith(start) for place, start in zip(places, starts, strict=True))
+            keys.add(back)
+        key = where.quarantine_key(back)
+
+
+@pytest.mark.parametrize("folder", ["", "d/" * 480, "é" * 505 + "/"])
+@pytest.mark.parametrize("stem", ["", "x" * 250, "é" * 120])
+def test_the_longest_key_can_come_back(folder: str, stem: str) -> None:
+    """Two of the same content, whose keys are alike where they are cut, come back apart."""
+    moment, keys = datetime(2025, 10, 21, tzinfo=UTC), set[str]()
+    for number in range(2):
+        key = DEFAULT.quarantine_key(f"runs/{folder}{stem}{number}.json")
+        back = DEFAULT.put_back_key(RunFile(key, 1, "e", moment))
+        assert DEFAULT.was_put_back(back)
+        assert len(back.encode()) <= 1024
+        starts = DEFAULT.put_back_keys(key)
+        places = (back, DEFAULT.archive_key(back), DEFAULT.quarantine_key(back))
+        assert all(place.startswith(start) for place, start in zip(places, starts, strict=True))
+        keys.add(back)
+    assert len(keys) == 2

@@ -146,11 +146,11 @@ def retry(
 
     Mended is a file that was overwritten in quarantine, one that --replace mends, or one that
     today's rules and settings accept as it is. Each is read first, and left where it is if it would
-    be refused again. It goes back under its name with its etag added (x.json comes back as
-    x.0123456789abcdef.json), and is counted in the window of that name's time with --window-by
-    name, else in the window of the moment (in a directory: of the file's own time). Stopped half
-    way, run it again: no file is lost, and none is put back twice. On S3 it needs PutObject below
-    the inbox and DeleteObject below quarantine, which the job itself has not.
+    be refused again. It goes back under a name of its own (x.json comes back as
+    x.putback-0123456789abcdef.json), and is counted in the window of that name's time with
+    --window-by name, else in the window of the moment (in a directory: of the file's own time).
+    Stopped half way, run it again: no file is lost, and none is counted twice. On S3 it needs
+    PutObject below the inbox and DeleteObject below quarantine, which the job itself has not.
 
     The exit code is 3 where a file is left in quarantine.
 
@@ -251,7 +251,7 @@ def _print_outcome(outcome: Outcome) -> None:
         case "put_back":
             out.print(Text(f"put back  {key}  as {visible(outcome.inbox_key)}"), soft_wrap=True)
         case "counted":
-            out.print(Text(f"counted   {key}  since it was put back before"), soft_wrap=True)
+            out.print(Text(f"counted   {key}  before: no more to do"), soft_wrap=True)
         case "left":
             line = Text(f"left      {key}: {visible(outcome.reason)}", style="yellow")
             out.print(line, soft_wrap=True)
