@@ -86,7 +86,11 @@ async def _as_they_stand(document: Source, number: int) -> AsyncIterator[Sequenc
 async def _one_by_one(group: Sequence[Source], number: int) -> AsyncIterator[Sequence[bytes]]:
     rows = MergedRows(group)
     if number == QUARANTINED:
+        judged = False
         async for refused in rows.quarantined():
+            if not judged:
+                await rows.judge()
+                judged = True
             yield (refused.row,)
         return
     async for counted in rows.counted():

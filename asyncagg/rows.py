@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import orjson
 
@@ -192,6 +192,18 @@ class MergedRows:
             OverlapError: Two sources name the same file.
         """
         return _in_order([source.quarantined for source in self._sources])
+
+    async def judge(self) -> None:
+        """See that no source counts what another has refused: their limits may differ.
+
+        Raises:
+            OverlapError: One does.
+        """
+        tables: list[Callable[[], AsyncIterator[Any]]] = []
+        for source in self._sources:
+            tables += [source.counted, source.quarantined]
+        async for _ in _in_order(tables):
+            pass
 
 
 async def _in_order(sources: Sequence[Callable[[], AsyncIterator[Row]]]) -> AsyncIterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -37,6 +38,7 @@ from scenario import (
     run_data,
 )
 
+import asyncagg.store.memory as memory_store
 from asyncagg.backfill import LocalEngine, Status, backfill, interval_of
 from asyncagg.errors import ConfigurationError, TransientError, UsageError
 from asyncagg.model import Window
@@ -237,6 +239,44 @@ async def test_others_may_work_at_the_same_time(other: str, step: int) -> None:
         report = await backfilled(HookedStore(store, race), chunk_files=3)
         assert not report.failures
         check(of_memory(store))
+
+
+@pytest.mark.parametrize("refused_by", ["run", "backfill"])
+async def test_a_file_is_never_both_counted_and_refused(
+    refused_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of another limit has judged one file otherwise, committed that, and got no further."""
+    monkeypatch.setattr(memory_store, "_PAGE", 1)
+    store = MemoryStore(Clock(moment(13, 57)))
+    names = [f"runs/{name}.json" for name in "abcde"]
+    for number, name in enumerate(names):
+        await store.put(name, run_data(number, pad="x" * 500 if name == names[0] else ""))
+    strict, lax = Settings(chunk_files=1, max_file_bytes=500), Settings(chunk_files=1)
+    theirs, ours = (strict, lax) if refused_by == "run" else (lax, strict)
+    committed = 0
+
+    async def end(operation: str, key: str, when: str) -> None:
+        nonlocal committed
+        committed += (operation, when) == ("put", "after") and key.startswith("aggregates/")
+        if committed and (operation, when) == ("get", "before"):
+            raise Crash
+
+    async def race(operation: str, key: str, when: str) -> None:
+        commits = (operation, when) == ("put", "before") and key.startswith("aggregates/")
+        if commits and not committed:
+            with pytest.raises(Crash):
+                await run(HookedStore(store, end), theirs, at=AT)
+
+    interval = Interval(moment(13, 0), moment(14, 5))
+    await backfill(LocalEngine(Bench(HookedStore(store, race), ours)), ours, interval)
+    assert committed
+    (document,) = [
+        json.loads(each.data) for key, each in of_memory(store).items() if key[:4] == "aggr"
+    ]
+    counted = [row["key"] for row in document["source_files"]]
+    refused = [row["key"] for row in document["quarantined_files"]]
+    assert counted == names[refused_by == "run" :]
+    assert refused == names[: refused_by == "run"]
 
 
 async def test_a_window_whose_parts_are_gone_is_counted_anew() -> None:
