@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import sys
 from collections.abc import Iterable
 from decimal import Context, Decimal, Inexact
 from typing import Any, TypeAlias
@@ -53,6 +54,7 @@ class Sketch:
     SMALLEST = 1e-9
     _GAMMA = (1 + ACCURACY) / (1 - ACCURACY)
     _LOG_GAMMA = math.log(_GAMMA)
+    _FARTHEST = math.floor(math.log(sys.float_info.max) / _LOG_GAMMA) - 1
 
     __slots__ = ("bins", "zeros")
 
@@ -105,7 +107,10 @@ class Sketch:
         """Return the sketch whose `state` this is."""
         if state["accuracy"] != cls.ACCURACY:
             raise ValueError(f"sketch accuracy {state['accuracy']!r}: expected {cls.ACCURACY}")
-        return cls({int(index): int(count) for index, count in state["bins"]}, int(state["zeros"]))
+        bins = {int(index): int(count) for index, count in state["bins"]}
+        if any(abs(index) > cls._FARTHEST or count <= 0 for index, count in bins.items()):
+            raise ValueError("sketch bins: expected those of finite numbers, with what they count")
+        return cls(bins, int(state["zeros"]))
 
 
 def rank(key: str, match: Match) -> RankedMatch:

@@ -28,6 +28,7 @@ and row ``i`` of ``source_files`` speak of the same file; rows are in the order 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -400,6 +401,8 @@ def accumulator_of(head: dict[str, Any]) -> Accumulator:
     if value.timed:
         value.shortest = float(times["min"])
         value.longest = float(times["max"])
+        if not (math.isfinite(value.shortest) and math.isfinite(value.longest)):
+            raise ValueError("processing_time")
     value.sketch = Sketch.from_state(times["sketch"])
     if value.sketch.count != value.timed or not _is_sum_of_floats(value.seconds):
         raise ValueError("processing_time")
@@ -408,15 +411,16 @@ def accumulator_of(head: dict[str, Any]) -> Accumulator:
 
 
 def _is_sum_of_floats(number: Decimal) -> bool:
-    """Say whether it can be added to its like without a loss: floats span about 10**±330."""
+    """Say whether it can be added to its like without a loss, and be told as a float again."""
     exponent = number.as_tuple().exponent
-    return isinstance(exponent, int) and exponent > -400 and number.adjusted() < 400
+    return isinstance(exponent, int) and exponent > -400 and number.adjusted() < 300
 
 
 def _ranked(match: dict[str, Any]) -> RankedMatch:
     key, position = (match[name] for name in RESERVED)
     if not isinstance(key, str) or not isinstance(position, int):
         raise TypeError("top_matches")
+    orjson.dumps((key, position))  # as text and number that can be written again
     body = {name: value for name, value in match.items() if name not in RESERVED}
     return (-match.get("match_score", 0), key, position, orjson.dumps(body))
 
