@@ -126,7 +126,12 @@ class WatchedRun:
         """Why it was no success, or empty."""
         if self.report is None:
             return str(self.error)
-        return "; ".join(f"window {name}: {why}" for name, why in self.report.failures.items())
+        if self.report.failures:
+            return "; ".join(f"window {name}: {why}" for name, why in self.report.failures.items())
+        total = self.report.total
+        if self.report.complete or total.counted or total.out_of_hand:
+            return ""
+        return "its time ran out before anything was done"
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""

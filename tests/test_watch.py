@@ -200,6 +200,7 @@ def test_a_run_that_hangs_ends_before_the_next_is_due() -> None:
     for number, done in enumerate(machine.done[:-1]):
         assert done.report is not None
         assert not done.report.complete
+        assert done.trouble == "its time ran out before anything was done"
         assert machine.ended[number] < machine.began[number + 1].passed
     assert not any(each.missed for each in machine.done)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -42,6 +43,8 @@ def failed(error: TransientError | ConfigurationError) -> WatchedRun:
 
 
 RESET, DENIED = failed(TransientError("reset")), failed(AccessDeniedError("no s3:PutObject"))
+HUNG = WatchedRun(END, 295.0, 0, report=RunReport(at=END.isoformat(), complete=False))
+BUSY = WatchedRun(END, 295.0, 0, report=replace(report(counted=9), complete=False))
 DAMAGED = WatchedRun(END, 2.0, 0, report=report("damaged"))
 
 
@@ -85,6 +88,13 @@ def state(*happened: WatchedRun | float) -> Health:
         ([succeeded(), 300.0, DENIED], "no s3:PutObject"),
         ([succeeded(), 300.0, DENIED, 300.0, succeeded()], ""),
         ([RESET, 300.0, succeeded()], ""),
+        ([HUNG], "its time ran out before anything was done"),
+        ([succeeded(), 300.0, HUNG], ""),
+        (
+            [succeeded(), 300.0, HUNG, 310.0, HUNG],
+            "the last success was 610 seconds ago: its time ran out before anything was done",
+        ),
+        ([BUSY], ""),
         ([DAMAGED], "window w: damaged"),
         ([succeeded(), 300.0, DAMAGED], ""),
         (

@@ -142,3 +142,5 @@ def _print(done: WatchedRun) -> None:
     out.print(f"{done.end.isoformat()} {told}; {done.seconds:.1f} s")
     for window, reason in done.report.failures.items():
         out.print(Text(f"window {window} failed: {reason}", style="red"))
+    if done.trouble and not done.report.failures:
+        out.print(Text(done.trouble, style="red"))
