@@ -93,9 +93,10 @@ class RefusedRow(msgspec.Struct, frozen=True):
 
 
 class InboxRow(NamedTuple):
-    """A run file in the inbox, its place in the archive, and the two in quarantine."""
+    """A run file in the inbox, its window, its place in the archive, and the two in quarantine."""
 
     file: RunFile
+    window: str
     place: str
     hold: str
     hold_beside: str

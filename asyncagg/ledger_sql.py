@@ -28,7 +28,7 @@ CREATE TABLE claimed_refused AS SELECT * FROM refused;
 CREATE TABLE archived (key TEXT, size INT, etag TEXT, modified INT);
 CREATE TABLE quarantined (key TEXT, size INT, etag TEXT, modified INT);
 CREATE TABLE inbox (key TEXT, size INT, etag TEXT, modified INT,
-    place TEXT, hold TEXT, hold_beside TEXT);
+    window TEXT, place TEXT, hold TEXT, hold_beside TEXT);
 """
 
 # Made once all rows are in: sorting them at once is much faster than keeping them sorted.
@@ -74,8 +74,8 @@ FROM inbox AS i WHERE named IS NOT NULL
 """
 
 UNFINISHED_REFUSED = """
-SELECT key, size, etag, modified, (SELECT min(r.window) FROM refused AS r
-    WHERE r.key = i.key AND r.etag = i.etag AND r.sound) AS named
+SELECT key, size, etag, modified, (SELECT r.window FROM refused AS r
+    WHERE r.key = i.key AND r.etag = i.etag AND r.window = i.window AND r.sound) AS named
 FROM inbox AS i WHERE named IS NOT NULL
 """
 

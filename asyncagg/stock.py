@@ -29,6 +29,7 @@ from asyncagg.partial import Bench
 from asyncagg.salvage import Remains, run_file, salvage
 from asyncagg.settle import RESETTLES, load
 from asyncagg.spool import open_spool
+from asyncagg.windows import membership
 
 __all__ = ("AT_ONCE", "Stock")
 
@@ -102,14 +103,16 @@ class Stock:
             await self.ledger.note_listed(listing, files)
 
     async def _list_inbox(self) -> None:
-        layout = self.layout
+        layout, settings = self.layout, self._bench.settings
+        window_of = membership(settings.window_by, settings.window_minutes)
         async for page in self._bench.store.list_pages(layout.runs_prefix):
             rows = []
             for file in page:
                 if layout.kind(file.key) is Kind.RUN_FILE:
                     hold = layout.quarantine_key(file.key)
                     beside = layout.beside(hold, file.etag)
-                    rows.append(InboxRow(file, layout.archive_key(file.key), hold, beside))
+                    place, window = layout.archive_key(file.key), window_of(file).name
+                    rows.append(InboxRow(file, window, place, hold, beside))
             await self.ledger.note_inbox(rows)
 
     async def _aggregates(self, *, first: bool = False) -> AsyncIterator[list[tuple[Window, str]]]:

@@ -434,6 +434,22 @@ async def test_a_file_that_was_retried_is_not_missed(data: bytes) -> None:
     assert (await verified(store)).found == {}
 
 
+async def test_a_refused_file_that_comes_again_in_a_later_window_waits_to_be_judged() -> None:
+    """Where the clock decides it is a new file: the next run may count it, so nobody drops it."""
+    clock = Clock(moment(13, 57))
+    store = MemoryStore(clock)
+    settings = Settings(concurrency=8)
+    await store.put("runs/a.json", run_data(1))
+    await run(store, msgspec.structs.replace(settings, max_file_bytes=5), at=moment(14, 0))
+    clock.now = moment(14, 7)
+    await store.put("runs/a.json", run_data(1))
+    bench = Bench(store, settings)
+    report = await verify(bench)
+    assert report.found == {}
+    await repair(bench, report)
+    assert (await run(store, settings, at=moment(14, 10))).total.counted == 1
+
+
 async def test_what_is_known_by_its_size_alone_is_no_ground_to_rewrite() -> None:
     """A copy with an etag of its own may not be what was counted: told, and left."""
     store = await sound_memory()
