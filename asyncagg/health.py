@@ -19,9 +19,10 @@ class Health:
     """Well is a watch whose last success is recent.
 
     A success is a run that came to its end, or did something in its time, and left no window in
-    failure; deferred and quarantined files do not count against it. One failure that may pass does not make a watch unwell, a success
-    that is more than two windows old does. Configuration trouble (no permission, no bucket) does at
-    once: somebody has to mend it. The next success makes it well again.
+    failure; deferred and quarantined files do not count against it. One failure that may pass does
+    not make a watch unwell, a success that is more than two windows old does. Configuration trouble
+    (no permission, no bucket) does at once: somebody has to mend it. The next success makes it well
+    again.
 
     Args:
         window_minutes: The length of a window.
