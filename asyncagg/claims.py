@@ -51,7 +51,14 @@ def _window_of(bench: Bench) -> Callable[[RunFile], Window | None]:
     settings = bench.settings
     member = membership(settings.window_by, settings.window_minutes)
     by_name = settings.window_by == "name"
-    return lambda file: member(file) if by_name and stamp_of(file.key) is not None else None
+
+    def window_of(file: RunFile) -> Window | None:
+        stamp, window = stamp_of(file.key), member(file)
+        # One that is too far ahead does not decide.
+        told = by_name and stamp is not None and window.start <= stamp < window.end
+        return window if told else None
+
+    return window_of
 
 
 def _arrived(file: RunFile, key: str | None) -> RunFile | None:

@@ -340,6 +340,26 @@ async def test_where_the_clock_decides_rows_that_can_be_read_are_enough() -> Non
     assert done.exit_code == 1
 
 
+async def test_a_name_far_ahead_does_not_tell_whose_a_file_was() -> None:
+    """It was counted by its own time, and its copy has another: it is given to no aggregate."""
+    clock = Clock(moment(13, 57))
+    store = MemoryStore(clock)
+    await store.put("runs/20991021t1400Z_ahead.json", run_data(1))
+    await store.put("runs/20251021t1407Z_b.json", run_data(2))
+    clock.now = moment(14, 8)  # when the copies are made
+    await run(store, SETTINGS, at=AT)
+    true = final_bytes(of_memory(store))
+    aggregates = sorted(true)
+    assert [key[-10:-5] for key in aggregates] == ["1400Z", "1410Z"]
+    for key in aggregates:
+        await store.put(key, b"")
+    report = await verified(store)
+    assert report.found == {Kind.DAMAGED: 2}
+    assert not report.plan
+    told = report.findings[Kind.DAMAGED].examples[1].told
+    assert "1 files are named nowhere" in told
+
+
 async def test_an_aggregate_of_another_window_is_not_taken_for_damaged_files() -> None:
     """A copy under another name names files of its own window: it is left alone."""
     store = await sound_memory()
