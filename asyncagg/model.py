@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-__all__ = ("Match", "RunFile", "RunResult", "Window")
+__all__ = ("Interval", "Match", "RunFile", "RunResult", "Window")
 
 
 class RunFile(msgspec.Struct, frozen=True, gc=False):
@@ -85,3 +85,19 @@ class Window(msgspec.Struct, frozen=True, order=True, gc=False):
         """Its name, for example ``20251021t1400Z``."""
         # Not %Y: it leaves out the leading zeros of a year before 1000 on some systems.
         return f"{self.end.year:04}{self.end:%m%dt%H%MZ}"
+
+
+class Interval(NamedTuple):
+    """The windows from a moment to another, both in UTC.
+
+    Attributes:
+        since: No window starts earlier.
+        until: No window ends later.
+    """
+
+    since: datetime
+    until: datetime
+
+    def holds(self, window: Window) -> bool:
+        """Say whether all of a window is in it."""
+        return self.since <= window.start and window.end <= self.until

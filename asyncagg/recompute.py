@@ -18,13 +18,13 @@ import msgspec
 
 from asyncagg.accumulator import Accumulator
 from asyncagg.archive import Mover
+from asyncagg.bench import Bench
 from asyncagg.document import Document, Existing, read_head, top_matches, totals
 from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, TransientError
 from asyncagg.fetching import Fetcher, Reader
 from asyncagg.layout import Layout
 from asyncagg.model import RunFile, RunResult, Window
 from asyncagg.outcome import Tally
-from asyncagg.partial import Bench
 from asyncagg.rows import RowSpool
 from asyncagg.settings import Settings
 from asyncagg.settle import load

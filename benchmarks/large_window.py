@@ -78,7 +78,7 @@ async def backfill_in_child(url: str, workers: int, boxes: list[list[str]], kill
     import psutil  # noqa: PLC0415 - Dask's own, and the child's
 
     from asyncagg.backfill import Status, backfill, interval_of  # noqa: PLC0415 - likewise
-    from asyncagg.cluster import start_cluster  # noqa: PLC0415
+    from asyncagg.backfill.cluster import start_cluster  # noqa: PLC0415
     from asyncagg.settings import Settings  # noqa: PLC0415
 
     settings = Settings(store=f"s3://{BUCKET}", endpoint_url=url)

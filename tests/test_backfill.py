@@ -40,16 +40,16 @@ from scenario import (
 
 import asyncagg.store.memory as memory_store
 from asyncagg.backfill import LocalEngine, Status, backfill, interval_of
+from asyncagg.backfill.partial import FAN_IN
+from asyncagg.bench import Bench
 from asyncagg.errors import ConfigurationError, TransientError, UsageError
-from asyncagg.model import Window
+from asyncagg.model import Interval, Window
 from asyncagg.outcome import RunReport
-from asyncagg.partial import FAN_IN, Bench
 from asyncagg.pipeline import run
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.store.directory import DirectoryStore
 from asyncagg.store.memory import MemoryStore
-from asyncagg.survey import Interval
 
 SINCE = moment(13, 50)
 EVERYTHING = Interval(SINCE, AT)

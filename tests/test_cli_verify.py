@@ -19,7 +19,7 @@ from promises import final_bytes, of_directory
 from stores import moto_endpoint
 from test_cli import asyncagg, sampled
 
-from asyncagg.findings import Kind
+from asyncagg.verify.findings import Kind
 
 
 @pytest.fixture

@@ -19,14 +19,14 @@ from promises import check_after_clean_run, final_bytes, of_server
 from s3server import Pause, Request, S3Server
 from scenario import AT, BUCKET, fill_server, moment, open_s3, prepared, s3_settings
 
-import asyncagg.cluster
+import asyncagg.backfill.cluster
 from asyncagg.backfill import backfill
-from asyncagg.cluster import join_cluster
+from asyncagg.backfill.cluster import join_cluster
 from asyncagg.errors import ConfigurationError
+from asyncagg.model import Interval
 from asyncagg.outcome import RunReport
 from asyncagg.pipeline import run
 from asyncagg.settings import Settings
-from asyncagg.survey import Interval
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -236,7 +236,7 @@ async def test_a_scheduler_that_does_not_come_back_is_told(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says what to do; with another scheduler the same command goes on."""
-    monkeypatch.setattr(asyncagg.cluster, "_CONNECT_SECONDS", 2)
+    monkeypatch.setattr(asyncagg.backfill.cluster, "_CONNECT_SECONDS", 2)
     async with S3Server([BUCKET]) as server, anyio.create_task_group() as group:
         fill_server(server, prepared().store)
         pause = server.faults.pause_at = Pause(putting("work/"))
@@ -325,7 +325,7 @@ async def test_a_trouble_of_the_store_is_told_as_it_is(cluster: Cluster) -> None
 
 async def test_no_scheduler_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """The address is told, and what is expected of it."""
-    monkeypatch.setattr(asyncagg.cluster, "_CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(asyncagg.backfill.cluster, "_CONNECT_SECONDS", 0.5)
     with pytest.raises(ConfigurationError, match=r"scheduler 'tcp://127.0.0.1:1'.*expected"):
         async with join_cluster(Settings(), "tcp://127.0.0.1:1"):
             pass

@@ -24,9 +24,9 @@ from stores import moto_endpoint
 from test_cli import asyncagg
 from test_template import role
 
-from asyncagg.checks import Diagnosis, Finding
 from asyncagg.doctor import examine
-from asyncagg.permissions import Grant, grants, policy
+from asyncagg.doctor.checks import Diagnosis, Finding
+from asyncagg.doctor.permissions import Grant, grants, policy
 from asyncagg.settings import Settings, settings_from
 from asyncagg.store import directory_checks, s3_checks
 from asyncagg.store.boto import open_control

@@ -10,8 +10,8 @@ from anyio import to_thread
 from scenario import AT
 
 from asyncagg.errors import ConfigurationError
-from asyncagg.ledger import CountedRow, Counts, Ledger, Listing, open_ledger
 from asyncagg.model import RunFile
+from asyncagg.verify.ledger import CountedRow, Counts, Ledger, Listing, open_ledger
 
 
 async def note(ledger: Ledger, window: str, files: int, etag: str = "e") -> None:

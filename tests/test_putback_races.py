@@ -14,16 +14,16 @@ from scenario import AT, Clock, HookedStore, memory_of, moment, run_data
 from test_quarantine import BAD, BY_NAME, SMALL, counted, holders, settled
 
 from asyncagg.backfill import LocalEngine, backfill
+from asyncagg.bench import Bench
 from asyncagg.layout import Layout
-from asyncagg.partial import Bench
+from asyncagg.model import Interval
 from asyncagg.pipeline import run
-from asyncagg.putback import PutBack
-from asyncagg.repair import repair
+from asyncagg.quarantine.putback import PutBack
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.store.memory import MemoryStore
-from asyncagg.survey import Interval
 from asyncagg.verify import verify
+from asyncagg.verify.repair import repair
 
 KEY = f"quarantine/{BAD}"
 BY_CLOCK = Settings()

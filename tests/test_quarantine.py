@@ -31,8 +31,8 @@ from test_cli import asyncagg, sampled
 from asyncagg.errors import UsageError
 from asyncagg.layout import Layout
 from asyncagg.pipeline import run
-from asyncagg.putback import Outcome, PutBack
 from asyncagg.quarantine import EXCERPT_BYTES, Held, Wanted, held, show
+from asyncagg.quarantine.putback import Outcome, PutBack
 from asyncagg.settings import Settings
 from asyncagg.store.boto import open_control
 from asyncagg.store.memory import MemoryStore

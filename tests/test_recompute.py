@@ -11,14 +11,14 @@ from promises import final_bytes, of_memory
 from scenario import AT, HookedStore, fill_memory, moment, prepared
 
 from asyncagg.backfill import LocalEngine, recompute_all
+from asyncagg.bench import Bench
 from asyncagg.errors import TransientError
-from asyncagg.partial import Bench
+from asyncagg.model import Interval
 from asyncagg.pipeline import run
 from asyncagg.recompute import Recomputed, RecomputeReport
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.store.memory import MemoryStore
-from asyncagg.survey import Interval
 
 KEY = "aggregates/20251021t1400Z.json"
 

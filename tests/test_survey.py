@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scenario import Clock, moment, run_data
 
+from asyncagg.backfill.survey import SEGMENT, Segment, plan, survey
 from asyncagg.keyspace import KeyRange, behind, listed, ranges
-from asyncagg.model import Window
+from asyncagg.model import Interval, Window
 from asyncagg.settings import Settings
 from asyncagg.store.memory import MemoryStore
-from asyncagg.survey import SEGMENT, Interval, Segment, plan, survey
 
 DAY = Interval(moment(0, 0), moment(0, 0) + timedelta(days=1))
 ALL = Interval(moment(0, 0) - timedelta(days=400), moment(0, 0) + timedelta(days=400))

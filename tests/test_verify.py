@@ -23,19 +23,18 @@ from test_prefixes import FILES as LAYOUT_FILES
 from test_prefixes import LAYOUTS, settings_of
 
 import asyncagg.store.memory as memory_store
+from asyncagg.bench import Bench
 from asyncagg.errors import TransientError
-from asyncagg.findings import SHOWN, Kind, VerifyReport
 from asyncagg.layout import Layout
-from asyncagg.model import RunFile
-from asyncagg.partial import Bench
+from asyncagg.model import Interval, RunFile
 from asyncagg.pipeline import run
-from asyncagg.putback import PutBack
-from asyncagg.repair import repair
+from asyncagg.quarantine.putback import PutBack
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.store.memory import MemoryStore
-from asyncagg.survey import Interval
 from asyncagg.verify import verify
+from asyncagg.verify.findings import SHOWN, Kind, VerifyReport
+from asyncagg.verify.repair import repair
 
 SETTINGS = Settings(window_by="name", concurrency=8)
 LATER = datetime.now(UTC) + timedelta(hours=1)

@@ -13,13 +13,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from s3server import S3Server
 from scenario import BUCKET, moment, open_s3
 
-from asyncagg.endpoint import address_of, serve
 from asyncagg.errors import AccessDeniedError, ConfigurationError, TransientError, UsageError
-from asyncagg.exporter import Exporter
-from asyncagg.health import Health
 from asyncagg.limits import Retry
 from asyncagg.outcome import RunReport, Tally, WindowReport
 from asyncagg.watch import Watch, WatchedRun
+from asyncagg.watch.endpoint import address_of, serve
+from asyncagg.watch.exporter import Exporter
+from asyncagg.watch.health import Health
 
 END = moment(14, 0)
 

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from asyncagg.backfill import Engine, LocalEngine, Status, interval_of, recompute_all
 from asyncagg.backfill import backfill as settle_all
+from asyncagg.bench import Bench
 from asyncagg.cli.base import (
     configure_logs,
     err,
@@ -34,12 +35,11 @@ from asyncagg.cli.base import (
     with_settings,
 )
 from asyncagg.errors import ConfigurationError, UsageError
+from asyncagg.model import Interval
 from asyncagg.outcome import RunReport
-from asyncagg.partial import Bench
 from asyncagg.recompute import RecomputeReport
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
-from asyncagg.survey import Interval
 
 __all__ = ("Source", "backfill")
 
@@ -147,7 +147,7 @@ async def _engine(
             yield LocalEngine(Bench(store, settings))
         return
     try:
-        from asyncagg import cluster  # noqa: PLC0415 - an extra
+        from asyncagg.backfill import cluster  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ConfigurationError(
             f"Dask: {error}; expected the extra: pip install 'asyncagg[cluster]', or neither "

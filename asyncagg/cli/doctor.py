@@ -9,7 +9,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from asyncagg.checks import Diagnosis, Status
 from asyncagg.cli.base import (
     JsonOption,
     configure_logs,
@@ -20,6 +19,7 @@ from asyncagg.cli.base import (
     with_settings,
 )
 from asyncagg.doctor import examine
+from asyncagg.doctor.checks import Diagnosis, Status
 from asyncagg.settings import Settings
 
 __all__ = ("doctor",)

@@ -22,9 +22,9 @@ from asyncagg.cli.base import (
     with_settings,
 )
 from asyncagg.errors import UsageError
-from asyncagg.putback import Outcome, PutBack
 from asyncagg.quarantine import Held, Shown, Wanted, check_key, held
 from asyncagg.quarantine import show as show_one
+from asyncagg.quarantine.putback import Outcome, PutBack
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
 

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from asyncagg.bench import Bench
 from asyncagg.cli.base import (
     JsonOption,
     configure_logs,
@@ -23,14 +24,12 @@ from asyncagg.cli.base import (
     with_settings,
 )
 from asyncagg.errors import UsageError
-from asyncagg.findings import Kind, Plan, RepairReport, VerifyReport
-from asyncagg.model import Window
-from asyncagg.partial import Bench
-from asyncagg.repair import repair as repair_found
+from asyncagg.model import Interval, Window
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
-from asyncagg.survey import Interval
 from asyncagg.verify import verify as verify_all
+from asyncagg.verify.findings import Kind, Plan, RepairReport, VerifyReport
+from asyncagg.verify.repair import repair as repair_found
 
 __all__ = ("verify",)
 

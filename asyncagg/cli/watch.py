@@ -114,9 +114,9 @@ async def _endpoint(
 ) -> tuple[_Told, ...]:
     """Answer over HTTP, and return what is to be told of the runs for it."""
     try:
-        from asyncagg.endpoint import address_of, serve  # noqa: PLC0415 - an extra
-        from asyncagg.exporter import Exporter  # noqa: PLC0415 - likewise
-        from asyncagg.health import Health  # noqa: PLC0415 - for the two of them only
+        from asyncagg.watch.endpoint import address_of, serve  # noqa: PLC0415 - an extra
+        from asyncagg.watch.exporter import Exporter  # noqa: PLC0415 - likewise
+        from asyncagg.watch.health import Health  # noqa: PLC0415 - for the two of them only
     except ImportError as error:
         raise ConfigurationError(
             f"--listen: {error}; expected the extra: pip install 'asyncagg[watch]', or no --listen"

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+from asyncagg.backfill.survey import aggregated
 from asyncagg.document import accumulator_of, read_head, read_quarantined
 from asyncagg.errors import (
     AggregateError,
@@ -21,12 +22,11 @@ from asyncagg.errors import (
 )
 from asyncagg.layout import Layout
 from asyncagg.limits import for_each
-from asyncagg.model import Window
+from asyncagg.model import Interval, Window
 from asyncagg.report.matches import cut
 from asyncagg.report.numbers import Quarantined, Report, Unreadable, bucket_minutes
 from asyncagg.settings import Settings
 from asyncagg.store import Store
-from asyncagg.survey import Interval, aggregated
 
 __all__ = ("MOST_QUARANTINED", "gather")
 

@@ -13,7 +13,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from asyncagg.checks import Finding
+from asyncagg.doctor.checks import Finding
 from asyncagg.store._writing import NO_LINKS
 
 __all__ = ("file_system", "folder", "root_folder", "space")

@@ -13,7 +13,7 @@ import anyio
 from anyio import to_thread
 from anyio.abc import ByteStream
 
-from asyncagg.checks import Examination, Finding
+from asyncagg.doctor.checks import Examination, Finding
 from asyncagg.settings import Settings
 from asyncagg.store.boto import Answer, Control, Location
 from asyncagg.store.http import tls_context

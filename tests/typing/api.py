@@ -7,9 +7,9 @@ from typing import Any, assert_type
 
 import asyncagg
 from asyncagg.backfill import LocalEngine, backfill, interval_of
+from asyncagg.bench import Bench
 from asyncagg.errors import ConfigurationError, StoreError, UsageError
 from asyncagg.handler import lambda_handler
-from asyncagg.partial import Bench
 from asyncagg.rollup import Period, RollupReport, rollup
 from asyncagg.store import Body, Store
 from asyncagg.store.memory import MemoryStore

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from anyio import to_thread
 from msgspec import structs
 
-from asyncagg.asking import ask, needs
-from asyncagg.checks import Diagnosis, Examination, Finding
+from asyncagg.doctor.asking import ask, needs
+from asyncagg.doctor.checks import Diagnosis, Examination, Finding
+from asyncagg.doctor.permissions import Grant, grants, policy
 from asyncagg.errors import AsyncaggError, NotFoundError, UsageError
-from asyncagg.permissions import Grant, grants, policy
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.store.guards import PROBE, GuardedStore

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from asyncagg.ledger import Counts
+from asyncagg.verify.ledger import Counts
 
 __all__ = ("SHOWN", "Example", "Finding", "Kind", "Plan", "RepairReport", "VerifyReport")
 

@@ -10,8 +10,8 @@ from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from asyncagg.errors import ConfigurationError, UsageError
-from asyncagg.exporter import Exporter
-from asyncagg.health import Health
+from asyncagg.watch.exporter import Exporter
+from asyncagg.watch.health import Health
 
 __all__ = ("address_of", "serve")
 

@@ -22,12 +22,12 @@ from distributed import Client, KilledWorker, LocalCluster
 from distributed.client import FutureCancelledError
 from distributed.utils import silence_logging_cmgr
 
+from asyncagg.backfill.tasks import Task
+from asyncagg.bench import Bench
 from asyncagg.errors import AsyncaggError, ConfigurationError, TransientError
 from asyncagg.loops import loop_factory
-from asyncagg.partial import Bench
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
-from asyncagg.tasks import Task
 
 __all__ = ("ClusterEngine", "dask_setup", "join_cluster", "perform", "start_cluster")
 

@@ -14,7 +14,8 @@ from typing import Protocol, TypeAlias
 
 import anyio
 
-from asyncagg.checks import Finding
+from asyncagg.doctor.checks import Finding
+from asyncagg.doctor.permissions import Grant
 from asyncagg.errors import (
     AccessDeniedError,
     NotFoundError,
@@ -23,7 +24,6 @@ from asyncagg.errors import (
     UnsupportedConditionError,
 )
 from asyncagg.model import RunFile
-from asyncagg.permissions import Grant
 from asyncagg.store import Store
 from asyncagg.store.guards import PROBE, remove
 

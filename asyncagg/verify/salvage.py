@@ -14,10 +14,10 @@ import msgspec
 import orjson
 
 from asyncagg.document import SCHEMA_VERSION, window_member
-from asyncagg.ledger import RefusedRow
 from asyncagg.model import RunFile, Window
 from asyncagg.spool import LONGEST_LINE
 from asyncagg.store import StreamedBody
+from asyncagg.verify.ledger import RefusedRow
 
 __all__ = ("Remains", "run_file", "salvage")
 

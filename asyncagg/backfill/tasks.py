@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, TypeVar
 
+from asyncagg.backfill.partial import Folder, Part, clear, commit, merge, sweep
+from asyncagg.backfill.survey import Piece, Surveyed, aggregated, survey
+from asyncagg.bench import Bench
 from asyncagg.keyspace import KeyRange
 from asyncagg.limits import for_each
-from asyncagg.model import Window
+from asyncagg.model import Interval, Window
 from asyncagg.outcome import RunReport, WindowReport
-from asyncagg.partial import Bench, Folder, Part, clear, commit, merge, sweep
 from asyncagg.pipeline import run
 from asyncagg.recompute import Recomputed, recompute
-from asyncagg.survey import Interval, Piece, Surveyed, aggregated, survey
 
 __all__ = (
     "LISTINGS",
@@ -129,7 +130,7 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Merge partial aggregates into one; return its key, or None as `asyncagg.partial.merge`."""
+    """Merge partial aggregates into one; return its key, or None: see `partial.merge`."""
 
     window: Window
     keys: tuple[str, ...]
@@ -141,7 +142,7 @@ class Merge:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Commit partial aggregates; see `asyncagg.partial.commit`."""
+    """Commit partial aggregates; see `asyncagg.backfill.partial.commit`."""
 
     window: Window
     keys: tuple[str, ...]

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
+from asyncagg.bench import Bench
 from asyncagg.document import Existing
 from asyncagg.errors import (
     AggregateError,
@@ -21,14 +22,13 @@ from asyncagg.errors import (
     TransientError,
 )
 from asyncagg.layout import Kind, Layout
-from asyncagg.ledger import PAGE, CountedRow, InboxRow, Ledger, Listing, RefusedRow
 from asyncagg.limits import for_each
 from asyncagg.model import RunFile, Window
 from asyncagg.parsing import is_run_file
-from asyncagg.partial import Bench
-from asyncagg.salvage import Remains, run_file, salvage
 from asyncagg.settle import RESETTLES, load
 from asyncagg.spool import open_spool
+from asyncagg.verify.ledger import PAGE, CountedRow, InboxRow, Ledger, Listing, RefusedRow
+from asyncagg.verify.salvage import Remains, run_file, salvage
 from asyncagg.windows import membership
 
 __all__ = ("AT_ONCE", "Stock")

@@ -1,8 +1,8 @@
 """The self-proving report: do the aggregates say what the files say, and do the promises hold?
 
 Each aggregate is computed again from the files that it names, and what stands in the store is held
-against what the aggregates name; see `asyncagg.stock` for how this can be done while runs are at
-work. What is suspected is looked at once more before it is told. Nothing is changed.
+against what the aggregates name; see `asyncagg.verify.stock` for how this can be done while runs
+are at work. What is suspected is looked at once more before it is told. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import anyio
 import msgspec
 
 from asyncagg.archive import same_content
-from asyncagg.claims import claim, obstacle
+from asyncagg.bench import Bench
 from asyncagg.document import Existing
 from asyncagg.errors import NotFoundError, PreconditionFailedError
-from asyncagg.findings import Kind, VerifyReport
 from asyncagg.layout import Layout
-from asyncagg.ledger import Clash, Missed, open_ledger
 from asyncagg.limits import for_each
 from asyncagg.model import RunFile, Window
-from asyncagg.partial import Bench
 from asyncagg.recompute import Recomputed, examine
-from asyncagg.stock import AT_ONCE, Stock
+from asyncagg.verify.claims import claim, obstacle
+from asyncagg.verify.findings import Kind, VerifyReport
+from asyncagg.verify.ledger import Clash, Missed, open_ledger
+from asyncagg.verify.stock import AT_ONCE, Stock
 
 __all__ = ("verify",)
 

@@ -10,20 +10,20 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from asyncagg.archive import Mover
-from asyncagg.claims import claim, obstacle
+from asyncagg.bench import Bench
 from asyncagg.document import Document
 from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, TransientError
-from asyncagg.findings import RepairReport, VerifyReport
-from asyncagg.ledger import open_ledger
 from asyncagg.model import RunFile, Window
 from asyncagg.outcome import Tally
-from asyncagg.partial import Bench
 from asyncagg.recompute import Recomputed, examine, fold_again
 from asyncagg.rows import RowSpool, quarantined_row
-from asyncagg.salvage import Remains
 from asyncagg.spool import open_spool
-from asyncagg.stock import Stock
 from asyncagg.verify import verify
+from asyncagg.verify.claims import claim, obstacle
+from asyncagg.verify.findings import RepairReport, VerifyReport
+from asyncagg.verify.ledger import open_ledger
+from asyncagg.verify.salvage import Remains
+from asyncagg.verify.stock import Stock
 from asyncagg.windows import parse_window
 
 __all__ = ("repair",)

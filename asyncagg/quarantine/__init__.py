@@ -1,6 +1,6 @@
 """What is in quarantine, why, and whether it would be accepted now.
 
-Nothing is changed here; `asyncagg.putback` takes files out.
+Nothing is changed here; `asyncagg.quarantine.putback` takes files out.
 """
 
 from __future__ import annotations

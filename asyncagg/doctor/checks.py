@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeAlias
 
 import anyio
 
+from asyncagg.doctor.permissions import Grant
 from asyncagg.errors import AsyncaggError
-from asyncagg.permissions import Grant
 
 __all__ = ("CHECK_SECONDS", "Check", "Diagnosis", "Examination", "Finding", "Status")
 

@@ -2,8 +2,8 @@
 
 What is done, and in which order, is decided here, in one process. Where it is done is the engine's
 business: on this very event loop (`LocalEngine`), or on the workers of a cluster (see
-`asyncagg.cluster`). A task is a small value that says what to do; it may be done twice, or half
-and then again: settling is idempotent.
+`asyncagg.backfill.cluster`). A task is a small value that says what to do; it may be done twice, or
+half and then again: settling is idempotent.
 """
 
 from __future__ import annotations
@@ -18,18 +18,9 @@ from typing import Protocol, TypeVar
 
 import anyio
 
-from asyncagg.errors import TransientError, UsageError
-from asyncagg.keyspace import KeyRange, ranges
-from asyncagg.layout import Layout
-from asyncagg.limits import for_each, task_group
-from asyncagg.model import Window
-from asyncagg.outcome import RunReport, WindowReport
-from asyncagg.partial import FAN_IN, Bench, Part
-from asyncagg.recompute import RecomputeReport
-from asyncagg.settings import Settings
-from asyncagg.settle import RESETTLES
-from asyncagg.survey import Interval, Piece, Segment, plan
-from asyncagg.tasks import (
+from asyncagg.backfill.partial import FAN_IN, Part
+from asyncagg.backfill.survey import Piece, Segment, plan
+from asyncagg.backfill.tasks import (
     LISTINGS,
     Aggregated,
     Clear,
@@ -43,6 +34,16 @@ from asyncagg.tasks import (
     Sweep,
     Task,
 )
+from asyncagg.bench import Bench
+from asyncagg.errors import TransientError, UsageError
+from asyncagg.keyspace import KeyRange, ranges
+from asyncagg.layout import Layout
+from asyncagg.limits import for_each, task_group
+from asyncagg.model import Interval, Window
+from asyncagg.outcome import RunReport, WindowReport
+from asyncagg.recompute import RecomputeReport
+from asyncagg.settings import Settings
+from asyncagg.settle import RESETTLES
 from asyncagg.windows import window_of
 
 __all__ = ("Engine", "LocalEngine", "Status", "backfill", "interval_of", "recompute_all")

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import msgspec
 
+from asyncagg.bench import Bench
 from asyncagg.errors import NotFoundError
 from asyncagg.model import RunFile, Window
-from asyncagg.partial import Bench
-from asyncagg.salvage import Remains
-from asyncagg.stock import Stock
+from asyncagg.verify.salvage import Remains
+from asyncagg.verify.stock import Stock
 from asyncagg.windows import membership, stamp_of
 
 __all__ = ("claim", "obstacle")

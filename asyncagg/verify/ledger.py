@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from anyio import CancelScope, CapacityLimiter, to_thread
 
-from asyncagg import ledger_sql
 from asyncagg.errors import ConfigurationError
 from asyncagg.model import RunFile
+from asyncagg.verify import ledger_sql
 
 __all__ = (
     "PAGE",

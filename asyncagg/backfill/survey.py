@@ -10,40 +10,23 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple
 
 from asyncagg.keyspace import KeyRange, behind, listed
 from asyncagg.layout import Kind, Layout
-from asyncagg.model import RunFile, Window
+from asyncagg.model import Interval, RunFile, Window
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.windows import membership
 
-__all__ = ("SEGMENT", "Interval", "Piece", "Segment", "Surveyed", "aggregated", "plan", "survey")
+__all__ = ("SEGMENT", "Piece", "Segment", "Surveyed", "aggregated", "plan", "survey")
 
 SEGMENT = 1000
 """The most files of a segment, and the most other keys that it passes over: a page of S3's."""
 
 LEAST = 2 * SEGMENT
 """A window in parts is not cut into smaller ones for the sake of balance: each is an object."""
-
-
-class Interval(NamedTuple):
-    """The windows from a moment to another, both in UTC.
-
-    Attributes:
-        since: No window starts earlier.
-        until: No window ends later.
-    """
-
-    since: datetime
-    until: datetime
-
-    def holds(self, window: Window) -> bool:
-        """Say whether all of a window is in it."""
-        return self.since <= window.start and window.end <= self.until
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,15 +12,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
 from asyncagg.accumulator import Accumulator
 from asyncagg.archive import Mover
+from asyncagg.bench import Bench
 from asyncagg.document import Document, Existing
 from asyncagg.errors import AggregateError, NotFoundError, OverlapError, PreconditionFailedError
 from asyncagg.fetching import Fetcher
@@ -34,7 +33,7 @@ from asyncagg.settle import RESETTLES, Settled, Settler, load
 from asyncagg.spool import Spool, open_spool
 from asyncagg.store import DELETE_BATCH, Store
 
-__all__ = ("FAN_IN", "Bench", "Folder", "Part", "clear", "commit", "merge", "sweep")
+__all__ = ("FAN_IN", "Folder", "Part", "clear", "commit", "merge", "sweep")
 
 FAN_IN = 32
 """Partial aggregates merged at a time: each is a temporary file while they are."""
@@ -42,23 +41,6 @@ FAN_IN = 32
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What a piece of work is done with.
-
-    Attributes:
-        store: Where the objects live.
-        settings: The prefixes, the window and the bounds.
-        temporary: Folder for rows that do not fit in memory.
-        now: The clock of ``aggregation_timestamp``.
-    """
-
-    store: Store
-    settings: Settings
-    temporary: Path | None = None
-    now: Callable[[], datetime] = _now
 
 
 class Part(NamedTuple):
