@@ -43,10 +43,15 @@ UNUSED = (
     "**/*.p[xy][dxi]",
     # The command line, and what only it needs.
     "asyncagg/__main__.py",
-    "asyncagg/cli*",
-    "asyncagg/cluster.py",
+    "asyncagg/backfill",
+    "asyncagg/cli",
     "asyncagg/demo.py",
+    "asyncagg/doctor",
+    "asyncagg/quarantine",
+    "asyncagg/report",
     "asyncagg/sample.py",
+    "asyncagg/verify",
+    "asyncagg/watch",
     # Clients of other services than S3, and boto3's own objects.
     "boto3/data/*",
     "boto3/examples",

@@ -26,7 +26,12 @@ NOT_ON_LAMBDA = (
     "dask",
     "distributed",
     "matplotlib",
+    "asyncagg.backfill",
     "asyncagg.cli",
+    "asyncagg.doctor",
+    "asyncagg.report",
+    "asyncagg.verify",
+    "asyncagg.watch",
     "pytest",
 )
 
