@@ -54,5 +54,5 @@ async def counted_before(
             return  # it was moved, or overwritten: who comes to fetch it sees that too
 
     back = [file for file in files if layout.was_put_back(file.key)]
-    await for_each(back, look, workers=workers)
+    await for_each(back, look, workers=min(workers, len(back)))  # mostly none
     return found
