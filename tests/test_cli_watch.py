@@ -104,7 +104,7 @@ def test_it_settles_answers_and_ends_on_a_signal(store: list[str], number: signa
     """At once at the start; then /healthz and /metrics answer; the signal ends it with 0."""
     done = asyncagg("sample", *store, "--files", "40", "--windows", "2", "--json")
     assert done.returncode == 0, done.stderr
-    with watched(*store, "--window-by", "name") as watch:
+    with watched(*store, "--window-by", "name", "--delay", "0") as watch:
         told = watch.next_run()
         assert (told["event"], told["missed"]) == ("run", 0)
         assert told["duration_seconds"] > 0

@@ -105,7 +105,7 @@ async def start_cluster(settings: Settings, workers: int) -> AsyncIterator[Clust
         )
         async with _closing(cluster), _connected(cluster) as client:
             # What workers warn of is logged here, as if it had been done here.
-            told = logging.getLogger(__package__)
+            told = logging.getLogger("asyncagg")
             await client.forward_logging(told.name, level=told.getEffectiveLevel())
             yield ClusterEngine(client, settings, workers)
 
