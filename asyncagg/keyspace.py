@@ -1,4 +1,4 @@
-"""Parts of a listing: ranges of keys that can be listed side by side."""
+"""Parts of a listing: ranges of keys to be listed side by side; the windows of an interval."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from itertools import pairwise
 from string import ascii_letters, digits
 from typing import NamedTuple
 
-from asyncagg.model import RunFile
+from asyncagg.layout import Layout
+from asyncagg.model import Interval, RunFile, Window
+from asyncagg.settings import Settings
 from asyncagg.store import Store
 
-__all__ = ("MOST_TIMES", "KeyRange", "behind", "listed", "ranges")
+__all__ = ("MOST_TIMES", "KeyRange", "aggregated", "behind", "listed", "ranges")
 
 MOST_TIMES = 168
 """At most so many points in time cut a listing: a week by the hour, half a year by the day."""
@@ -37,6 +39,32 @@ async def listed(store: Store, prefix: str, keys: KeyRange) -> AsyncIterator[Seq
             continue
         yield [file for file in page if file.key <= keys.last]
         return
+
+
+async def aggregated(
+    store: Store, settings: Settings, interval: Interval
+) -> AsyncIterator[list[Window]]:
+    """Yield the windows of an interval that have an aggregate, page by page, in their order.
+
+    No page is empty.
+    """
+    layout = Layout(settings)
+    start, end = (
+        f"{layout.aggregate_prefix}{Window(moment, settings.window_minutes).name}"
+        for moment in interval
+    )
+    async for page in store.list_pages(layout.aggregate_prefix, start_after=start):
+        named = (layout.aggregate_window(file.key, settings.window_minutes) for file in page)
+        # Compared first: a window at the beginning of time has no start.
+        windows = [
+            window
+            for window in named
+            if window and interval.since < window.end and interval.holds(window)
+        ]
+        if windows:
+            yield windows
+        if page and page[-1].key > f"{end}.json":
+            return
 
 
 def ranges(prefix: str, since: datetime, until: datetime) -> list[KeyRange]:

@@ -287,7 +287,9 @@ async def test_a_straggler_that_was_given_up_comes_back(cluster: Cluster) -> Non
             worker.kill()
             await anyio.to_thread.run_sync(worker.wait)
         assert (412, "PutObject") in {(entry.status, entry.operation) for entry in server.audit.log}
-        await backfilled(server, cluster)  # sweeps what one that was stopped in a fold has put since
+        await backfilled(
+            server, cluster
+        )  # sweeps what was put since by one stopped in a fold
         check(server)
 
 

@@ -1,4 +1,4 @@
-"""Where the run files and the aggregates of an interval lie, and how to share the files out.
+"""Where the run files of an interval lie, and how to share them out.
 
 A survey lists keys and keeps no reference: of each stretch of about a thousand keys it notes how
 many files of which window are in it. From that a plan follows whose pieces are ranges of keys.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.windows import membership
 
-__all__ = ("SEGMENT", "Piece", "Segment", "Surveyed", "aggregated", "plan", "survey")
+__all__ = ("SEGMENT", "Piece", "Segment", "Surveyed", "plan", "survey")
 
 SEGMENT = 1000
 """The most files of a segment, and the most other keys that it passes over: a page of S3's."""
@@ -87,32 +87,6 @@ async def survey(
         if pages <= 0 and page:
             return Surveyed(cutter.finish(), behind(page[0].key, page[-1].key, keys))
     return Surveyed(cutter.finish(), [])
-
-
-async def aggregated(
-    store: Store, settings: Settings, interval: Interval
-) -> AsyncIterator[list[Window]]:
-    """Yield the windows of an interval that have an aggregate, page by page, in their order.
-
-    No page is empty.
-    """
-    layout = Layout(settings)
-    start, end = (
-        f"{layout.aggregate_prefix}{Window(moment, settings.window_minutes).name}"
-        for moment in interval
-    )
-    async for page in store.list_pages(layout.aggregate_prefix, start_after=start):
-        named = (layout.aggregate_window(file.key, settings.window_minutes) for file in page)
-        # Compared first: a window at the beginning of time has no start.
-        windows = [
-            window
-            for window in named
-            if window and interval.since < window.end and interval.holds(window)
-        ]
-        if windows:
-            yield windows
-        if page and page[-1].key > f"{end}.json":
-            return
 
 
 class _Cutter:

@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from asyncagg.backfill.partial import Folder, Part, clear, commit, merge, sweep
-from asyncagg.backfill.survey import Piece, Surveyed, aggregated, survey
+from asyncagg.backfill.survey import Piece, Surveyed, survey
 from asyncagg.bench import Bench
-from asyncagg.keyspace import KeyRange
+from asyncagg.keyspace import KeyRange, aggregated
 from asyncagg.limits import for_each
 from asyncagg.model import Interval, Window
 from asyncagg.outcome import RunReport, WindowReport

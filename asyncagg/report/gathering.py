@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from asyncagg.backfill.survey import aggregated
 from asyncagg.document import accumulator_of, read_head, read_quarantined
 from asyncagg.errors import (
     AggregateError,
@@ -20,6 +19,7 @@ from asyncagg.errors import (
     StoreError,
     UsageError,
 )
+from asyncagg.keyspace import aggregated
 from asyncagg.layout import Layout
 from asyncagg.limits import for_each
 from asyncagg.model import Interval, Window
