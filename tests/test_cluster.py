@@ -287,9 +287,7 @@ async def test_a_straggler_that_was_given_up_comes_back(cluster: Cluster) -> Non
             worker.kill()
             await anyio.to_thread.run_sync(worker.wait)
         assert (412, "PutObject") in {(entry.status, entry.operation) for entry in server.audit.log}
-        await backfilled(
-            server, cluster
-        )  # sweeps what was put since by one stopped in a fold
+        await backfilled(server, cluster)  # sweeps what was put since by one stopped in a fold
         check(server)
 
 
