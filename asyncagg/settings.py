@@ -149,6 +149,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 f"window_minutes {self.window_minutes!r}: expected a whole number from 1 to "
                 f"{MINUTES_A_DAY} that divides {MINUTES_A_DAY}, such as 5, 15 or 60"
             )
+        if self.store.startswith("s3:") and not self.store.startswith("s3://"):
+            raise UsageError(f"store {self.store!r}: expected s3://bucket[/prefix] or a directory")
         if self.max_seconds is not None and not self.max_seconds >= 1:
             raise UsageError(f"max_seconds {self.max_seconds!r}: expected a number from 1")
         self._check_prefixes()

@@ -95,6 +95,7 @@ def test_files_of_a_window_that_has_not_ended_wait(tmp_path: Path) -> None:
         (["run", "/no/such/folder"], 1, "/no/such/folder"),
         (["run", "ftp://x"], 2, "store 'ftp://x': expected s3://bucket"),
         (["run", "s3://"], 2, "store 's3://': expected s3://bucket"),
+        (["run", "s3:/bucket"], 2, "store 's3:/bucket': expected s3://bucket"),
         (["run", ".", "--at", "noon"], 2, "--at 'noon': expected a time"),
         (["run", ".", "--window-minutes", "7"], 2, "window_minutes 7: expected"),
         (["run", ".", "--window-minutes", "five"], 2, "window_minutes 'five': expected"),
