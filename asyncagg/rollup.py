@@ -191,8 +191,8 @@ async def rollup(
                 break
             spans.setdefault(Span.around(moment, level), []).append(file)
 
-        async def one(item: tuple[Span, list[RunFile]]) -> None:
-            await job.roll_up(*item)
+        async def one(item: tuple[Span, list[RunFile]], *, source: Period | None = source) -> None:
+            await job.roll_up(*item, source)
             if progress is not None:
                 progress(job.report)
 
@@ -254,18 +254,28 @@ class _Job:
     def _key(self, span: Span) -> str:
         return f"{self._folder(span.period)}{span.name}.json"
 
-    async def roll_up(self, span: Span, files: Sequence[RunFile]) -> None:
-        """Bring one rollup up to date."""
+    async def roll_up(self, span: Span, files: Sequence[RunFile], source: Period | None) -> None:
+        """Bring one rollup up to date with the files that were listed, of a kind."""
         key = self._key(span)
         for _ in range(RESETTLES):
             try:
                 await self._roll_up(key, span, files)
             except PreconditionFailedError:
+                # Who wrote it meanwhile may have listed what was not there before.
+                files = await self._listed(span, source)
                 continue
             except AggregateError as error:
                 self.report.failures[key] = str(error)
             return
         self.report.failures[key] = f"others wrote it {RESETTLES} times meanwhile"
+
+    async def _listed(self, span: Span, source: Period | None) -> list[RunFile]:
+        files: list[RunFile] = []
+        async for moment, file in self.inputs(source, span.start):
+            if moment >= span.end:
+                break
+            files.append(file)
+        return files
 
     async def _roll_up(self, key: str, span: Span, files: Sequence[RunFile]) -> None:
         old, etag = await self._old(key, span)

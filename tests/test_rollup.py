@@ -212,6 +212,21 @@ async def test_two_at_the_same_time_write_it_once_each_in_turn() -> None:
     assert document(store, "rollups/hour/20251021t00.json")["revision"] == 1
 
 
+async def test_who_comes_second_keeps_what_the_first_has_found() -> None:
+    """An aggregate that comes after the one's listing, and before the other's, stays in."""
+    store = await settled(range(8), minutes=5)
+    key = max(key for key in store._objects if key.startswith("aggregates/"))
+    late = store._objects.pop(key)
+
+    async def race(operation: str, _key: str, when: str) -> None:
+        if operation == "put" and when == "before" and key not in store._objects:
+            store._objects[key] = late
+            await rolled(store, Period.HOUR)
+
+    await rolled(HookedStore(store, race), Period.HOUR)
+    assert document(store, "rollups/hour/20251021t00.json")["files"]["counted"] == 8
+
+
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b'{"schema_version":1,"inputs":[{}]}'])
 async def test_what_is_not_ours_is_left_alone(damage: bytes) -> None:
     """A foreign object at a rollup's key, or at an aggregate's, fails that rollup only."""
