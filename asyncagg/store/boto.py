@@ -7,7 +7,7 @@ It finds credentials, region and endpoint, sends multipart uploads, and can send
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -222,16 +222,30 @@ async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[
         # A bucket's own host name would not resolve on other servers.
         s3={"addressing_style": "path"} if endpoint_url else {},
     )
-    session = aioboto3.Session()
-    region = session.region_name or "us-east-1"
+    async with AsyncExitStack() as stack:
+        with _set_up(endpoint_url):
+            session = aioboto3.Session()
+            region = session.region_name or "us-east-1"
+            client = await stack.enter_async_context(
+                session.client(
+                    "s3", endpoint_url=endpoint_url or None, region_name=region, config=config
+                )
+            )
+        yield Control(session, client)
+
+
+@contextmanager
+def _set_up(endpoint_url: str) -> Iterator[None]:
     try:
-        client = session.client(
-            "s3", endpoint_url=endpoint_url or None, region_name=region, config=config
-        )
-        async with client as opened:
-            yield Control(session, opened)
+        yield
+    except boto_errors.ProfileNotFound as error:
+        raise ConfigurationError(
+            f"AWS_PROFILE: {error}; expected a profile of the AWS configuration"
+        ) from error
     except (boto_errors.NoRegionError, ValueError) as error:
-        raise ConfigurationError(f"endpoint_url {endpoint_url!r}: {error}") from error
+        raise ConfigurationError(
+            f"endpoint_url {endpoint_url!r}: {error}; expected a URL such as http://127.0.0.1:5000"
+        ) from error
 
 
 class _Bucket:
