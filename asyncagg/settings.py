@@ -26,6 +26,7 @@ __all__ = (
     "described",
     "from_environment",
     "settings_from",
+    "unknown_variables",
 )
 
 ENV_PREFIX = "ASYNCAGG_"
@@ -270,4 +271,17 @@ def from_environment(environ: Mapping[str, str], **given: Any) -> Settings:
         if (text := environ.get(setting.variable)) is not None:
             values[setting.name] = text
     values.update({name: value for name, value in given.items() if value is not None})
-    return settings_from(values)
+    try:
+        return settings_from(values)
+    except UsageError as error:
+        refused = str(error).partition(" ")[0]  # each message starts with the setting
+        variable = f"{ENV_PREFIX}{refused.upper()}"
+        if variable not in environ or given.get(refused) is not None:
+            raise
+        raise UsageError(f"{error}; it comes from {variable}") from None
+
+
+def unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield the variables that look like settings and are none: a typing error, most likely."""
+    known = {setting.variable for setting in described()}
+    yield from (name for name in environ if name.startswith(ENV_PREFIX) and name not in known)

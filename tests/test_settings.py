@@ -20,6 +20,7 @@ from asyncagg.settings import (
     described,
     from_environment,
     settings_from,
+    unknown_variables,
 )
 from asyncagg.windows import MINUTES_A_DAY
 
@@ -254,6 +255,23 @@ class TestEnvironment:
         """A variable's value is refused as an option's is."""
         with pytest.raises(UsageError, match=f"^{name} .*: expected {SETTINGS[name].accepted}"):
             from_environment({SETTINGS[name].variable: value})
+
+    def test_a_refused_variable_is_named(self) -> None:
+        """Where a value comes from is told of a variable, and not of an option that overrides."""
+        with pytest.raises(UsageError, match=r"or name; it comes from ASYNCAGG_WINDOW_BY$"):
+            from_environment({"ASYNCAGG_WINDOW_BY": "day"})
+        with pytest.raises(UsageError, match=r"or name$"):
+            from_environment({"ASYNCAGG_WINDOW_BY": "name"}, window_by="day")
+
+    def test_variables_that_are_no_settings(self) -> None:
+        """Only those that look like one."""
+        environ = {
+            "ASYNCAGG_WINDOW_BY": "x",
+            "ASYNCAGG_WINDOWBY": "x",
+            "HOME": "/",
+            ENV_BUCKET: "b",
+        }
+        assert list(unknown_variables(environ)) == ["ASYNCAGG_WINDOWBY"]
 
 
 class TestDeclaration:
