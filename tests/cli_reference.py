@@ -15,7 +15,7 @@ __all__ = ("TARGET", "reference")
 
 TARGET = Path(__file__).parents[1] / "docs" / "reference" / "cli.md"
 
-_WIDTH = 100
+_WIDTH = 88
 
 _HEAD = """# Command line
 

@@ -76,6 +76,23 @@ def test_the_reference_is_current() -> None:
     assert TARGET.read_text(encoding="utf-8") == reference(), "run: tox -e cli-reference"
 
 
+@pytest.mark.parametrize("words", [["--help"], ["quarantine", "--help"]], ids=" ".join)
+def test_no_summary_of_a_command_is_cut_off(words: list[str]) -> None:
+    """What a command is for fits into one line of a narrow terminal."""
+    listed = asyncagg(*words, COLUMNS="80").stdout.partition("Commands:\n")[2]
+    assert listed.splitlines()
+    assert all(line.endswith(".") and not line.endswith("..") for line in listed.splitlines())
+
+
+def test_the_settings_come_after_a_commands_own_options() -> None:
+    """Three options are not lost among twenty settings."""
+    told = asyncagg("run", "--help", COLUMNS="100").stdout
+    own, _, settings = told.partition("\nSettings (")
+    assert "--dry-run" in own
+    assert "--window-by" not in own.partition("\nOptions:")[2]
+    assert "[last_modified or name; default: last_modified]" in " ".join(settings.split())
+
+
 def test_the_version_is_that_of_the_package() -> None:
     """--version needs no command."""
     done = asyncagg("--version")
@@ -100,6 +117,37 @@ def test_debug_shows_where_an_error_comes_from(words: list[str], code: int, told
     assert "Traceback" in done.stderr
     assert told in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_a_variable_that_is_no_setting_is_told(tmp_path: Path) -> None:
+    """A typing error would else leave a default in force, and nobody knows."""
+    done = asyncagg("run", str(tmp_path), ASYNCAGG_WINDOWBY="name")
+    assert done.returncode == 0
+    assert "warning: ASYNCAGG_WINDOWBY is no setting" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "told"),
+    [
+        ([], {"AWS_PROFILE": "nobodys"}, "AWS_PROFILE: The config profile (nobodys) could not"),
+        (["--endpoint-url", "127.0.0.1:9"], {}, "expected a URL such as http://127.0.0.1:5000"),
+    ],
+)
+def test_a_set_up_that_aws_refuses_is_no_mistake_of_ours(
+    words: list[str], environment: dict[str, str], told: str
+) -> None:
+    """It names what to change."""
+    done = asyncagg("run", "s3://bucket", *words, **environment)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "unexpected" not in done.stderr
+
+
+def test_nothing_is_said_in_words(tmp_path: Path) -> None:
+    """Where there is nothing to show, no empty table is shown, and no silence."""
+    assert asyncagg("run", str(tmp_path)).stdout.startswith("no window that ended by ")
+    assert asyncagg("quarantine", "list", str(tmp_path)).stdout == "nothing is in quarantine\n"
+    assert asyncagg("quarantine", "list", str(tmp_path), "--json").stdout == ""
 
 
 def test_after_two_dashes_debug_is_a_word_like_any() -> None:

@@ -21,6 +21,7 @@ from asyncagg.cli import (
     verify,
     watch,
 )
+from asyncagg.cli.base import Command
 
 __all__ = ("EXIT_CODES", "app", "application", "commands")
 
@@ -49,7 +50,7 @@ for _command in (
     sample.sample,
     demo.demo,
 ):
-    app.command()(_command)
+    app.command(cls=Command)(_command)
 app.add_typer(quarantine.quarantine, name="quarantine")
 
 

@@ -85,7 +85,9 @@ def backfill(
         bool, typer.Option("--json", help="Print lines of JSON as it goes, the last is the report.")
     ] = False,
 ) -> None:
-    """Settle every window of an interval, however long; run it again to go on where it stopped.
+    """Settle every window of an interval, however long.
+
+    Run it again to go on where it stopped.
 
     With --workers or --scheduler (which need the extra "cluster") windows are settled side by side;
     one with more files than --chunk-files is counted in parts and committed once.

@@ -21,16 +21,18 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand
 
 from asyncagg import logs
 from asyncagg.errors import AsyncaggError
 from asyncagg.limits import task_group
 from asyncagg.loops import loop_factory
 from asyncagg.outcome import RunReport
-from asyncagg.settings import Settings, described, from_environment
+from asyncagg.settings import Setting, Settings, described, from_environment, unknown_variables
 from asyncagg.windows import parse_time
 
 __all__ = (
+    "Command",
     "JsonOption",
     "configure_logs",
     "err",
@@ -46,6 +48,8 @@ __all__ = (
 )
 
 T = TypeVar("T")
+
+_SETTINGS = "Settings (each is a variable too: --window-by is ASYNCAGG_WINDOW_BY)"
 
 _PIPE_WIDTH = 10_000
 """A pipe has no width: a table that goes into one is not cut to that of some terminal."""
@@ -97,17 +101,17 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
     def wrapped(**given: Any) -> Any:
         values = {name: given.pop(name) for name in ("store", *options)}
+        for name in unknown_variables(os.environ):
+            err.print(f"warning: {name} is no setting, and does nothing; all are in --help")
         return command(settings=from_environment(os.environ, **values), **given)
 
     for setting in options.values():
-        help_text = f"{setting.description} [{setting.accepted}"
-        help_text += f", {setting.unit}]" if setting.unit else "]"
         option = typer.Option(
             setting.option,
-            help=help_text,
-            show_default="none" if setting.default in (None, "") else str(setting.default),
+            help=_help_of(setting),
+            show_default=False,
             metavar=setting.unit.upper() or "TEXT",
-            rich_help_panel="Settings",
+            rich_help_panel=_SETTINGS,
         )
         parameters[setting.name] = inspect.Parameter(
             setting.name,
@@ -124,8 +128,32 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def _help_of(setting: Setting) -> str:
+    default = "none" if setting.default in (None, "") else setting.default
+    # That a text accepts any text goes without saying.
+    accepted = "" if setting.kind is str else f"{setting.accepted}; "
+    return f"{setting.description} [{accepted}default: {default}]"
+
+
+class Command(TyperCommand):
+    """A command whose help tells its own options first, then the settings that all have."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each kind of parameter, with those of the command first."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for each in self.get_params(ctx):
+            record = each.get_help_record(ctx)
+            if record is not None:
+                panel = getattr(each, "rich_help_panel", None) or "Options"
+                name = "Arguments" if each.param_type_name == "argument" else panel
+                sections.setdefault(name, []).append(record)
+        for name in sorted(sections, key=("Arguments", "Options", _SETTINGS).index):
+            with formatter.section(name):
+                formatter.write_dl(sections[name])
+
+
 def _store_argument() -> Any:
-    told = "s3://bucket[/prefix] or a directory; default: of the environment."
+    told = "s3://bucket[/prefix] or a directory; default: ASYNCAGG_STORE."
     return Annotated[str | None, typer.Argument(help=told, metavar="STORE")]
 
 
@@ -204,15 +232,10 @@ def visible(text: str) -> str:
 
 def print_report(report: RunReport) -> None:
     """Print what a run did, window by window."""
-    table = Table(title=f"windows that ended by {report.at}")
-    table.add_column("window", no_wrap=True)
-    names = ("counted", "late", "quarantined", "deferred", "left", "archived")
-    for name in ("rev.", *names):
-        table.add_column(name, justify="right", overflow="fold")
-    for each in report.windows.values():
-        numbers = [str(getattr(each.tally, name)) for name in names]
-        table.add_row(each.window, str(each.revision or "-"), *numbers)
-    out.print(table)
+    if report.windows:
+        out.print(_table(report))
+    else:
+        out.print(f"no window that ended by {report.at} has new run files")
     for window, reason in report.failures.items():
         out.print(Text(f"window {window} failed: {reason}", style="red"))
     notes = []
@@ -224,3 +247,15 @@ def print_report(report: RunReport) -> None:
         notes.append("time ran out before the whole inbox was listed: run again to go on")
     if notes:
         out.print("; ".join(notes))
+
+
+def _table(report: RunReport) -> Table:
+    table = Table(title=f"windows that ended by {report.at}")
+    table.add_column("window", no_wrap=True)
+    names = ("counted", "late", "quarantined", "deferred", "left", "archived")
+    for name in ("rev.", *names):
+        table.add_column(name, justify="right", overflow="fold")
+    for each in report.windows.values():
+        numbers = [str(getattr(each.tally, name)) for name in names]
+        table.add_row(each.window, str(each.revision or "-"), *numbers)
+    return table

@@ -29,7 +29,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="The same seed shows the same numbers.")] = 0,
     json: JsonOption = False,
 ) -> None:
-    """Show the whole job on sample files, on a store of its own that is removed at the end.
+    """Show the whole job on sample files, on a store of its own.
+
+    The store is removed at the end.
 
     Examples:
       asyncagg demo

@@ -29,12 +29,12 @@ _STYLES: dict[Status, str] = {"ok": "green", "warn": "yellow", "fail": "bold red
 
 @with_settings
 def doctor(*, settings: Settings, json: JsonOption = False) -> None:
-    """Check a set-up: credentials, region, endpoint, clock, permissions, guards, prefixes.
+    """Check a set-up: credentials, permissions and the store.
 
-    For a directory: whether it may be used, and whether its file system does what is relied on. It
-    changes nothing; two small objects of its own below the archive prefix are removed again. For
-    permissions that are missing it prints the IAM policy that grants them, as the role of
-    template.yaml has it.
+    Also region, endpoint, clock, guards and prefixes. For a directory: whether it may be used, and
+    whether its file system does what is relied on. It changes nothing; two small objects of its own
+    below the archive prefix are removed again. For permissions that are missing it prints the IAM
+    policy that grants them, as the role of template.yaml has it.
 
     The exit code is 0 where all is well, warnings allowed, and 1 where something fails.
 

@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 
 from asyncagg.cli.base import (
+    Command,
     JsonOption,
     configure_logs,
     execute,
@@ -31,14 +32,14 @@ from asyncagg.store.opening import open_store
 __all__ = ("list_files", "quarantine", "retry", "show")
 
 quarantine = typer.Typer(
-    help="List, look at and put back the files that could not be counted.",
+    help="List, show and put back files that could not be counted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
-@quarantine.command("list")
+@quarantine.command("list", cls=Command)
 @with_settings
 def list_files(
     *,
@@ -56,7 +57,9 @@ def list_files(
         bool, typer.Option("--json", help="Print one line of JSON per file, for machines.")
     ] = False,
 ) -> None:
-    """List what is in quarantine: key, time, window and size, and below each the reason.
+    """List what is in quarantine, and why.
+
+    A line has key, time, window and size; below it is the reason.
 
     A file that was overwritten in quarantine has lost the time that it came at: its window is
     known from its name alone (with --window-by name), and else it is told as "-" and --since and
@@ -69,19 +72,23 @@ def list_files(
     """
     wanted = Wanted(since, until, reason)
 
-    async def work() -> None:
+    async def work() -> int:
+        number = 0
         async with open_store(settings) as store:
             async for each in held(store, settings, wanted):
+                number += 1
                 if json:
                     print_json(each.as_dict())
                 else:
                     _print_held(each)
+        return number
 
     configure_logs(settings, json=json)
-    execute(work)
+    if not execute(work) and not json:
+        out.print("nothing is in quarantine" if wanted == Wanted() else "nothing of that is there")
 
 
-@quarantine.command("show")
+@quarantine.command("show", cls=Command)
 @with_settings
 def show(
     *,
@@ -91,10 +98,10 @@ def show(
     ],
     json: JsonOption = False,
 ) -> None:
-    """Show one file: why it was refused, where it came from, whether it would be accepted now.
+    """Show one file: why it was refused, and what is in it.
 
-    It is read again by today's rules and settings. Of its content the first bytes are shown,
-    unzipped where it is gzip.
+    Also where it came from, and whether it would be accepted now: it is read again by today's rules
+    and settings. Of its content the first bytes are shown, unzipped where it is gzip.
 
     Examples:
       asyncagg quarantine show ./data quarantine/20251021t1302Z_run.json
@@ -112,7 +119,7 @@ def show(
         _print_shown(shown)
 
 
-@quarantine.command("retry")
+@quarantine.command("retry", cls=Command)
 @with_settings
 def retry(
     *,
@@ -142,15 +149,15 @@ def retry(
         bool, typer.Option("--json", help="Print one line of JSON per file, then the sums.")
     ] = False,
 ) -> None:
-    """Put files back into the inbox, once they are mended; the next run counts them.
+    """Put mended files back into the inbox.
 
-    Mended is a file that was overwritten in quarantine, one that --replace mends, or one that
-    today's rules and settings accept as it is. Each is read first, and left where it is if it would
-    be refused again. It goes back under a name of its own (x.json comes back as
-    x.putback-0123456789abcdef.json), and is counted in the window of that name's time with
-    --window-by name, else in the window of the moment (in a directory: of the file's own time).
-    Stopped half way, run it again: no file is lost, and none is counted twice. On S3 it needs
-    PutObject below the inbox and DeleteObject below quarantine, which the job itself has not.
+    The next run counts them. Mended is a file that was overwritten in quarantine, one that
+    --replace mends, or one that today's rules and settings accept as it is. Each is read first, and
+    left where it is if it would be refused again. It goes back under a name of its own (x.json
+    comes back as x.putback-0123456789abcdef.json), and is counted in the window of that name's time
+    with --window-by name, else in the window of the moment (in a directory: of the file's own
+    time). Stopped half way, run it again: no file is lost, and none is counted twice. On S3 it
+    needs PutObject below the inbox and DeleteObject below quarantine, which the job itself has not.
 
     The exit code is 3 where a file is left in quarantine.
 

@@ -49,10 +49,11 @@ def report(
     until: Annotated[datetime | None, time_option("--until", "Windows that end by then.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write one HTML page that shows what the aggregates say; it needs no network to be read.
+    """Write one HTML page that shows what the aggregates say.
 
-    Totals over time, matches against no matches, errors, processing times, late and quarantined
-    files, the top matches, and the windows that are missing. It only reads.
+    It needs no network to be read. Totals over time, matches against no matches, errors, processing
+    times, late and quarantined files, the top matches, and the windows that are missing. It only
+    reads.
 
     Examples:
       asyncagg report ./data --out report.html
@@ -137,7 +138,8 @@ def _print(made: Report, to: str, size: int) -> None:
     title = "no aggregate in the interval"
     if made.first and made.last:
         title = f"{made.first:%Y-%m-%d %H:%M} to {made.last:%Y-%m-%d %H:%M} UTC"
-    table = Table(title=title)
+    out.print(title)
+    table = Table()
     table.add_column("what")
     table.add_column("number", justify="right")
     rows = {

@@ -39,10 +39,11 @@ def rollup(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Merge aggregates into hours, days or months; only what has changed is read again.
+    """Merge aggregates into hours, days or months.
 
-    An aggregate that is gone is left out; a rollup all of whose inputs are gone stays as it is.
-    Where aggregates expire, leave the periods that they are of alone with --since.
+    Only what has changed is read again. An aggregate that is gone is left out; a rollup all of
+    whose inputs are gone stays as it is. Where aggregates expire, leave the periods that they are
+    of alone with --since.
 
     Examples:
       asyncagg rollup ./data --period hour
@@ -64,7 +65,9 @@ def rollup(
 
 
 def _print(report: RollupReport) -> None:
-    table = Table(title=f"rollups written; {report.unchanged:,} had not changed")
+    table = Table(
+        title=f"{len(report.written):,} rollups written; {report.unchanged:,} had not changed"
+    )
     table.add_column("key", overflow="fold")
     for name in ("rev.", "inputs", "read", "files"):
         table.add_column(name, justify="right")

@@ -37,7 +37,9 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only look, change nothing.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Settle every window that has ended: count its new run files, then archive them.
+    """Settle every window that has ended.
+
+    Its new run files are counted, then archived.
 
     Examples:
       asyncagg run ./data --window-by name

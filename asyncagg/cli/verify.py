@@ -53,7 +53,7 @@ def verify(
     yes: Annotated[bool, typer.Option("--yes", help="With --repair: do not ask.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Prove that the aggregates say what the archived files say, and that nothing is lost.
+    """Prove that the aggregates are right and that nothing is lost.
 
     Every aggregate is computed again from the files that it names, and what stands in the inbox,
     the archive and quarantine is held against what the aggregates name. Runs may go on meanwhile.
@@ -167,7 +167,7 @@ def _print(report: VerifyReport, title: str) -> None:
     if not report.complete:
         out.print("time ran out before everything was looked at")
     if report.exit_code == 0:
-        out.print("all of this holds")
+        out.print("all is well: the aggregates say what their files say, and nothing is lost")
 
 
 def _print_repaired(report: RepairReport) -> None:

@@ -55,11 +55,11 @@ def watch(
         bool, typer.Option("--json", help="Print one line of JSON for each run, for machines.")
     ] = False,
 ) -> None:
-    """Settle every window as it ends, until SIGTERM or Ctrl-C: the Lambda's job without Lambda.
+    """Settle every window as it ends, until SIGTERM or Ctrl-C.
 
-    It runs once at the start, then after the end of each window, one run at a time. Without
-    --max-seconds a run ends before the next is due. Runs that were due and not made are told, and
-    the next one settles their windows too.
+    The Lambda's job without Lambda: it runs once at the start, then after the end of each window,
+    one run at a time. Without --max-seconds a run ends before the next is due. Runs that were due
+    and not made are told, and the next one settles their windows too.
 
     A run that fails is told, and the next one tries again; /healthz turns to 503 when the last
     success is two windows old, or at once for want of a permission. Only the first run must not
