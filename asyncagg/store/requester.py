@@ -155,6 +155,7 @@ class Requester:
         now = self._clock()
         if now >= self._ask_again_at:
             await self._renew_credentials()
+            now = self._clock()  # that may have taken a while
         channel, credentials = self._channel, self._credentials
         bodyless = request.method == "HEAD"
         try:
