@@ -76,9 +76,8 @@ class _Channel:
     def __init__(self, target: Target, pool: HttpPool) -> None:
         self.target = target
         self.pool = pool
-        self._signer = Signer(target.region)
+        self._signer = Signer(target.server.authority, target.region)
         self._root = target.root
-        self._host = target.server.authority
         self._tls = target.endpoint.tls
 
     def head(self, request: Request, credentials: Credentials, now: float) -> bytes:
@@ -96,7 +95,7 @@ class _Channel:
             method=method,
             path=path,
             query=query,
-            headers={"host": self._host, **request.headers},
+            headers=request.headers,
             payload=payload,
         )
         target = f"{path}?{query}" if query else path

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from hashlib import sha256
 from operator import itemgetter
 from string import ascii_letters, digits
@@ -79,26 +78,28 @@ def payload_hash(body: bytes) -> str:
 
 
 class Signer:
-    """Signs the requests to one region of one service.
+    """Signs the requests to one host.
 
-    What depends on the credentials and the second alone is made once a second, so that a request
-    costs one hash and one HMAC.
+    What depends on the credentials and the second alone is made once a second, and so is what the
+    requests with the same headers have in common: a request costs one hash and one HMAC.
 
     Args:
+        host: The value of the ``host`` header.
         region: The region that is part of the signature.
         service: The service that is part of it.
     """
 
-    def __init__(self, region: str, service: str = "s3") -> None:
-        self.region = region
+    def __init__(self, host: str, region: str, service: str = "s3") -> None:
+        self._host = host
+        self._region = region
         self._service = service
         self._second = -1
         self._day = ""
         self._credentials: Credentials | None = None
-        self._date = ""
-        self._preamble = ""
+        self._common: dict[str, str] = {}
         self._authorization = ""
-        self._inner = self._outer = sha256()
+        self._forms: dict[tuple[str, ...], _Form] = {}
+        self._inner_of_day = self._inner = self._outer = sha256()
 
     def sign(
         self,
@@ -119,7 +120,7 @@ class Signer:
             method: The HTTP method, in capitals.
             path: The path, encoded.
             query: The query string, canonical.
-            headers: What to sign and send, ``host`` included; names in lower case.
+            headers: What to sign and send beside ``host``; names in lower case.
             payload: The hash of the content, or `UNSIGNED_PAYLOAD`.
 
         Raises:
@@ -128,68 +129,91 @@ class Signer:
         second = int(now)
         if second != self._second or credentials is not self._credentials:
             self._prepare(credentials, second)
-        signed = {**headers, "x-amz-content-sha256": payload, "x-amz-date": self._date}
-        if credentials.token:
-            signed["x-amz-security-token"] = credentials.token
-        form = _form(tuple(signed))
-        lines = form.lines % form.values(signed)
-        text = "".join(headers.values()) + credentials.token
-        odd = text.encode("utf-8", "surrogatepass").translate(None, _VISIBLE)
-        trimmed = _trimmed(form.names, signed) if odd else lines
-        canonical = f"{method}\n{path}\n{query}\n{trimmed}\n{form.listed}\n{payload}"
+        names = (payload, *headers)
+        form = self._forms.get(names) or self._form(names)
+        lines = form.lines % form.values(headers)
+        start = f"{method}\n{path}\n{query}\n"
+        canonical = f"{start}{lines}{form.end}".encode("utf-8", "surrogatepass")
+        if canonical.translate(None, _VISIBLE) != form.breaks:  # white space, or worse
+            trimmed = _trimmed({**self._common, "x-amz-content-sha256": payload, **headers})
+            canonical = f"{start}{trimmed}{form.end}".encode()
         inner, outer = self._inner.copy(), self._outer.copy()
-        inner.update(f"{self._preamble}{sha256(canonical.encode()).hexdigest()}".encode())
+        inner.update(sha256(canonical).hexdigest().encode())
         outer.update(inner.digest())
-        return (
-            f"{lines.replace(_LINE_END, _WIRE_LINE_END)}"
-            f"authorization:{self._authorization}{form.listed}, Signature={outer.hexdigest()}\r\n"
-        )
+        wire = lines.replace(_LINE_END, _WIRE_LINE_END)
+        return f"{wire}{form.authorization}{outer.hexdigest()}\r\n"
 
     def _prepare(self, credentials: Credentials, second: int) -> None:
         date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
         day = date[:8]
-        scope = f"{day}/{self.region}/{self._service}/aws4_request"
+        scope = f"{day}/{self._region}/{self._service}/aws4_request"
         if day != self._day or credentials is not self._credentials:
             key = self._signing_key(credentials, day).ljust(64, b"\0")
             # An HMAC is two hashes (RFC 2104) that begin the same for every request of a day.
             # Copying them costs half of what copying the standard library's HMAC does.
-            self._inner = sha256(key.translate(_INNER))
+            self._inner_of_day = sha256(key.translate(_INNER))
             self._outer = sha256(key.translate(_OUTER))
+        self._inner = self._inner_of_day.copy()
+        self._inner.update(f"AWS4-HMAC-SHA256\n{date}\n{scope}\n".encode())
         self._authorization = (
-            f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, SignedHeaders="
+            f"authorization:AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}"
         )
-        self._preamble = f"AWS4-HMAC-SHA256\n{date}\n{scope}\n"
-        self._date, self._day = date, day
-        self._second, self._credentials = second, credentials
+        self._common = {"host": self._host, "x-amz-date": date}
+        if credentials.token:
+            self._common["x-amz-security-token"] = credentials.token
+        self._forms.clear()
+        self._second, self._day, self._credentials = second, day, credentials
 
     def _signing_key(self, credentials: Credentials, day: str) -> bytes:
         key = f"AWS4{credentials.secret_key}".encode()
-        for part in (day, self.region, self._service, "aws4_request"):
+        for part in (day, self._region, self._service, "aws4_request"):
             key = hmac.digest(key, part.encode(), "sha256")
         return key
 
+    def _form(self, names: tuple[str, ...]) -> _Form:
+        """Return what the requests of this second have in common that have the same headers.
+
+        Args:
+            names: What stands for the content, and the names of the headers.
+        """
+        payload, *varying = names
+        fixed = {**self._common, "x-amz-content-sha256": payload}
+        ordered = sorted({*fixed, *varying})
+        listed = ";".join(ordered)
+        lines = [
+            f"{name}:{fixed[name].replace('%', '%%') if name in fixed else '%s'}\n"
+            for name in ordered
+        ]
+        form = self._forms[names] = _Form(
+            values=itemgetter(*sorted(varying)) if varying else _nothing,
+            lines="".join(lines),
+            end=f"\n{listed}\n{payload}",
+            breaks=b"\n" * (len(ordered) + 5),
+            authorization=f"{self._authorization}, SignedHeaders={listed}, Signature=",
+        )
+        return form
+
 
 class _Form(NamedTuple):
-    """What the requests with the same headers have in common.
+    """What the requests of one second with the same headers have in common.
 
     Attributes:
-        names: The headers in the order of signing.
-        values: Takes their values out of a mapping, in that order.
-        lines: A format of their lines, each ended by a line feed.
-        listed: Their names, as they are signed.
+        values: Takes the values that vary out of the headers, in the order of signing.
+        lines: A format for them of all lines, each ended by a line feed.
+        end: What ends the canonical request behind them.
+        breaks: All that is not visible in a canonical request whose headers need no trimming.
+        authorization: The line of that header, up to the signature.
     """
 
-    names: list[str]
-    values: Callable[[Mapping[str, str]], tuple[str, ...]]
+    values: Callable[[Mapping[str, str]], str | tuple[str, ...]]
     lines: str
-    listed: str
+    end: str
+    breaks: bytes
+    authorization: str
 
 
-@lru_cache
-def _form(names: tuple[str, ...]) -> _Form:
-    ordered = sorted(names)
-    lines = "".join([f"{name}:%s\n" for name in ordered])
-    return _Form(ordered, itemgetter(*ordered), lines, ";".join(ordered))
+def _nothing(_: Mapping[str, str]) -> tuple[str, ...]:
+    return ()
 
 
 _INNER, _OUTER = (bytes([byte ^ pad for byte in range(256)]) for pad in (0x36, 0x5C))
@@ -197,9 +221,9 @@ _INNER, _OUTER = (bytes([byte ^ pad for byte in range(256)]) for pad in (0x36, 0
 _LINE_END, _WIRE_LINE_END = "\n", "\r\n"
 
 
-def _trimmed(names: Iterable[str], headers: Mapping[str, str]) -> str:
-    """Return the headers with the white space of each value trimmed and collapsed."""
-    for name in names:
-        if not headers[name].isascii() or "\n" in headers[name] or "\r" in headers[name]:
-            raise UsageError(f"header {name}: {headers[name]!r} is not ASCII on one line")
-    return "".join([f"{name}:{' '.join(headers[name].split())}\n" for name in names])
+def _trimmed(headers: Mapping[str, str]) -> str:
+    """Return the lines of headers with the white space of each value trimmed and collapsed."""
+    for name, value in headers.items():
+        if not value.isascii() or "\n" in value or "\r" in value:
+            raise UsageError(f"header {name}: {value!r} is not ASCII on one line")
+    return "".join([f"{name}:{' '.join(headers[name].split())}\n" for name in sorted(headers)])
