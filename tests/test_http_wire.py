@@ -76,13 +76,21 @@ class Wire:
         self.owner = FakeOwner()
         self.transport = FakeTransport()
         self.connection = Connection(
-            self.owner, lambda: 0.0, buffer=memoryview(b""), max_body_bytes=100_000
+            self.owner,
+            lambda: 0.0,
+            buffer=memoryview(bytearray(64 * 1024)),
+            max_body_bytes=100_000,
         )
         self.connection.connection_made(self.transport)
         self.answer = self.begin(bodyless=bodyless, streamed=streamed)
 
     def begin(self, *, bodyless: bool = False, streamed: bool = False) -> asyncio.Future[Response]:
         return self.connection.send(GET, b"", bodyless=bodyless, streamed=streamed)
+
+    def receive(self, data: bytes) -> None:
+        """Do as a loop does that has received these bytes at once."""
+        self.connection.get_buffer(-1)[: len(data)] = data
+        self.connection.buffer_updated(len(data))
 
     @property
     def reusable(self) -> bool:
@@ -137,7 +145,7 @@ async def test_a_response_is_the_same_wherever_it_is_split(
         wire = Wire()
         for piece in pieces:
             assert not wire.owner.free
-            wire.connection.received(piece)
+            wire.receive(piece)
         response = await wire.answer
         assert (response.status, response.body) == (status, body)
         assert b"x-trailer" not in response.headers
@@ -151,7 +159,7 @@ async def test_a_response_that_is_cut_short_is_transient_trouble(data: bytes) ->
     for at in range(len(data)):
         wire = Wire()
         if at:
-            wire.connection.received(data[:at])
+            wire.receive(data[:at])
         wire.connection.connection_lost(None)
         assert "cut short" in wire.failure() or "before it answered" in wire.failure()
         assert wire.owner.gone == [wire.connection]
@@ -177,7 +185,7 @@ async def test_a_response_that_is_cut_short_is_transient_trouble(data: bytes) ->
 async def test_what_is_not_http_is_transient_trouble(data: bytes) -> None:
     """Garbage, two lengths, or a split header end the exchange and the connection."""
     wire = Wire()
-    wire.connection.received(data)
+    wire.receive(data)
     assert "not HTTP" in wire.failure()
 
 
@@ -187,12 +195,12 @@ async def test_what_is_not_http_is_transient_trouble(data: bytes) -> None:
 async def test_the_answer_to_a_head_has_no_body(length: bytes) -> None:
     """Whatever length the headers announce, the next answer is read from its start."""
     wire = Wire(bodyless=True)
-    wire.connection.received(b"HTTP/1.1 200 OK\r\netag: x\r\n" + length + b"\r\n")
+    wire.receive(b"HTTP/1.1 200 OK\r\netag: x\r\n" + length + b"\r\n")
     assert (await wire.answer).body == b""
     if length:
         assert wire.reusable
         answer = wire.begin()
-        wire.connection.received(OK)
+        wire.receive(OK)
         assert (await answer).body == b"ok"
 
 
@@ -209,7 +217,7 @@ async def test_the_answer_to_a_head_has_no_body(length: bytes) -> None:
 async def test_bytes_behind_a_response_end_the_connection(data: bytes) -> None:
     """A response that nobody asked for can not become the answer to the next request."""
     wire = Wire()
-    wire.connection.received(data)
+    wire.receive(data)
     assert (await wire.answer).body == b"ok"
     assert not wire.owner.free
     assert wire.transport.aborted
@@ -218,7 +226,7 @@ async def test_bytes_behind_a_response_end_the_connection(data: bytes) -> None:
 async def test_a_body_behind_the_answer_to_a_head_ends_the_connection() -> None:
     """A server that sends a body with a HEAD does not shift the answers that follow."""
     wire = Wire(bodyless=True)
-    wire.connection.received(OK)
+    wire.receive(OK)
     assert (await wire.answer).status == 200
     assert wire.transport.aborted
 
@@ -226,8 +234,8 @@ async def test_a_body_behind_the_answer_to_a_head_ends_the_connection() -> None:
 async def test_bytes_between_exchanges_end_the_connection() -> None:
     """What comes in while nothing is asked closes the connection."""
     wire = Wire()
-    wire.connection.received(OK)
-    wire.connection.received(OK)
+    wire.receive(OK)
+    wire.receive(OK)
     assert (await wire.answer).body == b"ok"
     assert wire.transport.aborted
 
@@ -242,7 +250,7 @@ async def test_bytes_between_exchanges_end_the_connection() -> None:
 async def test_a_server_that_wants_to_close_is_not_asked_again(data: bytes) -> None:
     """The response is good; the connection is closed."""
     wire = Wire()
-    wire.connection.received(data)
+    wire.receive(data)
     assert (await wire.answer).body == b"ok"
     assert wire.transport.aborted
     assert not wire.owner.free
@@ -251,8 +259,8 @@ async def test_a_server_that_wants_to_close_is_not_asked_again(data: bytes) -> N
 async def test_a_body_without_a_length_ends_with_the_connection() -> None:
     """It is read whole, and the response says that nothing vouches for its length."""
     wire = Wire()
-    wire.connection.received(b"HTTP/1.0 200 OK\r\n\r\nhel")
-    wire.connection.received(b"lo")
+    wire.receive(b"HTTP/1.0 200 OK\r\n\r\nhel")
+    wire.receive(b"lo")
     assert not wire.answer.done()
     wire.connection.connection_lost(None)
     response = await wire.answer
@@ -262,7 +270,7 @@ async def test_a_body_without_a_length_ends_with_the_connection() -> None:
 async def test_a_reset_is_not_the_end_of_a_body_without_a_length() -> None:
     """An error of the socket fails the exchange even where the end would be legal."""
     wire = Wire()
-    wire.connection.received(b"HTTP/1.0 200 OK\r\n\r\nhel")
+    wire.receive(b"HTTP/1.0 200 OK\r\n\r\nhel")
     wire.connection.connection_lost(ConnectionResetError())
     assert "cut short" in wire.failure()
 
@@ -280,10 +288,10 @@ async def test_a_reset_is_not_the_end_of_a_body_without_a_length() -> None:
 async def test_headers_are_bounded(start: bytes, block: bytes) -> None:
     """A head that never ends is given up."""
     wire = Wire()
-    wire.connection.received(start or block)
+    wire.receive(start or block)
     received = 0
     while not wire.answer.done():
-        wire.connection.received(block)
+        wire.receive(block)
         received += len(block)
         assert received < 100_000
     assert "headers pass" in wire.failure()
@@ -292,9 +300,9 @@ async def test_headers_are_bounded(start: bytes, block: bytes) -> None:
 async def test_a_body_that_is_gathered_is_bounded() -> None:
     """A whole body beyond the limit fails; it does not fill the memory."""
     wire = Wire()
-    wire.connection.received(b"HTTP/1.1 200 OK\r\ncontent-length: 10000000\r\n\r\n")
+    wire.receive(b"HTTP/1.1 200 OK\r\ncontent-length: 10000000\r\n\r\n")
     for _ in range(11):
-        wire.connection.received(bytes(10_000))
+        wire.receive(bytes(10_000))
     assert "body passes" in wire.failure()
 
 
@@ -302,7 +310,7 @@ async def test_an_answer_to_half_a_request_ends_the_connection() -> None:
     """What is left of a request would be read as the start of the next one."""
     wire = Wire()
     wire.transport.unsent = 5
-    wire.connection.received(OK)
+    wire.receive(OK)
     assert (await wire.answer).body == b"ok"
     assert wire.transport.aborted
 
@@ -310,7 +318,7 @@ async def test_an_answer_to_half_a_request_ends_the_connection() -> None:
 async def test_a_request_is_one_write() -> None:
     """Head and content leave together."""
     wire = Wire()
-    wire.connection.received(OK)
+    wire.receive(OK)
     wire.transport.written = b""
     wire.connection.send(GET, b"content", bodyless=False, streamed=False)
     assert wire.transport.written == GET + b"content"
@@ -319,11 +327,11 @@ async def test_a_request_is_one_write() -> None:
 async def test_a_dropped_answer_closes_a_half_read_connection() -> None:
     """Whoever gives up in the middle of a response does not leave the rest to the next."""
     wire = Wire()
-    wire.connection.received(OK[:-1])
+    wire.receive(OK[:-1])
     wire.answer.cancel()
     wire.connection.drop(wire.answer)
     assert wire.transport.aborted
-    wire.connection.received(OK[-1:])
+    wire.receive(OK[-1:])
     assert not wire.owner.free
 
 
@@ -331,7 +339,7 @@ async def test_an_answer_that_came_whole_keeps_its_connection_though_nobody_wait
     """A cancellation in the moment of the answer costs no connection."""
     wire = Wire()
     wire.answer.cancel()
-    wire.connection.received(OK)
+    wire.receive(OK)
     wire.connection.drop(wire.answer)
     assert wire.reusable
 
@@ -339,12 +347,12 @@ async def test_an_answer_that_came_whole_keeps_its_connection_though_nobody_wait
 async def test_a_streamed_body_pauses_the_transport_and_resumes_it() -> None:
     """What waits for the reader stays below the mark and one read; nothing is lost or reordered."""
     wire = Wire(streamed=True)
-    wire.connection.received(b"HTTP/1.1 200 OK\r\ncontent-length: 600000\r\n\r\n")
+    wire.receive(b"HTTP/1.1 200 OK\r\ncontent-length: 600000\r\n\r\n")
     response = await wire.answer
     assert response.stream is not None
     sent = 0
     while wire.transport.is_reading():
-        wire.connection.received(bytes([sent // 10_000]) * 10_000)
+        wire.receive(bytes([sent // 10_000]) * 10_000)
         sent += 10_000
     assert response.stream.buffered == sent == 270_000
     taken = [await anext(response.stream)]
@@ -352,7 +360,7 @@ async def test_a_streamed_body_pauses_the_transport_and_resumes_it() -> None:
         taken.append(await anext(response.stream))
     assert response.stream.buffered <= 65_536
     while sent < 600_000:
-        wire.connection.received(bytes([sent // 10_000]) * 10_000)
+        wire.receive(bytes([sent // 10_000]) * 10_000)
         sent += 10_000
     taken += [block async for block in response.stream]
     assert b"".join(taken) == b"".join(bytes([at]) * 10_000 for at in range(60))
@@ -363,7 +371,7 @@ async def test_a_streamed_body_pauses_the_transport_and_resumes_it() -> None:
 async def test_a_streamed_body_that_is_cut_gives_what_it_has_and_then_fails() -> None:
     """The reader gets each byte that came, and an error in place of the end."""
     wire = Wire(streamed=True)
-    wire.connection.received(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabc")
+    wire.receive(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabc")
     response = await wire.answer
     wire.connection.connection_lost(None)
     assert response.stream is not None

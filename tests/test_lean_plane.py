@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import re
 import socket
 import ssl
 import string
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -365,9 +368,36 @@ async def test_a_body_that_is_not_its_etags_is_transient_trouble() -> None:
             await plane.get("altered", if_match=None)
         for key in ("parts", "kms"):
             assert (await plane.get(key, if_match=None)).data == b"x"
-        trusting = lean(server, verify_md5=False)
+        trusting = lean(server, verify_bodies=False)
         assert (await trusting.get("altered", if_match=None)).data == b"x"
         await trusting.aclose()
+
+
+CRC32_OF_X = base64.b64encode(zlib.crc32(b"x").to_bytes(4, "big")).decode()
+
+
+@pytest.mark.parametrize(
+    ("checksum", "etag", "whole"),
+    [
+        pytest.param(CRC32_OF_X, "0" * 32, True, id="the checksum is enough"),
+        pytest.param("AAAAAA==", hashlib.md5(b"x").hexdigest(), True, id="and so is the MD5"),
+        pytest.param("AAAAAA==", "0" * 32, False, id="neither"),
+        pytest.param("AAAAAA==", f"{'0' * 32}-2", False, id="a checksum alone that is wrong"),
+        pytest.param("AAAAAA==-2", f"{'0' * 32}-2", True, id="one of the parts' checksums"),
+    ],
+)
+async def test_a_body_is_verified_by_its_checksum_or_its_etag(
+    checksum: str, etag: str, *, whole: bool
+) -> None:
+    """A body that is that of its CRC32 is whole, even where its ETag is no MD5, and so on."""
+    async with planed() as (plane, server):
+        stored = server.put("b", "base/k", b"x", etag=f'"{etag}"')
+        stored.checksums = f"x-amz-checksum-crc32: {checksum}\r\n".encode()
+        if whole:
+            assert (await plane.get("k", if_match=None)).data == b"x"
+        else:
+            with pytest.raises(TransientError, match=r"'k'.*the body is not the one of its"):
+                await plane.get("k", if_match=None)
 
 
 async def test_configuration_trouble_is_not_transient() -> None:

@@ -8,6 +8,7 @@ which closes a connection whose response was not read to its end.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol, cast
@@ -17,26 +18,22 @@ import msgspec
 
 from asyncagg.errors import TransientError
 
-__all__ = ("BodyStream", "Connection", "Owner", "Response")
+__all__ = ("BodyStream", "Connection", "Owner", "Response", "fields")
 
 _MAX_HEAD_BYTES = 64 * 1024
 _ONE_WRITE_BYTES = 64 * 1024
 _PAUSE_BYTES = 256 * 1024
 _RESUME_BYTES = 64 * 1024
-_MOST_NAMES = 256
+_HEAD_END = b"\r\n\r\n"
 
 
-class _Lower(dict[bytes, bytes]):
-    """Names in lower case by names: a server sends the same ones again and again."""
-
-    def __missing__(self, name: bytes) -> bytes:
-        lower = name.lower()
-        if len(self) < _MOST_NAMES:
-            self[name] = lower
-        return lower
+def fields(*names: str) -> re.Pattern[bytes]:
+    """Return what finds some of the header fields; all of them, where none is named."""
+    wanted = "|".join(map(re.escape, names)) or r"[^:\r\n]+"
+    return re.compile(rf"\r\n({wanted}):[ \t]*([^\r\n]*)".encode(), re.IGNORECASE)
 
 
-_lower = _Lower().__getitem__
+_ALL = fields()
 
 
 class BodyStream(AsyncIterator[bytes]):
@@ -105,20 +102,24 @@ class Response(msgspec.Struct, gc=False):
 
     Attributes:
         status: The HTTP status.
-        fields: The header fields; names as they came.
+        head: The status line and the header fields, as they came.
         body: The whole body; empty where it is streamed.
         stream: The body that is still coming in, where it is streamed.
     """
 
     status: int
-    fields: dict[bytes, bytes]
+    head: bytes
     body: bytes = b""
     stream: BodyStream | None = None
 
     @property
     def headers(self) -> dict[bytes, bytes]:
         """The header fields; names in lower case. Made at each call: many answers do without."""
-        return {_lower(name): value for name, value in self.fields.items()}
+        return self.found(_ALL)
+
+    def found(self, wanted: re.Pattern[bytes]) -> dict[bytes, bytes]:
+        """Return the header fields that a pattern of `fields` finds; names in lower case."""
+        return {name.lower(): value.rstrip() for name, value in wanted.findall(self.head)}
 
     @property
     def framed(self) -> bool:
@@ -171,13 +172,12 @@ class Connection(asyncio.BufferedProtocol):
         self._buffer = buffer
         self._max_body_bytes = max_body_bytes
         self._loop = asyncio.get_running_loop()
-        self._headers: dict[bytes, bytes] = {}
-        # What the parser calls for each header field: a method would cost a frame for each.
-        self.on_header = self._headers.__setitem__
+        # Not `on_header`: most answers are never asked for a field, and it is called for each.
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Response] | None = None
         self._response: Response | None = None  # from the end of its headers on
+        self._head = b""  # and whatever came with it
         self._head_bytes = 0
         self._blocks: list[bytes] = []
         self._body_bytes = 0
@@ -209,7 +209,7 @@ class Connection(asyncio.BufferedProtocol):
         self.busy = True
         self._bodyless, self._streamed = bodyless, streamed
         self._complete = False
-        self._headers.clear()
+        self._head = b""
         self._head_bytes = self._body_bytes = 0
         self.started = self.heard = self._clock()
         if len(body) <= _ONE_WRITE_BYTES:
@@ -271,14 +271,13 @@ class Connection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take the bytes received."""
-        self.received(self._buffer[:nbytes])
-
-    def received(self, data: bytes | memoryview) -> None:
         """Feed the parser, which calls the ``on_`` methods below; then see how far it came."""
         if not self.busy:  # what nobody asked for would be taken for the next answer
             self.abort()
             return
+        data = self._buffer[:nbytes]
+        if self._response is None:
+            self._head += data
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -290,7 +289,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._complete:
             self._finish()
         elif self._response is None:
-            self._head_bytes += len(data)
+            self._head_bytes += nbytes
             if self._head_bytes > _MAX_HEAD_BYTES:
                 self.fail(f"the answer's headers pass {_MAX_HEAD_BYTES} bytes")
         elif self._body_bytes > self._max_body_bytes:
@@ -322,10 +321,11 @@ class Connection(asyncio.BufferedProtocol):
     def on_headers_complete(self) -> None:
         """Skip an interim response; hand out the head of a streamed one."""
         status = self._parser.get_status_code()
+        head, _, rest = self._head.partition(_HEAD_END)
         if status < 200:
-            self._headers.clear()
+            self._head = rest
             return
-        self._response = response = Response(status, self._headers.copy())
+        self._response = response = Response(status, head)
         if self._bodyless:
             self.on_message_complete()
         if self._streamed and self._transport and self._answer and not self._answer.done():
