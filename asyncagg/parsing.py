@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Iterator
 from datetime import datetime
@@ -21,6 +22,7 @@ __all__ = (
     "MAX_MATCH_DEPTH",
     "Inflater",
     "check_match",
+    "infinite",
     "inflate",
     "is_gzipped",
     "is_run_file",
@@ -36,6 +38,16 @@ MAX_MATCH_DEPTH = 254
 """A match object nested deeper refuses its file: orjson reads deeper than it writes."""
 
 _LONGER_WRITTEN = 4  # 1e15 is written as 1000000000000000.0
+
+_EXACT = 2.0**53
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+_TEXT_OR_NUMBER = re.compile(
+    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)'
+    rb"|(-?\d++(?:\.\d++)?+(?:[eE][+-]?\d++)?+)([ \t\r\n]*+:)?",
+    re.DOTALL,
+)
 
 _Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 """A count that every JSON reader can hold exactly (RFC 7493, section 2.2)."""
@@ -55,6 +67,8 @@ class _RunShape(msgspec.Struct, gc=False):
     processing_time_seconds: Annotated[float, Meta(ge=0, le=1e12)] | None = None
     top_matches: list[_MatchShape] = []
 
+
+_skimmer = msgspec.json.Decoder(_RunShape)
 
 FIELDS = frozenset(_RunShape.__struct_fields__)
 """The fields of a run file that are read; all others are skipped."""
@@ -81,18 +95,72 @@ def parse(data: bytes, file: RunFile, least: float = -math.inf) -> RunResult:
     Raises:
         RefusedError: It can never be counted.
     """
-    try:
-        content = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise RefusedError(f"not JSON: {error}") from None
     # To drop them takes a quarter of the time that `bytes.count` takes.
     opened = len(data) - len(data.replace(b"{", b"").replace(b"[", b""))
     if len(data) <= MAX_MATCH_BYTES // _LONGER_WRITTEN and opened <= MAX_MATCH_DEPTH:
-        return validate(content, file, least)
-    result = validate(content, file)
+        if least > -math.inf and (shape := _skim(data, least)) is not None:
+            return _result(shape, file, ())
+        return validate(_decode(data), file, least)
+    result = validate(_decode(data), file)
     for match in result.top_matches:
         check_match(match)
     return result
+
+
+def _skim(data: bytes, least: float) -> _RunShape | None:
+    """Read no more than the fields that count, which takes a quarter of the time.
+
+    Returns:
+        What the file says, or None where that takes a closer look: at a match that competes, or
+        at what may be at fault in a part that was skipped.
+    """
+    try:
+        data.decode()
+        shape = _skimmer.decode(data)
+    except (UnicodeDecodeError, msgspec.DecodeError):
+        return None
+    if b"\\" in data and _SURROGATE.search(data):
+        return None
+    for match in shape.top_matches:
+        # Beyond 2**53 it depends on the reader what a number is.
+        if not -_EXACT < match.match_score < least:
+            return None
+    return shape
+
+
+def _decode(data: bytes) -> Any:
+    """Return what JSON decodes to, a number that no double can hold as "inf" or "-inf".
+
+    Raises:
+        RefusedError: It is no JSON.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        told = str(error)
+    if "infinity" in told:
+        try:
+            return orjson.loads(_bounded(data))
+        except orjson.JSONDecodeError as error:
+            told = str(error)
+    raise RefusedError(f"not JSON: {told}")
+
+
+def _bounded(data: bytes) -> bytearray:
+    """Return JSON with a text in the place of each number that no double can hold."""
+    bounded = bytearray(data)
+    for found in _TEXT_OR_NUMBER.finditer(data):
+        number, colon = found.groups()
+        if number and not colon and math.isinf(float(number)):
+            start, end = found.span(1)
+            # The shortest such number is as long: 9e308.
+            bounded[start:end] = f'"{infinite(float(number))}"'.encode().ljust(end - start)
+    return bounded
+
+
+def infinite(number: float) -> str:
+    """Return what stands for a number that is valid JSON, but more than a double can hold."""
+    return "inf" if number > 0 else "-inf"
 
 
 def validate(content: Any, file: RunFile, least: float = -math.inf) -> RunResult:
@@ -110,13 +178,19 @@ def validate(content: Any, file: RunFile, least: float = -math.inf) -> RunResult
         shape = msgspec.convert(content, _RunShape)
     except msgspec.ValidationError as error:
         raise RefusedError(_reason(error)) from None
+    bodies = content.get("top_matches")
+    matches = [
+        Match(match.match_score, position, bodies[position])
+        for position, match in enumerate(shape.top_matches)
+        if match.match_score >= least
+    ]
+    return _result(shape, file, tuple(matches))
+
+
+def _result(shape: _RunShape, file: RunFile, matches: tuple[Match, ...]) -> RunResult:
     if shape.timestamp:
         _check_timestamp(shape.timestamp)
     seconds = shape.processing_time_seconds
-    bodies = content.get("top_matches")
-    rivals = [
-        position for position, match in enumerate(shape.top_matches) if match.match_score >= least
-    ]
     return RunResult(
         run_id=shape.run_id or file.key,
         timestamp=shape.timestamp or file.last_modified.isoformat(),
@@ -125,12 +199,7 @@ def validate(content: Any, file: RunFile, least: float = -math.inf) -> RunResult
         no_matches=shape.no_matches,
         errors=shape.errors,
         processing_time=None if seconds is None else seconds + 0.0,  # -0.0 is 0.0
-        top_matches=tuple(
-            [
-                Match(shape.top_matches[position].match_score, position, bodies[position])
-                for position in rivals
-            ]
-        ),
+        top_matches=matches,
     )
 
 

@@ -25,6 +25,7 @@ from asyncagg.parsing import (
     MAX_MATCH_DEPTH,
     Inflater,
     check_match,
+    infinite,
     match_score,
     validate,
 )
@@ -255,14 +256,12 @@ def _empty(event: str) -> Any:
     return {} if event == "start_map" else []
 
 
-def _number(value: int | Decimal) -> int | float:
-    """Return the number as orjson reads it: beyond 64 bits, a double."""
+def _number(value: int | Decimal) -> int | float | str:
+    """Return the number as `asyncagg.parsing` reads it: beyond 64 bits, a double."""
     if isinstance(value, int) and -(2**63) <= value < 2**64:
         return value
     try:
         number = float(value)
     except OverflowError:
-        number = math.inf
-    if math.isinf(number):
-        raise RefusedError("not JSON: number is infinity when parsed as double")
-    return number
+        number = math.inf if value > 0 else -math.inf
+    return infinite(number) if math.isinf(number) else number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from asyncagg.model import RunFile, RunResult
 from asyncagg.parsing import inflate, parse
 from asyncagg.streaming import parse_stream
 
-__all__ = ("FILE", "best_of", "finished", "in_chunks", "streamed", "whole")
+__all__ = ("FILE", "best_of", "finished", "in_chunks", "skimmed", "streamed", "whole")
 
 FILE = RunFile("runs/a.json", 100, "etag", datetime(2025, 10, 21, 13, 56, tzinfo=UTC))
 
@@ -42,6 +43,11 @@ def whole(
 ) -> RunResult:
     """Parse a run file as the small ones are parsed."""
     return parse(b"".join(inflate(data, max_bytes)) if gzipped else data, file)
+
+
+def skimmed(data: bytes) -> RunResult:
+    """Parse a small run file none of whose matches competes any more."""
+    return parse(data, FILE, math.inf)
 
 
 def streamed(

@@ -5,8 +5,8 @@ Where the two ways may differ, and why; every case of the corpus that does says 
 - a name said twice in one object: a file is read from its start, so that a first ``top_matches``
   with a bad match in it, or a first value that is nested too deep, refuses the file, though
   another one follows that holds;
-- a number whose exponent has eighteen digits or more: ``decimal`` does not take it, though as a
-  double it may be 0;
+- an integer of more than 4,300 digits, which ``int`` does not take, and a number whose exponent has
+  eighteen digits or more, which ``decimal`` does not take, though nobody reads it;
 - a text, a name or a stretch of white space of more than a MiB: the parser holds it whole;
 - a match of more than `MAX_MATCH_BYTES` bytes as it stands, though it would be written in less;
 - which of several reasons is told.
@@ -130,9 +130,9 @@ class TestSameAsWhole:
         assert "b'" not in refusal.value.reason
 
     def test_few_differ(self) -> None:
-        """At most ten files of the corpus fare differently as a stream, and none is let through."""
+        """At most a dozen files fare differently as a stream, and none of them is let through."""
         differing = [case for case in CORPUS if case.streamed is not None]
-        assert len(differing) <= 10
+        assert len(differing) <= 12
         assert all(case.streamed for case in differing)
 
     @pytest.mark.parametrize("limit", [9, 10, 11])
