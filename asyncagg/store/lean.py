@@ -13,13 +13,14 @@ import time
 import zlib
 from base64 import b64encode
 from binascii import b2a_base64
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from hashlib import md5
+from typing import Any
 
-from asyncagg.errors import NotFoundError, StoreError, TransientError
+from asyncagg.errors import AsyncaggError, NotFoundError, StoreError, TransientError
 from asyncagg.model import RunFile
 from asyncagg.store import s3xml
 from asyncagg.store.http import Endpoint, Limits, Response, fields
@@ -95,7 +96,9 @@ class LeanPlane:
             monotonic=monotonic,
         )
 
-    async def list_page(self, prefix: str, *, start_after: str, token: str | None) -> Page:
+    def list_page(
+        self, prefix: str, *, start_after: str, token: str | None
+    ) -> Coroutine[Any, Any, Page]:
         """ListObjectsV2, up to 1,000 keys; ``token`` continues an earlier page."""
         query = {
             "list-type": "2",
@@ -108,49 +111,34 @@ class LeanPlane:
         elif start_after:
             query["start-after"] = self._prefix + start_after
         request = Request("list", prefix, "GET", "/", query=canonical_query(query.items()))
-        response = await self._requester.ask(request)
-        with _reading(request):
-            return s3xml.parse_listing(response.body, self._prefix)
+        return self._requester.ask(request, self._page)
 
-    async def head(self, key: str) -> ObjectInfo:
+    def _page(self, _: Request, response: Response) -> Page:
+        return s3xml.parse_listing(response.body, self._prefix)
+
+    def head(self, key: str) -> Coroutine[Any, Any, ObjectInfo]:
         """HeadObject."""
-        request = Request("head", key, "HEAD", self._path(key))
-        response = await self._requester.ask(request)
-        headers = response.headers
-        with _reading(request):
-            file = RunFile(
-                key,
-                int(headers[b"content-length"]),
-                _etag(request, headers),
-                parsedate_to_datetime(headers[b"last-modified"].decode("latin-1")),
-            )
-        return ObjectInfo(
-            file,
-            content_type=headers.get(b"content-type", b"").decode("latin-1"),
-            content_encoding=_content_encoding(headers),
-            metadata={
-                name.removeprefix(_META).decode("latin-1"): value.decode("latin-1")
-                for name, value in headers.items()
-                if name.startswith(_META)
-            },
-        )
+        request = Request("head", key, "HEAD", self._root + encode_path(key))
+        return self._requester.ask(request, _info)
 
-    async def get(self, key: str, *, if_match: str | None) -> Body:
+    def get(self, key: str, *, if_match: str | None) -> Coroutine[Any, Any, Body]:
         """GetObject, read whole; a short or altered body is a `TransientError`."""
-        asked = {"x-amz-checksum-mode": "ENABLED"}
+        headers = {"x-amz-checksum-mode": "ENABLED"}
         if if_match is not None:
-            asked["if-match"] = f'"{if_match}"'
-        request = Request("get", key, "GET", self._path(key), asked)
-        response = await self._requester.ask(request)
+            headers["if-match"] = f'"{if_match}"'
+        request = Request("get", key, "GET", self._root + encode_path(key), headers)
+        return self._requester.ask(request, self._body)
+
+    def _body(self, _: Request, response: Response) -> Body:
         headers, data = response.found(_OF_A_BODY), response.body
-        etag = _etag(request, headers)
+        etag = _etag(headers)
         # Most objects have a CRC32, which takes a sixth of the time of an MD5: SDKs send it.
         checksum = headers.get(_CRC32)
         if checksum is None or checksum != _crc32(data):
-            self._verify(request, response, etag)
+            self._verify(response, etag)
         return Body(data, etag, _content_encoding(headers))
 
-    def _verify(self, request: Request, response: Response, etag: str) -> None:
+    def _verify(self, response: Response, etag: str) -> None:
         """Verify a body by its MD5, or at least by its length, where its CRC32 does not."""
         if self._verify_bodies:
             # Whether an ETag can be an MD5 at all is asked where it is none, which is seldom.
@@ -158,11 +146,11 @@ class LeanPlane:
                 return
             headers = response.headers
             if _is_md5(etag, headers):
-                raise _damaged(request, "the body is not the one of its ETag")
+                raise TransientError("the body is not the one of its ETag")
             if b"-" not in headers.get(_CRC32, b"-"):  # with a hyphen, it is one of the parts'
-                raise _damaged(request, "the body is not the one of its checksum")
+                raise TransientError("the body is not the one of its checksum")
         if not response.framed:
-            raise _damaged(request, "nothing tells whether the body is whole")
+            raise TransientError("nothing tells whether the body is whole")
 
     @asynccontextmanager
     async def open(
@@ -172,17 +160,17 @@ class LeanPlane:
         headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
         if offset:
             headers["range"] = f"bytes={offset}-"
-        request = Request("get", key, "GET", self._path(key), headers)
+        request = Request("get", key, "GET", self._root + encode_path(key), headers)
         async with self._requester.stream(request) as response:
             answered = response.headers
-            etag = _etag(request, answered)
             if not response.framed:
-                raise _damaged(request, "nothing tells where the body ends")
+                raise TransientError("nothing tells where the body ends")
             if _starts_at(response.status, answered) != offset:
-                raise _damaged(request, f"the body does not start at byte {offset}")
-            yield StreamedBody(_blocks(request, response), etag, _content_encoding(answered))
+                raise TransientError(f"the body does not start at byte {offset}")
+            blocks = _blocks(request, response)
+            yield StreamedBody(blocks, _etag(answered), _content_encoding(answered))
 
-    async def put(
+    def put(
         self,
         key: str,
         data: bytes,
@@ -191,7 +179,7 @@ class LeanPlane:
         if_absent: bool,
         content_type: str,
         metadata: Mapping[str, str],
-    ) -> str:
+    ) -> Coroutine[Any, Any, str]:
         """PutObject; returns the etag."""
         headers = _object_headers(content_type, "", metadata)
         headers["content-md5"] = _content_md5(data)
@@ -199,10 +187,10 @@ class LeanPlane:
             headers["if-match"] = f'"{if_match}"'
         if if_absent:
             headers["if-none-match"] = "*"
-        request = Request("put", key, "PUT", self._path(key), headers, body=data)
-        return _etag(request, (await self._requester.ask(request)).headers)
+        path = self._root + encode_path(key)
+        return self._requester.ask(Request("put", key, "PUT", path, headers, body=data), _written)
 
-    async def copy(
+    def copy(
         self,
         source: str,
         target: str,
@@ -210,9 +198,9 @@ class LeanPlane:
         if_match: str,
         if_absent: bool,
         replacing: ObjectInfo | None,
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """CopyObject; ``replacing`` gives the copy these headers and metadata instead."""
-        headers = {"x-amz-copy-source": f"{self._bucket}{self._path(source)}"}
+        headers = {"x-amz-copy-source": f"{self._bucket}{self._root}{encode_path(source)}"}
         if if_match:
             headers["x-amz-copy-source-if-match"] = f'"{if_match}"'
         if if_absent:
@@ -222,21 +210,24 @@ class LeanPlane:
             headers |= _object_headers(
                 replacing.content_type, replacing.content_encoding, replacing.metadata
             )
-        request = Request("copy", source, "PUT", self._path(target), headers)
-        response = await self._requester.ask(request)
-        try:
-            refusal = s3xml.parse_copied(response.body)
-        except TransientError as error:
-            raise located(request, error) from error
+        request = Request("copy", source, "PUT", self._root + encode_path(target), headers)
+        return self._requester.ask(request, self._copied)
+
+    def _copied(self, request: Request, response: Response) -> None:
+        refusal = s3xml.parse_copied(response.body)
         if refusal is not None:  # S3 may find out after it has begun to answer 200
-            raise failure(
-                "copy",
-                source,
-                bucket=self._bucket,
-                status=200,
-                code=refusal.code,
-                message=refusal.message,
-            )
+            raise self._failure(request, refusal, request.key)
+
+    def _failure(self, request: Request, refusal: s3xml.Refusal, key: str) -> AsyncaggError:
+        """Return the error for a refusal that came inside of a 200."""
+        return failure(
+            request.operation,
+            key,
+            bucket=self._bucket,
+            status=200,
+            code=refusal.code,
+            message=refusal.message,
+        )
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """DeleteObjects with each object's ETag; returns the failures by key."""
@@ -249,24 +240,17 @@ class LeanPlane:
                     failures |= await self._delete_one(file)
         return failures
 
-    async def _delete_batch(self, files: Sequence[RunFile]) -> dict[str, StoreError]:
+    def _delete_batch(self, files: Sequence[RunFile]) -> Coroutine[Any, Any, dict[str, StoreError]]:
         body = s3xml.delete_batch([(self._prefix + file.key, file.etag) for file in files])
         headers = {"content-type": "application/xml", "content-md5": _content_md5(body)}
         request = Request("delete", files[0].key, "POST", "/", headers, "delete=", body)
-        response = await self._requester.ask(request)
-        with _reading(request):
-            refusals = list(s3xml.parse_undeleted(response.body))
+        return self._requester.ask(request, self._undeleted)
+
+    def _undeleted(self, request: Request, response: Response) -> dict[str, StoreError]:
         failures: dict[str, StoreError] = {}
-        for refusal in refusals:
+        for refusal in s3xml.parse_undeleted(response.body):
             key = refusal.key[len(self._prefix) :]
-            error = failure(
-                "delete",
-                key,
-                bucket=self._bucket,
-                status=200,
-                code=refusal.code,
-                message=refusal.message,
-            )
+            error = self._failure(request, refusal, key)
             if not isinstance(error, StoreError):
                 raise error
             if not isinstance(error, NotFoundError):
@@ -275,9 +259,10 @@ class LeanPlane:
 
     async def _delete_one(self, file: RunFile) -> dict[str, StoreError]:
         headers = {"if-match": f'"{file.etag}"'} if file.etag else {}
-        request = Request("delete", file.key, "DELETE", self._path(file.key), headers)
+        path = self._root + encode_path(file.key)
+        request = Request("delete", file.key, "DELETE", path, headers)
         try:
-            await self._requester.ask(request)
+            await self._requester.ask(request, _nothing)
         except NotFoundError:
             return {}
         except StoreError as error:
@@ -288,29 +273,42 @@ class LeanPlane:
         """Close the connections."""
         await self._requester.aclose()
 
-    def _path(self, key: str) -> str:
-        return self._root + encode_path(key)
+
+def _nothing(_: Request, __: Response) -> None:
+    return
 
 
-@contextmanager
-def _reading(request: Request) -> Iterator[None]:
-    """Make a `TransientError` of an answer that lacks what it must have."""
+def _written(_: Request, response: Response) -> str:
+    return _etag(response.headers)
+
+
+def _info(request: Request, response: Response) -> ObjectInfo:
+    headers = response.headers
     try:
-        yield
-    except TransientError as error:
-        raise located(request, error) from error
+        file = RunFile(
+            request.key,
+            int(headers[b"content-length"]),
+            _etag(headers),
+            parsedate_to_datetime(headers[b"last-modified"].decode("latin-1")),
+        )
     except (KeyError, ValueError) as error:
-        raise _damaged(request, f"the answer lacks or garbles {error}") from error
+        raise TransientError(f"the answer lacks or garbles {error}") from error
+    return ObjectInfo(
+        file,
+        content_type=headers.get(b"content-type", b"").decode("latin-1"),
+        content_encoding=_content_encoding(headers),
+        metadata={
+            name.removeprefix(_META).decode("latin-1"): value.decode("latin-1")
+            for name, value in headers.items()
+            if name.startswith(_META)
+        },
+    )
 
 
-def _damaged(request: Request, reason: str) -> TransientError:
-    return located(request, TransientError(reason))
-
-
-def _etag(request: Request, headers: Mapping[bytes, bytes]) -> str:
+def _etag(headers: Mapping[bytes, bytes]) -> str:
     etag = headers.get(b"etag")
     if etag is None:
-        raise _damaged(request, "the answer has no ETag")
+        raise TransientError("the answer has no ETag")
     return etag.decode("latin-1").strip('"')
 
 

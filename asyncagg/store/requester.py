@@ -10,9 +10,10 @@ import asyncio
 import math
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -30,6 +31,8 @@ from asyncagg.store.sigv4 import (
 from asyncagg.store.target import Target, redirected
 
 __all__ = ("CredentialsSource", "Request", "Requester", "located")
+
+T = TypeVar("T")
 
 CredentialsSource = Callable[[Credentials | None], Awaitable[Credentials]]
 """Returns the credentials to sign with. It is given those that the store refused as expired, and
@@ -79,6 +82,13 @@ class _Channel:
         self._signer = Signer(target.server.authority, target.region)
         self._root = target.root
         self._tls = target.endpoint.tls
+
+    def send(
+        self, request: Request, credentials: Credentials, now: float
+    ) -> Coroutine[Any, Any, Response]:
+        """Send a request and return its answer, body included."""
+        head = self.head(request, credentials, now)
+        return self.pool.request(head, request.body, bodyless=request.method == "HEAD")
 
     def head(self, request: Request, credentials: Credentials, now: float) -> bytes:
         """Return the signed head of a request."""
@@ -144,31 +154,34 @@ class Requester:
         """The bucket, where it is known to be."""
         return self._channel.target
 
-    async def ask(self, request: Request) -> Response:
-        """Return the answer to a request, if it is no refusal.
+    async def ask(self, request: Request, read: Callable[[Request, Response], T]) -> T:
+        """Return what the answer to a request says, if it is no refusal.
+
+        Args:
+            request: What to ask.
+            read: Reads the answer; it may raise a `TransientError` that does not say of what.
 
         Raises:
             AsyncaggError: What `asyncagg.store.plane.failure` makes of the refusal.
-            TransientError: The network failed.
+            TransientError: The network failed, or the answer is damaged.
         """
         now = self._clock()
         if now >= self._ask_again_at:
             await self._renew_credentials()
             now = self._clock()  # that may have taken a while
         channel, credentials = self._channel, self._credentials
-        bodyless = request.method == "HEAD"
         try:
-            head = channel.head(request, credentials, now + self._skew)
-            response = await channel.pool.request(head, request.body, bodyless=bodyless)
+            response = await channel.send(request, credentials, now + self._skew)
             if response.status >= 300 and self._follow(channel, response):
-                channel = self._channel
-                head = channel.head(request, credentials, self._clock() + self._skew)
-                response = await channel.pool.request(head, request.body, bodyless=bodyless)
+                now = self._clock() + self._skew
+                response = await self._channel.send(request, credentials, now)
+            if response.status < 300:
+                return read(request, response)
         except TransientError as error:
+            if error.operation:
+                raise
             raise located(request, error) from error
-        if response.status >= 300:
-            raise self._refused(request, response, credentials)
-        return response
+        raise self._refused(request, response, credentials)
 
     @asynccontextmanager
     async def stream(self, request: Request) -> AsyncIterator[Response]:
@@ -185,11 +198,14 @@ class Requester:
                 response = await self._opened(stack, channel, credentials, request)
                 if response.status >= 300 and self._follow(channel, response):
                     response = await self._opened(stack, self._channel, credentials, request)
+                if response.status < 300:
+                    yield response
+                    return
             except TransientError as error:
+                if error.operation:
+                    raise
                 raise located(request, error) from error
-            if response.status >= 300:
-                raise self._refused(request, response, credentials)
-            yield response
+            raise self._refused(request, response, credentials)
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from io import BytesIO
@@ -115,7 +115,7 @@ class S3Store:
 
     def get(self, key: str, *, if_match: str | None = None) -> Coroutine[Any, Any, Body]:
         """See `asyncagg.store.Store.get`."""
-        return self.retry.call("get", partial(self._plane.get, key, if_match=if_match))
+        return self.retry.call("get", lambda: self._plane.get(key, if_match=if_match))
 
     @asynccontextmanager
     async def stream(self, key: str, *, if_match: str | None = None) -> AsyncIterator[StreamedBody]:
@@ -266,14 +266,12 @@ class S3Store:
                 info.content_encoding,
                 metadata,
             )
-        request = partial(
-            self._plane.copy,
-            source,
-            target,
-            if_match=if_match,
-            if_absent=if_absent,
-            replacing=replacing,
-        )
+
+        def request() -> Awaitable[None]:
+            return self._plane.copy(
+                source, target, if_match=if_match, if_absent=if_absent, replacing=replacing
+            )
+
         try:
             await self.retry.call("copy", request)
         except StoreError as error:
