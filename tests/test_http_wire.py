@@ -85,7 +85,7 @@ class Wire:
         self.answer = self.begin(bodyless=bodyless, streamed=streamed)
 
     def begin(self, *, bodyless: bool = False, streamed: bool = False) -> asyncio.Future[Response]:
-        return self.connection.send(GET, b"", bodyless=bodyless, streamed=streamed)
+        return self.connection.send(GET, b"", 0.0, bodyless=bodyless, streamed=streamed)
 
     def receive(self, data: bytes) -> None:
         """Do as a loop does that has received these bytes at once."""
@@ -320,7 +320,7 @@ async def test_a_request_is_one_write() -> None:
     wire = Wire()
     wire.receive(OK)
     wire.transport.written = b""
-    wire.connection.send(GET, b"content", bodyless=False, streamed=False)
+    wire.connection.send(GET, b"content", 0.0, bodyless=False, streamed=False)
     assert wire.transport.written == GET + b"content"
 
 

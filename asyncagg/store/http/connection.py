@@ -153,8 +153,9 @@ class Connection(asyncio.BufferedProtocol):
 
     Attributes:
         busy: Whether an exchange is under way.
+        closing: Whether the connection is closed or about to be.
         started: When the exchange under way, or the last one, began.
-        heard: When the last byte came in.
+        heard: When it began, or when the last byte came in of an answer that is not yet whole.
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class Connection(asyncio.BufferedProtocol):
         max_body_bytes: int,
     ) -> None:
         self.busy = False
+        self.closing = True  # as long as there is no transport
         self.started = self.heard = clock()
         self._owner = owner
         self._clock = clock
@@ -185,25 +187,21 @@ class Connection(asyncio.BufferedProtocol):
         self._complete = False
         self._reusable = False
 
-    @property
-    def closing(self) -> bool:
-        """Whether the connection is closed or about to be."""
-        return self._transport is None or self._transport.is_closing()
-
     def send(
-        self, head: bytes, body: bytes, *, bodyless: bool, streamed: bool
+        self, head: bytes, body: bytes, now: float, *, bodyless: bool, streamed: bool
     ) -> asyncio.Future[Response]:
         """Begin an exchange; the future is done when the response is there.
 
         Args:
             head: The request line and the headers.
             body: The request's content.
+            now: The time on the connection's clock.
             bodyless: The response has no body, whatever its headers say (HEAD).
             streamed: The response is there with its headers; its body follows as a stream.
         """
         self._answer = answer = self._loop.create_future()
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if self.closing or transport is None:
             answer.set_exception(TransientError("the server closed the connection"))
             return answer
         self.busy = True
@@ -211,7 +209,7 @@ class Connection(asyncio.BufferedProtocol):
         self._complete = False
         self._head = b""
         self._head_bytes = self._body_bytes = 0
-        self.started = self.heard = self._clock()
+        self.started = self.heard = now
         if len(body) <= _ONE_WRITE_BYTES:
             transport.write(head + body)
         else:
@@ -239,6 +237,7 @@ class Connection(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close the connection at once; the owner is told when that is done."""
         self.busy = False
+        self.closing = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -265,6 +264,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         self._transport = cast("asyncio.Transport", transport)
+        self.closing = False
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 (asyncio calls it)
         """Lend the place to receive bytes."""
@@ -285,18 +285,24 @@ class Connection(asyncio.BufferedProtocol):
                 self.fail("the answer is not HTTP", error)
                 return
             self._reusable = False
-        self.heard = self._clock()
         if self._complete:
             self._finish()
-        elif self._response is None:
+            return
+        self.heard = self._clock()
+        if self._response is None:
             self._head_bytes += nbytes
             if self._head_bytes > _MAX_HEAD_BYTES:
                 self.fail(f"the answer's headers pass {_MAX_HEAD_BYTES} bytes")
         elif self._body_bytes > self._max_body_bytes:
             self.fail(f"the answer's body passes {self._max_body_bytes} bytes")
 
+    def eof_received(self) -> None:
+        """Take note that the server closes the connection; the transport does so too."""
+        self.closing = True
+
     def connection_lost(self, exc: Exception | None) -> None:
         """End the exchange under way, and tell the owner."""
+        self.closing = True
         if self.busy:
             self._end_of_input(exc)
         self._transport = None

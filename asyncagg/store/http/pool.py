@@ -137,8 +137,12 @@ class HttpPool:
             TransientError: The network or the server failed; a retry may do.
             ConfigurationError: The server's certificate is not to be trusted.
         """
-        connection = self._idle_connection() or await self._free_connection()
-        answer = connection.send(head, body, bodyless=bodyless, streamed=False)
+        now = self._clock()
+        connection = self._idle_connection(now)
+        if connection is None:
+            connection = await self._free_connection()
+            now = self._clock()
+        answer = connection.send(head, body, now, bodyless=bodyless, streamed=False)
         try:
             return await answer
         except BaseException:
@@ -158,8 +162,12 @@ class HttpPool:
             TransientError: As in `request`; the stream raises it too.
             ConfigurationError: As in `request`.
         """
-        connection = self._idle_connection() or await self._free_connection()
-        answer = connection.send(head, b"", bodyless=False, streamed=True)
+        now = self._clock()
+        connection = self._idle_connection(now)
+        if connection is None:
+            connection = await self._free_connection()
+            now = self._clock()
+        answer = connection.send(head, b"", now, bodyless=False, streamed=True)
         try:
             yield await answer
         finally:
@@ -181,11 +189,11 @@ class HttpPool:
 
     # Getting a connection
 
-    def _idle_connection(self) -> Connection | None:
+    def _idle_connection(self, now: float) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
             # A frozen Lambda leaves connections that look alive: age tells, not the socket.
-            if not connection.closing and self._clock() - connection.heard <= self._limits.idle:
+            if not connection.closing and now - connection.heard <= self._limits.idle:
                 return connection
             connection.abort()
         return None
