@@ -115,7 +115,8 @@ def _skim(data: bytes, least: float) -> _RunShape | None:
         at what may be at fault in a part that was skipped.
     """
     try:
-        data.decode()
+        if not data.isascii():
+            data.decode()
         shape = _skimmer.decode(data)
     except (UnicodeDecodeError, msgspec.DecodeError):
         return None

@@ -533,6 +533,15 @@ def get(path: str = "/ok") -> bytes:
     return f"GET {path} HTTP/1.1\r\nhost: h\r\n\r\n".encode()
 
 
+def begun(pool: HttpPool, path: str = "/ok") -> asyncio.Task[Response]:
+    """Begin a request in a task of its own."""
+
+    async def request() -> Response:
+        return await pool.request(get(path))
+
+    return asyncio.create_task(request())
+
+
 async def assert_sound(pool: HttpPool, limits: Limits = LIMITS) -> None:
     """Assert that more requests than the pool allows at a time are all answered right."""
     many = 3 * limits.max_connections
@@ -555,7 +564,7 @@ async def test_the_connection_used_last_is_used_first() -> None:
     """Of two idle connections the fresher one goes out, so that a surplus can age."""
     async with pooled() as (pool, peer):
         peer.actions["/slow"] = hang
-        slow = asyncio.create_task(pool.request(get("/slow")))
+        slow = begun(pool, "/slow")
         await peer.asked("/slow", 1)
         await pool.request(get())
         peer.release.set()
@@ -611,7 +620,7 @@ async def test_no_more_connections_than_allowed() -> None:
     limits = Limits(max_connections=5)
     async with pooled(limits) as (pool, peer):
         peer.actions["/slow"] = hang
-        requests = [asyncio.create_task(pool.request(get("/slow"))) for _ in range(50)]
+        requests = [begun(pool, "/slow") for _ in range(50)]
         await until(lambda: peer.busy == 5)
         assert pool.open_connections == 5
         peer.release.set()
@@ -634,9 +643,9 @@ async def test_a_cancelled_waiter_takes_nobodys_turn() -> None:
     limits = Limits(max_connections=1)
     async with pooled(limits) as (pool, peer):
         peer.actions["/slow"] = half
-        first = asyncio.create_task(pool.request(get("/slow")))
+        first = begun(pool, "/slow")
         await peer.asked("/slow", 1)
-        waiting = [asyncio.create_task(pool.request(get(f"/{at}"))) for at in range(4)]
+        waiting = [begun(pool, f"/{at}") for at in range(4)]
         await asyncio.sleep(0)
         waiting[0].cancel()
         first.add_done_callback(lambda _: waiting[1].cancel())  # it is served by then
@@ -662,13 +671,14 @@ async def test_a_cancelled_request_leaves_the_pool_sound(stage: str) -> None:
     async with pooled() as (pool, peer):
         peer.actions["/slow"] = STAGES[stage]
         for times in range(1, 6):
-            request = asyncio.create_task(pool.request(get("/slow")))
+            request = begun(pool, "/slow")
             await peer.asked("/slow", times)
             if stage == "body":
                 await until(lambda: any(c._response for c in pool._connections))
             request.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await request
+            pool.sweep()
             await until(lambda: not pool.open_connections)
         peer.release.set()
         await assert_sound(pool)
@@ -682,7 +692,7 @@ async def test_a_request_cancelled_while_connecting_gives_its_place_back(
     limits = Limits(max_connections=1)
     async with pooled(limits, tls=trusting) as (pool, peer):  # the server does not speak TLS
         for times in range(1, 4):
-            request = asyncio.create_task(pool.request(get()))
+            request = begun(pool)
             await peer.connected(times)
             request.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -769,7 +779,7 @@ async def test_a_silent_server_is_given_up() -> None:
     now = 0.0
     async with pooled(clock=lambda: now) as (pool, peer):
         peer.actions["/slow"] = hang
-        request = asyncio.create_task(pool.request(get("/slow")))
+        request = begun(pool, "/slow")
         await peer.asked("/slow", 1)
         now = LIMITS.read - 1
         pool.sweep()
@@ -778,7 +788,7 @@ async def test_a_silent_server_is_given_up() -> None:
         pool.sweep()
         with pytest.raises(TransientError, match="no byte for 30 seconds"):
             await request
-        request = asyncio.create_task(pool.request(get("/slow")))
+        request = begun(pool, "/slow")
         await peer.asked("/slow", 2)
         (connection,) = (c for c in pool._connections if c.busy)
         now += LIMITS.total + 1
@@ -840,7 +850,7 @@ async def test_closing_the_pool_ends_what_is_under_way() -> None:
     """Requests, streams and waiters fail; the sockets are closed when it returns."""
     async with pooled() as (pool, peer):
         peer.actions["/slow"] = half
-        tasks = [asyncio.create_task(pool.request(get("/slow"))) for _ in range(3)]
+        tasks = [begun(pool, "/slow") for _ in range(3)]
         await peer.asked("/slow", 2)
         await pool.aclose()
         assert not pool.open_connections

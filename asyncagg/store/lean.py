@@ -36,7 +36,7 @@ _MD5 = re.compile("[0-9a-f]{32}")
 _RANGE = re.compile(rb"bytes (\d+)-")
 _META = b"x-amz-meta-"
 _CRC32 = b"x-amz-checksum-crc32"
-_OF_A_BODY = fields("etag", "content-encoding", "x-amz-checksum-crc32")
+_OF_A_BODY = fields("content-encoding", "x-amz-checksum-crc32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,22 +129,24 @@ class LeanPlane:
         request = Request("get", key, "GET", self._root + encode_path(key), headers)
         return self._requester.ask(request, self._body)
 
-    def _body(self, _: Request, response: Response) -> Body:
+    def _body(self, request: Request, response: Response) -> Body:
         headers, data = response.found(_OF_A_BODY), response.body
-        etag = _etag(headers)
         # Most objects have a CRC32, which takes a sixth of the time of an MD5: SDKs send it.
         checksum = headers.get(_CRC32)
         if checksum is None or checksum != _crc32(data):
-            self._verify(response, etag)
+            self._verify(response)
+        # A condition that held names the ETag.
+        etag = request.headers.get("if-match", "").strip('"') or _etag(response.headers)
         return Body(data, etag, _content_encoding(headers))
 
-    def _verify(self, response: Response, etag: str) -> None:
+    def _verify(self, response: Response) -> None:
         """Verify a body by its MD5, or at least by its length, where its CRC32 does not."""
         if self._verify_bodies:
+            headers = response.headers
+            etag = _etag(headers)
             # Whether an ETag can be an MD5 at all is asked where it is none, which is seldom.
             if md5(response.body, usedforsecurity=False).hexdigest() == etag:
                 return
-            headers = response.headers
             if _is_md5(etag, headers):
                 raise TransientError("the body is not the one of its ETag")
             if b"-" not in headers.get(_CRC32, b"-"):  # with a hyphen, it is one of the parts'

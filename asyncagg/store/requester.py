@@ -10,10 +10,10 @@ import asyncio
 import math
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -83,9 +83,7 @@ class _Channel:
         self._root = target.root
         self._tls = target.endpoint.tls
 
-    def send(
-        self, request: Request, credentials: Credentials, now: float
-    ) -> Coroutine[Any, Any, Response]:
+    def send(self, request: Request, credentials: Credentials, now: float) -> Awaitable[Response]:
         """Send a request and return its answer, body included."""
         head = self.head(request, credentials, now)
         return self.pool.request(head, request.body, bodyless=request.method == "HEAD")

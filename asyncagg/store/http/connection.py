@@ -1,8 +1,8 @@
 """One keep-alive connection and the exchange under way on it.
 
 Futures and callbacks of plain asyncio, not anyio's streams: those cost more per request than the
-rest of the client together. Whoever awaits an answer and is cancelled calls `Connection.drop`,
-which closes a connection whose response was not read to its end.
+rest of the client together. A connection whose response was not read to its end is never free for
+the next exchange: where nobody waits for it any more, `drop` or the next sweep closes it.
 """
 
 from __future__ import annotations
@@ -203,6 +203,7 @@ class Connection(asyncio.BufferedProtocol):
         transport = self._transport
         if self.closing or transport is None:
             answer.set_exception(TransientError("the server closed the connection"))
+            answer.exception()  # seen, as in `fail`
             return answer
         self.busy = True
         self._bodyless, self._streamed = bodyless, streamed
@@ -220,8 +221,6 @@ class Connection(asyncio.BufferedProtocol):
         """Give up on an answer: unless it came in whole, its connection is closed."""
         if self.busy and answer is self._answer:
             self.abort()
-        if answer.done() and not answer.cancelled():
-            answer.exception()  # seen: asyncio is not to report it as never retrieved
 
     def fail(self, reason: str, cause: BaseException | None = None) -> None:
         """Close the connection and end the exchange under way with a `TransientError`."""
@@ -232,6 +231,7 @@ class Connection(asyncio.BufferedProtocol):
             self._response.stream.finish(error)
         elif self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
+            self._answer.exception()  # seen: asyncio is not to report it as never retrieved
         self.abort()
 
     def abort(self) -> None:
@@ -251,6 +251,8 @@ class Connection(asyncio.BufferedProtocol):
         """
         if not self.busy:
             return ""
+        if self._answer is not None and self._answer.cancelled():
+            return "nobody waits for the answer any more"
         if self._response and self._response.stream and self._response.stream.paused:
             self.heard = now  # the silence is ours
         if now - self.heard > read:

@@ -6,7 +6,7 @@ import asyncio
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,8 +125,14 @@ class HttpPool:
         """How many connections are open."""
         return len(self._connections)
 
-    async def request(self, head: bytes, body: bytes = b"", *, bodyless: bool = False) -> Response:
+    def request(
+        self, head: bytes, body: bytes = b"", *, bodyless: bool = False
+    ) -> Awaitable[Response]:
         """Send a request and return its response, body included.
+
+        It is sent at once where a connection is idle, and then no coroutine stands around the
+        connection's own future. Whoever is cancelled while he waits leaves it to the next sweep to
+        close the connection, unless the response has come in whole by then.
 
         Args:
             head: The request line and the headers, with the empty line that ends them.
@@ -140,14 +146,12 @@ class HttpPool:
         now = self._clock()
         connection = self._idle_connection(now)
         if connection is None:
-            connection = await self._free_connection()
-            now = self._clock()
-        answer = connection.send(head, body, now, bodyless=bodyless, streamed=False)
-        try:
-            return await answer
-        except BaseException:
-            connection.drop(answer)
-            raise
+            return self._request_later(head, body, bodyless=bodyless)
+        return connection.send(head, body, now, bodyless=bodyless, streamed=False)
+
+    async def _request_later(self, head: bytes, body: bytes, *, bodyless: bool) -> Response:
+        connection = await self._free_connection()
+        return await connection.send(head, body, self._clock(), bodyless=bodyless, streamed=False)
 
     @asynccontextmanager
     async def stream(self, head: bytes) -> AsyncIterator[Response]:
