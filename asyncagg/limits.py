@@ -210,7 +210,7 @@ class Retry:
         self.retries: dict[str, int] = defaultdict(int)
         self._sleep = sleep
         self._uniform = uniform
-        self._resume_at = -math.inf
+        self._resume_at: float | None = None
 
     async def call(self, operation: str, request: Callable[[], Awaitable[T]]) -> T:
         """Return what ``request`` returns, trying it again while its trouble is transient.
@@ -221,8 +221,8 @@ class Retry:
         attempt = 0
         started: float | None = None
         while True:
-            if self._resume_at > -math.inf:
-                await self._wait_for_the_others()
+            if self._resume_at is not None:
+                await self._wait_for_the_others(self._resume_at)
             attempt += 1
             self.requests[operation] += 1
             try:
@@ -235,7 +235,8 @@ class Retry:
                     raise
                 self.retries[operation] += 1
                 if isinstance(error, ThrottledError):
-                    self._resume_at = max(self._resume_at, anyio.current_time() + pause / 2)
+                    resume_at = anyio.current_time() + pause / 2
+                    self._resume_at = max(self._resume_at or resume_at, resume_at)
             await self._sleep(pause)
 
     def _pause(self, attempt: int) -> float:
@@ -247,10 +248,10 @@ class Retry:
         budget_ends = started + self.policy.budget_seconds
         return resumed > min(budget_ends, anyio.current_effective_deadline())
 
-    async def _wait_for_the_others(self) -> None:
-        wait = self._resume_at - anyio.current_time()
+    async def _wait_for_the_others(self, resume_at: float) -> None:
+        wait = resume_at - anyio.current_time()
         if wait <= 0:
-            self._resume_at = -math.inf
+            self._resume_at = None
         elif anyio.current_time() + wait <= anyio.current_effective_deadline():
             # Spread the return: all at once would be the next burst.
             await self._sleep(wait * self._uniform(1, 2))

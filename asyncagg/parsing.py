@@ -40,6 +40,7 @@ MAX_MATCH_DEPTH = 254
 _LONGER_WRITTEN = 4  # 1e15 is written as 1000000000000000.0
 
 _EXACT = 2.0**53
+_LEAST_EXACT = -_EXACT
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -122,9 +123,9 @@ def _skim(data: bytes, least: float) -> _RunShape | None:
         return None
     if b"\\" in data and _SURROGATE.search(data):
         return None
+    most = min(least, _EXACT)  # beyond it, what a number is depends on its reader
     for match in shape.top_matches:
-        # Beyond 2**53 it depends on the reader what a number is.
-        if not -_EXACT < match.match_score < least:
+        if not _LEAST_EXACT < match.match_score < most:
             return None
     return shape
 

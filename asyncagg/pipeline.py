@@ -186,6 +186,8 @@ class _Run:
     def _plan(self, page: Sequence[RunFile], chunk: dict[Window, list[RunFile]]) -> int:
         """Sort a page's run files into their windows; return how many are to be settled."""
         planned = 0
+        group: list[RunFile] = []
+        group_of: Window | None = None
         for file in page:
             kind = self._layout.kind(file.key)
             if kind is not Kind.RUN_FILE:
@@ -195,16 +197,18 @@ class _Run:
             if window.end > self._at:
                 self.report.waiting += 1
             elif self._only is None or self._only(window):
-                self._note_age(file)
-                chunk.setdefault(window, []).append(file)
+                if file.last_modified < self._oldest:
+                    self._note_age(file)
+                if window is not group_of:  # mostly it is that of the file before
+                    group_of, group = window, chunk.setdefault(window, [])
+                group.append(file)
                 planned += 1
         return planned
 
     def _note_age(self, file: RunFile) -> None:
-        if file.last_modified < self._oldest:
-            self._oldest = file.last_modified
-            age = (self._at - file.last_modified).total_seconds()
-            self.report.oldest_seconds = max(self.report.oldest_seconds, age)
+        self._oldest = file.last_modified
+        age = (self._at - file.last_modified).total_seconds()
+        self.report.oldest_seconds = max(self.report.oldest_seconds, age)
 
     async def _settle_chunk(self, chunk: dict[Window, list[RunFile]]) -> None:
         at_once = max(1, min(WINDOWS_AT_ONCE, len(chunk), self._settings.concurrency))

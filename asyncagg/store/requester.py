@@ -94,7 +94,7 @@ class _Channel:
         path = self._root + request.path
         payload = EMPTY_PAYLOAD
         if body:
-            # Over TLS a large content is left to Content-MD5, as botocore does; else it is hashed.
+            # Over TLS a large content is left to its checksum, as botocore does; else it is hashed.
             unsigned = self._tls and len(body) > _MAX_HASHED_BYTES
             payload = UNSIGNED_PAYLOAD if unsigned else payload_hash(body)
         lines = self._signer.sign(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import lru_cache
 from itertools import chain
 from typing import TypeAlias
 from urllib.parse import unquote_plus
@@ -85,13 +86,19 @@ def parse_listing(body: bytes, prefix: str) -> Page:
     try:
         for key, modified, etag, size in entries or _entries(root, space):
             name = unquote_plus(key) if encoded and ("%" in key or "+" in key) else key
-            files.append(RunFile(name[skip:], int(size), etag, datetime.fromisoformat(modified)))
+            files.append(RunFile(name[skip:], int(size), etag, _moment(modified)))
     except ValueError as error:
         raise TransientError(f"a damaged entry in the listing: {error}") from error
     token = root.findtext(f"{space}NextContinuationToken") or None
     if token is None and root.findtext(f"{space}IsTruncated") == "true":
         raise TransientError("the listing is truncated and does not say how it goes on")
     return Page(files, token)
+
+
+@lru_cache(maxsize=1024)
+def _moment(text: str) -> datetime:
+    """Return a time of a listing: files that came in the same second share it, and its hash."""
+    return datetime.fromisoformat(text)
 
 
 def _split(body: bytes) -> tuple[bytes, list[_Entry]]:

@@ -6,7 +6,7 @@ bounds them and watches the clock.
 
 from __future__ import annotations
 
-from asyncagg.store.http.connection import BodyStream, Response, fields
+from asyncagg.store.http.connection import BodyStream, Response
 from asyncagg.store.http.pool import Endpoint, HttpPool, Limits, tls_context
 
-__all__ = ("BodyStream", "Endpoint", "HttpPool", "Limits", "Response", "fields", "tls_context")
+__all__ = ("BodyStream", "Endpoint", "HttpPool", "Limits", "Response", "tls_context")

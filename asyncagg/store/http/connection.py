@@ -18,7 +18,7 @@ import msgspec
 
 from asyncagg.errors import TransientError
 
-__all__ = ("BodyStream", "Connection", "Owner", "Response", "fields")
+__all__ = ("BodyStream", "Connection", "Owner", "Response")
 
 _MAX_HEAD_BYTES = 64 * 1024
 _ONE_WRITE_BYTES = 64 * 1024
@@ -27,13 +27,7 @@ _RESUME_BYTES = 64 * 1024
 _HEAD_END = b"\r\n\r\n"
 
 
-def fields(*names: str) -> re.Pattern[bytes]:
-    """Return what finds some of the header fields; all of them, where none is named."""
-    wanted = "|".join(map(re.escape, names)) or r"[^:\r\n]+"
-    return re.compile(rf"\r\n({wanted}):[ \t]*([^\r\n]*)".encode(), re.IGNORECASE)
-
-
-_ALL = fields()
+_FIELD = re.compile(rb"\r\n([^:\r\n]+):[ \t]*([^\r\n]*)")
 
 
 class BodyStream(AsyncIterator[bytes]):
@@ -115,11 +109,7 @@ class Response(msgspec.Struct, gc=False):
     @property
     def headers(self) -> dict[bytes, bytes]:
         """The header fields; names in lower case. Made at each call: many answers do without."""
-        return self.found(_ALL)
-
-    def found(self, wanted: re.Pattern[bytes]) -> dict[bytes, bytes]:
-        """Return the header fields that a pattern of `fields` finds; names in lower case."""
-        return {name.lower(): value.rstrip() for name, value in wanted.findall(self.head)}
+        return {name.lower(): value.rstrip() for name, value in _FIELD.findall(self.head)}
 
     @property
     def framed(self) -> bool:
