@@ -133,7 +133,7 @@ class LeanPlane:
         data = response.body
         # Most objects have a CRC32, which takes a sixth of the time of an MD5: SDKs send it.
         checksum = _crc32(data)
-        if _CRC32_AS_S3_WRITES_IT + checksum not in response.head:
+        if response.head.find(_CRC32_AS_S3_WRITES_IT + checksum) < 0:
             self._verify(response, checksum)
         # A condition that held names the ETag.
         etag = request.headers.get("if-match", "").strip('"') or _etag(response.headers)
@@ -317,7 +317,7 @@ def _etag(headers: Mapping[bytes, bytes]) -> str:
 
 
 def _content_encoding(response: Response) -> str:
-    if b"\r\ncontent-encoding:" not in response.head.lower():  # few have one
+    if response.head.lower().find(b"\r\ncontent-encoding:") < 0:  # few have one
         return ""
     value = response.headers[b"content-encoding"]
     return "" if value == b"aws-chunked" else value.decode("latin-1").lower()

@@ -142,7 +142,7 @@ def parse_copied(body: bytes) -> Refusal | None:
     Raises:
         TransientError: It holds neither an error nor the result.
     """
-    if b"<CopyObjectResult" in body and b"</ETag>" in body:
+    if body.find(b"<CopyObjectResult") >= 0 and body.find(b"</ETag>") >= 0:
         return None
     try:
         return _refusal(_parse(body, "Error"))

@@ -55,7 +55,6 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 _UNRESERVED = f"{ascii_letters}{digits}_.~/-".encode()
-_VISIBLE = bytes(range(0x21, 0x7F))
 
 
 def encode_path(key: str) -> str:
@@ -97,6 +96,7 @@ class Signer:
         self._day = ""
         self._credentials: Credentials | None = None
         self._common: dict[str, str] = {}
+        self._plain = False
         self._authorization = ""
         self._forms: dict[tuple[str, ...], _Form] = {}
         self._inner_of_day = self._inner = self._outer = sha256()
@@ -131,12 +131,10 @@ class Signer:
             self._prepare(credentials, second)
         names = (payload, *headers)
         form = self._forms.get(names) or self._form(names)
-        lines = form.lines % form.values(headers)
-        start = f"{method}\n{path}\n{query}\n"
-        canonical = f"{start}{lines}{form.end}".encode("utf-8", "surrogatepass")
-        if canonical.translate(None, _VISIBLE) != form.breaks:  # white space, or worse
+        lines = trimmed = form.lines % form.values(headers)
+        if not (self._plain and _is_plain("".join(headers.values()))):
             trimmed = _trimmed({**self._common, "x-amz-content-sha256": payload, **headers})
-            canonical = f"{start}{trimmed}{form.end}".encode()
+        canonical = f"{method}\n{path}\n{query}\n{trimmed}{form.end}".encode()
         inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(sha256(canonical).hexdigest().encode())
         outer.update(inner.digest())
@@ -161,6 +159,7 @@ class Signer:
         self._common = {"host": self._host, "x-amz-date": date}
         if credentials.token:
             self._common["x-amz-security-token"] = credentials.token
+        self._plain = _is_plain("".join(self._common.values()))
         self._forms.clear()
         self._second, self._day, self._credentials = second, day, credentials
 
@@ -188,7 +187,6 @@ class Signer:
             values=itemgetter(*sorted(varying)) if varying else _nothing,
             lines="".join(lines),
             end=f"\n{listed}\n{payload}",
-            breaks=b"\n" * (len(ordered) + 5),
             authorization=f"{self._authorization}, SignedHeaders={listed}, Signature=",
         )
         return form
@@ -201,14 +199,12 @@ class _Form(NamedTuple):
         values: Takes the values that vary out of the headers, in the order of signing.
         lines: A format for them of all lines, each ended by a line feed.
         end: What ends the canonical request behind them.
-        breaks: All that is not visible in a canonical request whose headers need no trimming.
         authorization: The line of that header, up to the signature.
     """
 
     values: Callable[[Mapping[str, str]], str | tuple[str, ...]]
     lines: str
     end: str
-    breaks: bytes
     authorization: str
 
 
@@ -219,6 +215,11 @@ def _nothing(_: Mapping[str, str]) -> tuple[str, ...]:
 _INNER, _OUTER = (bytes([byte ^ pad for byte in range(256)]) for pad in (0x36, 0x5C))
 
 _LINE_END, _WIRE_LINE_END = "\n", "\r\n"
+
+
+def _is_plain(text: str) -> bool:
+    """Tell whether a text is visible ASCII throughout, so that there is nothing to trim."""
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 def _trimmed(headers: Mapping[str, str]) -> str:
