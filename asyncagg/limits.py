@@ -95,7 +95,7 @@ class ByteLimiter:
 
     def take(self, weight: int) -> bool:
         """Take ``weight`` bytes and say True, if nobody has to wait for them."""
-        weight = weight if weight < self.capacity else self.capacity  # noqa: FURB136 - a call costs more
+        weight = min(weight, self.capacity)
         if self._waiting or self.in_flight + weight > self.capacity:
             return False
         self.in_flight += weight

@@ -685,6 +685,22 @@ async def test_a_cancelled_request_leaves_the_pool_sound(stage: str) -> None:
 
 
 @on_both_loops
+async def test_an_answer_that_nobody_waits_for_goes_to_nobody_else() -> None:
+    """Where it comes in whole all the same, its connection carries the next request, in order."""
+    limits = Limits(max_connections=1)
+    async with pooled(limits) as (pool, peer):
+        peer.actions["/slow"] = half
+        request = begun(pool, "/slow")
+        await peer.asked("/slow", 1)
+        request.cancel()
+        following = begun(pool)
+        peer.release.set()
+        assert (await following).body == b"ok"
+        assert peer.connections == 1
+        await assert_sound(pool, limits)
+
+
+@on_both_loops
 async def test_a_request_cancelled_while_connecting_gives_its_place_back(
     trusting: ssl.SSLContext,
 ) -> None:

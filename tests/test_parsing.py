@@ -15,7 +15,7 @@ from corpus import CORPUS, MAX_BYTES, Case
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
-from parsers import FILE, best_of, whole
+from parsers import FILE, best_of, skimmed, whole
 from strategies import chunkings, gzip_files, odd_run_objects, run_objects, scores, texts
 
 from asyncagg.errors import RefusedError
@@ -62,6 +62,19 @@ class TestCorpus:
         assert case.refused in refusal.value.reason
         assert refusal.value.reason == str(refusal.value)
         assert len(refusal.value.reason) < 300
+
+    @pytest.mark.parametrize(
+        "case", [case for case in CORPUS if not case.gzipped], ids=lambda case: case.name
+    )
+    def test_each_file_has_its_outcome_though_no_match_competes(self, case: Case) -> None:
+        """What is only skimmed is refused, or counted, as what is read whole."""
+        if case.refused:
+            with pytest.raises(RefusedError) as refusal:
+                skimmed(case.data)
+            assert case.refused in refusal.value.reason
+        else:
+            of_both = [structs.replace(way(case.data), top_matches=()) for way in (whole, skimmed)]
+            assert of_both[0] == of_both[1]
 
     def test_each_field_is_refused(self) -> None:
         """No field that is read goes without a file that is refused for it."""
@@ -122,6 +135,14 @@ class TestParse:
             best_of(whole(data))
         except RefusedError as refusal:
             assert refusal.reason  # noqa: PT017 - either is right
+
+    @pytest.mark.parametrize("least", [2**53 - 1, 2**53, 2**53 + 1, 2.0**64, 1e300])
+    @pytest.mark.parametrize("score", [b"9007199254740993", b"18446744073709551617", b"1e300"])
+    def test_a_match_that_may_compete_is_looked_at(self, score: bytes, least: float) -> None:
+        """Whether a score reaches the top is asked of the number that is told in the end."""
+        data = b'{"top_matches":[{"match_score":%b}]}' % score
+        (match,) = parse(data, FILE).top_matches
+        assert len(parse(data, FILE, least).top_matches) == (match.score >= least)
 
     @given(run_objects(), scores)
     def test_matches_below_a_score_are_left_out(self, run: dict[str, Any], least: float) -> None:
