@@ -38,7 +38,6 @@ from strategies import (
     windows,
 )
 
-from asyncagg import document as document_module
 from asyncagg import spool as spool_module
 from asyncagg.document import (
     SCHEMA_VERSION,
@@ -47,6 +46,7 @@ from asyncagg.document import (
     schema,
     window_member,
 )
+from asyncagg.document import writing as writing_module
 from asyncagg.errors import AggregateError
 from asyncagg.model import Match, RunFile, RunResult, Window
 from asyncagg.spool import LONGEST_LINE
@@ -385,7 +385,7 @@ async def test_spooled_is_as_in_memory(
     entries += [Entry(RunFile(f"runs/{n}.txt", 1, "e", WINDOW.end), "bad" * n) for n in range(40)]
     whole = await written(entries)
     monkeypatch.setattr(spool_module, "BLOCK", block)
-    monkeypatch.setattr(document_module, "BLOCK", block)
+    monkeypatch.setattr(writing_module, "BLOCK", block)
     async with loaded(await written(entries[::2], memory=memory), memory=memory) as existing:
         counted, refused = await existing.known([each.file for each in entries])
         assert len(counted) == len(refused) == 20

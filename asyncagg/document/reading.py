@@ -1,75 +1,26 @@
-"""The aggregate document: written as a stream, read back as a stream.
-
-Its layout is canonical JSON of one member per line and one row per line, head first:
-
-    {
-    "schema_version":1,
-    …
-    "top_matches":[
-    {…},
-    {…}
-    ],
-    "run_summaries":[
-    …
-    ],
-    "source_files":[
-    …
-    ],
-    "quarantined_files":[
-    …
-    ]
-    }
-
-A JSON string never holds a raw line break, so that the parts are found and the rows are read by
-lines: in bounded memory and without parsing what is only copied. Row ``i`` of ``run_summaries``
-and row ``i`` of ``source_files`` speak of the same file; rows are in the order of key and etag.
-"""
+"""Read an aggregate document back, as a stream."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from decimal import Decimal
-from importlib import resources
 from typing import Any, NamedTuple
 
 import orjson
 
-from asyncagg.accumulator import RESERVED, Accumulator, RankedMatch, Sketch
+from asyncagg.accumulator import Accumulator
+from asyncagg.document.head import accumulator_of
+from asyncagg.document.parts import END, MARKS, SCHEMA_VERSION, window_member
 from asyncagg.errors import AggregateError
-from asyncagg.joining import QUARANTINED, SOURCES, SUMMARIES, Joined
+from asyncagg.joining import QUARANTINED, SOURCES, SUMMARIES
 from asyncagg.model import RunFile, Window
-from asyncagg.rows import Counted, Quarantined, Rows, RowSpool, merged
-from asyncagg.spool import BLOCK, LONGEST_LINE, Spool
+from asyncagg.rows import Counted, Quarantined
+from asyncagg.spool import LONGEST_LINE, Spool
 
-__all__ = (
-    "SCHEMA_VERSION",
-    "Document",
-    "Existing",
-    "accumulator_of",
-    "read",
-    "read_head",
-    "read_quarantined",
-    "schema",
-    "top_matches",
-    "totals",
-    "window_member",
-)
+__all__ = ("Existing", "read", "read_head", "read_quarantined")
 
-SCHEMA_VERSION = 1
-
-_MARKS = (b'"run_summaries":[\n', b'"source_files":[\n', b'"quarantined_files":[\n')
-_END = b"]\n}\n"
 _LONGEST_HEAD = 16 * 1024 * 1024
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema of an aggregate document."""
-    text = resources.files("asyncagg").joinpath("aggregate.schema.json").read_text("utf-8")
-    return dict(json.loads(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +143,7 @@ async def read(
         raise _damaged(key, str(error)) from None
     if tables is None:
         raise _damaged(key, "its parts are not where they belong")
-    head = await _load_head(key, spool, tables[0].start - len(_MARKS[0]))
+    head = await _load_head(key, spool, tables[0].start - len(MARKS[0]))
     _check_window(key, head, window)
     existing = _with_keys(_existing(key, etag, head, spool, tables))
     total = existing.accumulator
@@ -231,7 +182,7 @@ async def _find_tables(spool: Spool) -> list[_Table] | None:
         if len(firsts) < len(marks):
             firsts += lines[:1]
         for at, line in enumerate(lines):
-            if line[-1:] != b"[" or line != _MARKS[len(marks) % len(_MARKS)][:-1]:
+            if line[-1:] != b"[" or line != MARKS[len(marks) % len(MARKS)][:-1]:
                 continue
             *_, last, bracket = [b"", b"", *tail, *lines[:at]]
             if bracket != b"],":
@@ -242,13 +193,13 @@ async def _find_tables(spool: Spool) -> list[_Table] | None:
         offset += _size(lines)
         number += len(lines)
         tail = [*tail, *lines][-3:]
-    if len(marks) != len(_MARKS) or tail[1:] != [b"]", b"}"] or offset != spool.size:
+    if len(marks) != len(MARKS) or tail[1:] != [b"]", b"}"] or offset != spool.size:
         return None
     # Behind the rows of a table stand "]," and the next table's mark, or "]" and "}".
     ends = [
-        (marks[1][0] - len(_MARKS[1]) - 3, marks[1][1] - 2),
-        (marks[2][0] - len(_MARKS[2]) - 3, marks[2][1] - 2),
-        (spool.size - len(_END), number - 2),
+        (marks[1][0] - len(MARKS[1]) - 3, marks[1][1] - 2),
+        (marks[2][0] - len(MARKS[2]) - 3, marks[2][1] - 2),
+        (spool.size - len(END), number - 2),
     ]
     return [
         _Table(start, end, line_end - line_start, first, row)
@@ -289,9 +240,9 @@ async def read_head(key: str, window: Window, chunks: AsyncIterator[bytes]) -> d
     """
     text = bytearray()
     async for chunk in chunks:
-        searched = max(0, len(text) - len(_MARKS[0]))
+        searched = max(0, len(text) - len(MARKS[0]))
         text += chunk
-        end = text.find(_MARKS[0], searched)
+        end = text.find(MARKS[0], searched)
         if end >= 0:
             head = _loads_head(key, bytes(text[:end]))
             _check_window(key, head, window)
@@ -314,7 +265,7 @@ async def read_quarantined(
     Raises:
         AggregateError: It is not ours, or is damaged.
     """
-    mark = b"\n" + _MARKS[2]
+    mark = b"\n" + MARKS[2]
     rows: list[dict[str, Any]] = []
     found = False
     rest = b""
@@ -352,16 +303,6 @@ def _check_window(key: str, head: dict[str, Any], window: Window) -> None:
         raise _damaged(key, f"it is of window {told!r}, not of {window_member(window)!r}")
 
 
-def window_member(window: Window) -> dict[str, Any]:
-    """Return what a document says of its window."""
-    return {
-        "name": window.name,
-        "start": window.start.isoformat(),
-        "end": window.end.isoformat(),
-        "minutes": window.minutes,
-    }
-
-
 def _existing(
     key: str, etag: str, head: dict[str, Any], spool: Spool, tables: list[_Table]
 ) -> Existing:
@@ -379,181 +320,3 @@ def _existing(
         )
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise _damaged(key, f"its head lacks or garbles {error}") from None
-
-
-def accumulator_of(head: dict[str, Any]) -> Accumulator:
-    """Return the accumulator that `totals` and `top_matches` told of.
-
-    Raises:
-        LookupError, TypeError, ValueError, ArithmeticError: It is garbled.
-    """
-    files, times = head["files"], head["processing_time"]
-    value = Accumulator()
-    value.counted = int(files["counted"])
-    value.quarantined = int(files["quarantined"])
-    value.bytes = int(files["bytes"])
-    value.opportunities = int(head["total_opportunities"])
-    value.matches = int(head["total_matches"])
-    value.no_matches = int(head["total_no_matches"])
-    value.errors = int(head["total_errors"])
-    value.timed = int(times["count"])
-    value.seconds = Decimal(times["exact_sum"])
-    if value.timed:
-        value.shortest = float(times["min"])
-        value.longest = float(times["max"])
-        if not (math.isfinite(value.shortest) and math.isfinite(value.longest)):
-            raise ValueError("processing_time")
-    value.sketch = Sketch.from_state(times["sketch"])
-    if value.sketch.count != value.timed or not _is_sum_of_floats(value.seconds):
-        raise ValueError("processing_time")
-    value.top = [_ranked(match) for match in head["top_matches"]]
-    return value
-
-
-def _is_sum_of_floats(number: Decimal) -> bool:
-    """Say whether it can be added to its like without a loss, and be told as a float again."""
-    exponent = number.as_tuple().exponent
-    return isinstance(exponent, int) and exponent > -400 and number.adjusted() < 300
-
-
-def _ranked(match: dict[str, Any]) -> RankedMatch:
-    key, position = (match[name] for name in RESERVED)
-    if not isinstance(key, str) or not isinstance(position, int):
-        raise TypeError("top_matches")
-    orjson.dumps((key, position))  # as text and number that can be written again
-    body = {name: value for name, value in match.items() if name not in RESERVED}
-    return (-match.get("match_score", 0), key, position, orjson.dumps(body))
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """An aggregate to be written: iterate it for its bytes, as often as needed.
-
-    Attributes:
-        window: Its window.
-        accumulator: All that is folded into it, what stood before included.
-        revision: How often it was committed, this time included.
-        late: How many of its files came after its first commit.
-        written_at: When it was written.
-        rows: The rows of the files that are new in it, or of the documents that it is joined from.
-        existing: What stood before, whose rows it keeps.
-        appends: Whether every new row is known to come behind all that stood before, whose rows
-            are then copied as they are.
-    """
-
-    window: Window
-    accumulator: Accumulator
-    revision: int
-    late: int
-    written_at: datetime
-    rows: Rows | Joined
-    existing: Existing | None = None
-    appends: bool = False
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield its bytes, in blocks."""
-        yield self._head()
-        for number in (SUMMARIES, SOURCES, QUARANTINED):
-            kept = self.existing.kept(number) if self.existing and self.appends else _nothing()
-            async for block in _table(_MARKS[number], kept, self._lines(number)):
-                yield block
-            yield b"]" if number == QUARANTINED else b"],\n"
-        yield b"\n}\n"
-
-    def _head(self) -> bytes:
-        members = {
-            "schema_version": SCHEMA_VERSION,
-            "window": window_member(self.window),
-            "revision": self.revision,
-            "aggregation_timestamp": self.written_at.astimezone(UTC).isoformat(),
-            "aggregation_window_minutes": self.window.minutes,
-            **totals(self.accumulator, self.late),
-        }
-        lines = [f'"{name}":{_dumps(value)},\n' for name, value in members.items()]
-        matches = b",\n".join([orjson.dumps(match) for match in top_matches(self.accumulator)])
-        return b'{\n%b"top_matches":[\n%b\n],\n' % ("".join(lines).encode(), matches)
-
-    def _lines(self, number: int) -> AsyncIterator[Sequence[bytes]]:
-        """Return the new rows of a table, merged with those that stood before, if need be."""
-        if isinstance(self.rows, Joined):
-            return self.rows.lines(number)
-        old = None if self.appends else self.existing
-        if number == QUARANTINED:
-            return self._refused(old, self.rows)
-        if isinstance(self.rows, RowSpool) and old is None:
-            # Nothing to merge them with: they need not be parsed.
-            return self.rows.counted_json(summaries=number == SUMMARIES)
-        return self._counted(old, self.rows, number)
-
-    @staticmethod
-    async def _counted(
-        old: Existing | None, new: Rows, number: int
-    ) -> AsyncIterator[Sequence[bytes]]:
-        async for row in merged(old.counted() if old else _nothing(), new.counted()):
-            yield (row.summary if number == SUMMARIES else row.source,)
-
-    @staticmethod
-    async def _refused(old: Existing | None, new: Rows) -> AsyncIterator[Sequence[bytes]]:
-        async for row in merged(old.quarantined() if old else _nothing(), new.quarantined()):
-            yield (row.row,)
-
-
-def _dumps(value: Any) -> str:
-    # Not orjson: sums may exceed 64 bits.
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def totals(total: Accumulator, late: int) -> dict[str, Any]:
-    """Return what a document says of an accumulator, but for its matches, ready for JSON."""
-    return {
-        "total_opportunities": total.opportunities,
-        "total_matches": total.matches,
-        "total_no_matches": total.no_matches,
-        "total_errors": total.errors,
-        "processing_time_seconds": float(total.seconds),
-        "processing_time": total.processing_time(),
-        "files": {
-            "counted": total.counted,
-            "quarantined": total.quarantined,
-            "late": late,
-            "bytes": total.bytes,
-        },
-    }
-
-
-def top_matches(total: Accumulator) -> list[dict[str, Any]]:
-    """Return the best matches as a document shows them, each with where it came from."""
-    return [
-        orjson.loads(body) | dict(zip(RESERVED, (key, position), strict=True))
-        for _, key, position, body in total.top
-    ]
-
-
-async def _nothing() -> AsyncIterator[Any]:
-    return
-    yield
-
-
-async def _table(
-    mark: bytes, kept: AsyncIterator[bytes], batches: AsyncIterator[Sequence[bytes]]
-) -> AsyncIterator[bytes]:
-    """Yield a table without its closing bracket, in blocks: rows that are kept, then others."""
-    yield mark
-    separator = b""
-    async for block in kept:
-        yield block
-        separator = b",\n"
-    pending: list[bytes] = []
-    size = 0
-    async for rows in batches:
-        if not rows:
-            continue
-        pending += (separator, b",\n".join(rows))
-        separator = b",\n"
-        size += len(pending[-1])
-        if size >= BLOCK:
-            yield b"".join(pending)
-            pending, size = [], 0
-    if separator:
-        pending.append(b"\n")
-    yield b"".join(pending)
