@@ -155,6 +155,7 @@ CORPUS: tuple[Case, ...] = (
     Case("beyond a double and cut", b'{"x":1e400,"y":"', NOT_JSON),
     Case("beyond a double as a name", b"{1e400:1}", NOT_JSON),
     Case("beyond a double, no number", b'{"x":1e400.5}', NOT_JSON),
+    Case("beyond a double behind a zero", b'{"x":1e400,"y":-01e400}', NOT_JSON),
     Case("400 digits", b'{"x":' + b"9" * 400 + b',"errors":1}', counted={"errors": 1}),
     Case(
         "5000 digits",
