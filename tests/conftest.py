@@ -51,7 +51,9 @@ def no_blocked_loop() -> Iterator[BlockBuster]:
     with blockbuster_ctx("asyncagg") as blocking:
         for function in blocking.functions.values():
             # Once per process: botocore reads its service model, the store's module is imported.
-            function.can_block_in("asyncagg/store/boto/control.py", {"open_control", "locate", "identity"})
+            function.can_block_in(
+                "asyncagg/store/boto/control.py", {"open_control", "locate", "identity"}
+            )
             function.can_block_in(
                 "asyncagg/store/opening.py", {"open_store", "_open_s3", "_open_plane"}
             )
