@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
+from asyncagg.chunk import Group
 from asyncagg.keyspace import KeyRange, listed
 from asyncagg.layout import Kind, Layout
 from asyncagg.limits import Deadline, for_each, task_group
@@ -20,6 +21,7 @@ from asyncagg.model import RunFile, Window
 from asyncagg.outcome import RunReport, WindowReport
 from asyncagg.settings import Settings
 from asyncagg.settle import Settler
+from asyncagg.spool import Spool, open_spool
 from asyncagg.store import Store
 from asyncagg.windows import membership
 
@@ -29,6 +31,12 @@ _log = logging.getLogger(__name__)
 
 WINDOWS_AT_ONCE = 4
 """Windows settled side by side: with few files each, one alone would wait on the network."""
+
+GROWTH = 4
+"""A chunk has at least one file for so many that its window's aggregate names already."""
+
+MOST_BATCHES = 10
+"""How many times ``chunk_files`` a chunk has at the most."""
 
 
 def _now() -> datetime:
@@ -134,6 +142,7 @@ class _Run:
         self._progress = progress
         self._layout = Layout(settings)
         self._window_of = membership(settings.window_by, settings.window_minutes)
+        self._temporary = temporary
         self._settler = settler(
             store,
             settings,
@@ -148,9 +157,8 @@ class _Run:
         async with task_group() as group:
             send, receive = anyio.create_memory_object_stream[Sequence[RunFile]](1)
             group.start_soon(self._list, send)
-            async with receive:
-                await self._settle_chunks(receive)
-            group.cancel_scope.cancel()  # the listing, where time ran out before its end
+            # Both as tasks: what they shield, a cancellation of this very task would not spare.
+            group.start_soon(self._settle_chunks, receive, group.cancel_scope)
 
     async def _list(self, pages: ObjectSendStream[Sequence[RunFile]]) -> None:
         """Send the listing page by page, one page ahead of the work."""
@@ -169,25 +177,57 @@ class _Run:
             async for page in listed(self._store, self._layout.runs_prefix, part):
                 yield page
 
-    async def _settle_chunks(self, pages: ObjectReceiveStream[Sequence[RunFile]]) -> None:
-        chunk: dict[Window, list[RunFile]] = {}
-        held = 0
-        async for page in pages:
-            held += self._plan(page, chunk)
-            if held < self._settings.chunk_files:
-                continue
-            await self._settle_chunk(chunk)
-            chunk, held = {}, 0
-            if self.deadline.intake_ends() <= anyio.current_time():
-                self.report.complete = False
-                return
-        await self._settle_chunk(chunk)
+    async def _settle_chunks(
+        self, pages: ObjectReceiveStream[Sequence[RunFile]], listing: anyio.CancelScope
+    ) -> None:
+        more = True
+        async with pages:
+            while more:
+                async with open_spool(self._settings.spool_bytes, self._temporary) as spool:
+                    chunk: dict[Window, Group] = {}
+                    more = await self._fill(chunk, pages, spool)
+                    await self._settle_chunk(chunk)
+                if more and self.deadline.intake_ends() <= anyio.current_time():
+                    self.report.complete = False
+                    listing.cancel()
+                    return
 
-    def _plan(self, page: Sequence[RunFile], chunk: dict[Window, list[RunFile]]) -> int:
+    async def _fill(
+        self,
+        chunk: dict[Window, Group],
+        pages: ObjectReceiveStream[Sequence[RunFile]],
+        spool: Spool,
+    ) -> bool:
+        """Fill a chunk from the listing; say whether there may be more of it."""
+        size = 0
+        async for page in pages:
+            size += self._plan(page, chunk, spool)
+            if size < self._settings.chunk_files:
+                continue
+            if size >= self._enough(chunk):
+                return True
+            for group in chunk.values():  # it is one: see `_enough`
+                await group.put_away()
+        return False
+
+    def _enough(self, chunk: dict[Window, Group]) -> int:
+        """Return how many files are enough for a chunk.
+
+        Each commit writes again all that its window's aggregate names. So where a chunk is of one
+        window alone, it grows with what this run has committed of it: a window costs as much per
+        file if it is large as if it is small.
+        """
+        least = self._settings.chunk_files
+        if len(chunk) > 1:
+            return least
+        named = sum(map(self._settler.committed, chunk))
+        return min(max(least, named // GROWTH), MOST_BATCHES * least)
+
+    def _plan(self, page: Sequence[RunFile], chunk: dict[Window, Group], spool: Spool) -> int:
         """Sort a page's run files into their windows; return how many are to be settled."""
         planned = 0
-        group: list[RunFile] = []
-        group_of: Window | None = None
+        held: list[RunFile] = []
+        held_of: Window | None = None
         for file in page:
             kind = self._layout.kind(file.key)
             if kind is not Kind.RUN_FILE:
@@ -199,9 +239,11 @@ class _Run:
             elif self._only is None or self._only(window):
                 if file.last_modified < self._oldest:
                     self._note_age(file)
-                if window is not group_of:  # mostly it is that of the file before
-                    group_of, group = window, chunk.setdefault(window, [])
-                group.append(file)
+                if window is not held_of:  # mostly it is that of the file before
+                    if window not in chunk:
+                        chunk[window] = Group(self._settings.chunk_files, spool)
+                    held_of, held = window, chunk[window].held
+                held.append(file)
                 planned += 1
         return planned
 
@@ -210,11 +252,11 @@ class _Run:
         age = (self._at - file.last_modified).total_seconds()
         self.report.oldest_seconds = max(self.report.oldest_seconds, age)
 
-    async def _settle_chunk(self, chunk: dict[Window, list[RunFile]]) -> None:
+    async def _settle_chunk(self, chunk: dict[Window, Group]) -> None:
         at_once = max(1, min(WINDOWS_AT_ONCE, len(chunk), self._settings.concurrency))
         workers = self._settings.concurrency // at_once
 
-        async def one(item: tuple[Window, list[RunFile]]) -> None:
+        async def one(item: tuple[Window, Group]) -> None:
             window, files = item
             report = self._window_report(window)
             if self.report.dry_run:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import anyio
 
 from asyncagg.accumulator import Accumulator
 from asyncagg.archive import Mover
+from asyncagg.chunk import Group
 from asyncagg.comeback import counted_before
 from asyncagg.document import Document, Existing, read
 from asyncagg.errors import (
@@ -72,24 +74,28 @@ class Settler:
         self._temporary = temporary
         self._spool_bytes = settings.spool_bytes
         self._reader = Reader(store, settings)
-        # Etags of the aggregates that this very run committed: what it adds to them is not late.
-        self._committed: dict[Window, str] = {}
+        # The aggregates that this very run committed: what it adds to them is not late.
+        self._committed: dict[Window, _Committed] = {}
+
+    def committed(self, window: Window) -> int:
+        """Return how many files an aggregate names that this very run committed, else 0."""
+        return self._committed.get(window, _NEVER).files
 
     async def settle(
-        self, window: Window, files: Sequence[RunFile], report: WindowReport, *, workers: int
+        self, window: Window, files: Group, report: WindowReport, *, workers: int
     ) -> None:
         """Settle one window's files; whatever becomes of them is added to the report.
 
         Args:
             window: Their window.
-            files: Some of its run files, in key order.
+            files: Some of its run files.
             report: Where the outcome is added.
             workers: Requests in flight.
         """
         try:
             settled = await self._count(window, files, report, workers)
             if settled is not None:
-                await self._clear(settled, report)
+                await self._clear(files, settled, report)
         except AggregateError as error:
             report.failure = str(error)
             _log.error("window failed", extra={"window": window.name, "reason": str(error)})
@@ -106,7 +112,7 @@ class Settler:
         _log.warning("window deferred", extra={"window": report.window, "reason": reason})
 
     async def _count(
-        self, window: Window, files: Sequence[RunFile], report: WindowReport, workers: int
+        self, window: Window, files: Group, report: WindowReport, workers: int
     ) -> Settled | None:
         """Count the files that are not counted yet; None where others kept being faster."""
         try:
@@ -121,37 +127,40 @@ class Settler:
         return None
 
     async def _count_once(
-        self, window: Window, files: Sequence[RunFile], report: WindowReport, workers: int
+        self, window: Window, files: Group, report: WindowReport, workers: int
     ) -> Settled | None:
-        tally = Tally()
-        mover = Mover(self._store, workers, tally)
+        settled = Settled.none(self._store, workers)
+        total = Accumulator()
+        until = self._deadline.intake_ends()
         async with AsyncExitStack() as stack:
             with self._timed("load"):
                 existing = await self._load(window, await self._spool(stack))
-                appends = self._appends(window, existing, files)
-                counted, refused = set[str](), set[str]()
-                if existing is not None and not appends:
-                    counted, refused = await existing.known(files)
-                counted |= await self._counted_before(files, workers)
+            appends = self._appends(window, existing, files)
             rows = RowSpool(await self._spool(stack), await self._spool(stack))
-            fetcher = Fetcher(self._reader, mover, self._layout, rows, tally)
-            fresh = [file for file in files if file.key not in counted and file.key not in refused]
-            with self._timed("fetch"):
-                await fetcher.fetch(fresh, workers=workers, until=self._deadline.intake_ends())
-            if fetcher.counted or fetcher.refused:
+            async for batch in files.batches():
+                with self._timed("load"):
+                    known = None if appends else existing
+                    counted, refused = await known.known(batch) if known else (set(), set())
+                    counted |= await self._counted_before(batch, workers)
+                done = counted | refused
+                fresh = [file for file in batch if file.key not in done]
+                fetcher = self._fetcher(settled, rows)
+                with self._timed("fetch"):
+                    await fetcher.fetch(fresh, workers=workers, until=until)
+                total.merge(fetcher.accumulator)
+                counted.update(file.key for file in fetcher.counted)
+                refused.update(file.key for file in fetcher.refused)
+                settled.note(batch, counted, refused)
+            if total.counted or total.quarantined:
                 try:
                     with self._timed("commit"):
-                        await self._commit(window, existing, fetcher, rows, report, appends=appends)
+                        await self._commit(window, existing, total, rows, report, appends=appends)
                 except PreconditionFailedError:
                     return None
-        counted.update(file.key for file in fetcher.counted)
-        refused.update(file.key for file in fetcher.refused)
-        return Settled(
-            mover=mover,
-            tally=tally,
-            counted=[file for file in files if file.key in counted],
-            refused=[file for file in files if file.key in refused],
-        )
+        return settled
+
+    def _fetcher(self, settled: Settled, rows: RowSpool) -> Fetcher:
+        return Fetcher(self._reader, settled.mover, self._layout, rows, settled.tally)
 
     async def _counted_before(self, files: Sequence[RunFile], workers: int) -> set[str]:
         return await counted_before(self._store, self._layout, files, workers=workers)
@@ -162,7 +171,7 @@ class Settler:
     async def _load(self, window: Window, spool: Spool) -> Existing | None:
         return await load(self._store, self._layout.aggregate_key(window), window, spool)
 
-    def _appends(self, window: Window, existing: Existing | None, files: Sequence[RunFile]) -> bool:
+    def _appends(self, window: Window, existing: Existing | None, files: Group) -> bool:
         """Say whether the files come behind all of an aggregate that this very run wrote.
 
         So it is with every chunk but the first of a window that fills several: keys are listed in
@@ -170,25 +179,25 @@ class Settler:
         """
         return (
             existing is not None
-            and self._committed.get(window) == existing.etag
-            and files[0].key > existing.last_key
+            and self._committed.get(window, _NEVER).etag == existing.etag
+            and files.first_key > existing.last_key
         )
 
     async def _commit(
         self,
         window: Window,
         existing: Existing | None,
-        fetcher: Fetcher,
+        fresh: Accumulator,
         rows: RowSpool,
         report: WindowReport,
         *,
         appends: bool,
     ) -> None:
         """Write the aggregate: the one moment at which the files become counted."""
-        stood = existing is not None and self._committed.get(window) != existing.etag
-        late = len(fetcher.counted) if stood else 0
+        stood = existing is not None and self._committed.get(window, _NEVER).etag != existing.etag
+        late = fresh.counted if stood else 0
         total = Accumulator()
-        total.merge(fetcher.accumulator)
+        total.merge(fresh)
         if existing is not None:
             total.merge(existing.accumulator)
         document = Document(
@@ -201,27 +210,29 @@ class Settler:
             existing=existing,
             appends=appends,
         )
-        self._committed[window] = await self._store.put(
+        etag = await self._store.put(
             self._layout.aggregate_key(window),
             document,
             if_match=existing.etag if existing else None,
             if_absent=existing is None,
         )
+        self._committed[window] = _Committed(etag, total.counted + total.quarantined)
         report.revision = document.revision
-        report.tally.take(fetcher.accumulator)
+        report.tally.take(fresh)
         report.tally.late += late
 
-    async def _clear(self, settled: Settled, report: WindowReport) -> None:
+    async def _clear(self, files: Group, settled: Settled, report: WindowReport) -> None:
         """Move the counted files to the archive, and drop the refused ones from the inbox."""
         mover, tally = settled.mover, settled.tally
         before = tally.out_of_hand
         try:
             with self._timed("archive"):
-                await mover.archive(settled.counted, self._layout.archive_key)
-                await mover.drop(settled.refused, self._layout.quarantine_key)
+                async for counted, refused in settled.named(files):
+                    await mover.archive(counted, self._layout.archive_key)
+                    await mover.drop(refused, self._layout.quarantine_key)
         finally:  # also where the deadline cancels: what is out of the inbox is told
             done = tally.out_of_hand - before
-            tally.left += len(settled.counted) + len(settled.refused) - done
+            tally.left += settled.size - done
             report.tally.add(tally)
 
     @contextmanager
@@ -233,21 +244,61 @@ class Settler:
             self._seconds[step] += perf_counter() - before
 
 
+class _Committed(NamedTuple):
+    etag: str
+    files: int
+
+
+_NEVER = _Committed("", 0)
+_NEITHER, _COUNTED, _REFUSED = range(3)
+
+
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Files that an aggregate names, and who clears them from the inbox.
+    """Which files of a group an aggregate names, and who clears them from the inbox.
 
     Attributes:
         mover: Who clears them.
         tally: What became of them so far.
-        counted: Those that go to the archive.
-        refused: Those that are in quarantine.
     """
 
     mover: Mover
     tally: Tally
-    counted: list[RunFile]
-    refused: list[RunFile]
+    _fates: bytearray = field(default_factory=bytearray)  # of each file, in their order
+
+    @classmethod
+    def none(cls, store: Store, workers: int) -> Settled:
+        """Return that of a group of which nothing is known yet."""
+        tally = Tally()
+        return cls(Mover(store, workers, tally), tally)
+
+    @property
+    def size(self) -> int:
+        """How many files are named."""
+        return len(self._fates) - self._fates.count(_NEITHER)
+
+    def note(
+        self, batch: Iterable[RunFile], counted: Collection[str], refused: Collection[str]
+    ) -> None:
+        """Note which files of the group's next batch are named, by key."""
+        self._fates.extend(
+            _COUNTED if file.key in counted else _REFUSED if file.key in refused else _NEITHER
+            for file in batch
+        )
+
+    async def named(self, files: Group) -> AsyncIterator[tuple[list[RunFile], list[RunFile]]]:
+        """Yield the files of the group that are named, by the batch: the counted, the refused."""
+        fates = iter(self._fates)
+        async for batch in files.batches():
+            counted: list[RunFile] = []
+            refused: list[RunFile] = []
+            # The files come first: of fates there may be more than this batch has files.
+            for file, fate in zip(batch, fates, strict=False):
+                if fate == _COUNTED:
+                    counted.append(file)
+                elif fate == _REFUSED:
+                    refused.append(file)
+            yield counted, refused
 
 
 async def load(store: Store, key: str, window: Window, spool: Spool) -> Existing | None:

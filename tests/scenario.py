@@ -29,12 +29,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
+import pytest
 from promises import Original, Snapshot, final_bytes, of_directory, of_memory, originals_of
 from s3server import S3Server
 from s3server import Store as ServerState
 
 from asyncagg.errors import StoreError
-from asyncagg.limits import Retry, RetryPolicy
+from asyncagg.limits import Deadline, Retry, RetryPolicy
 from asyncagg.model import RunFile
 from asyncagg.pipeline import run
 from asyncagg.settings import Settings
@@ -52,7 +53,10 @@ __all__ = (
     "Clock",
     "File",
     "HookedStore",
+    "Leaps",
     "Prepared",
+    "Stopped",
+    "deadline",
     "fill_directory",
     "fill_memory",
     "fill_server",
@@ -457,3 +461,46 @@ class HookedStore:
         """See `asyncagg.store.Store.delete`."""
         async with self._announced("delete", files[0].key):
             return await self.inner.delete(files)
+
+
+class Stopped:
+    """Cancels a task at a request to its store, before it is executed or in place of its answer."""
+
+    def __init__(self, store: MemoryStore, at: int, when: str) -> None:
+        self.store = HookedStore(store, self._hook)
+        self.task: asyncio.Task[object] | None = None
+        self.step = ""
+        self._at = at
+        self._when = when
+        self._seen = 0
+
+    async def _hook(self, operation: str, key: str, when: str) -> None:
+        self._seen += when == self._when
+        if when == self._when and self._seen == self._at:
+            self.step = f"request {self._at}, {operation} {key!r}, {when} it was executed"
+            assert self.task is not None
+            self.task.cancel()
+            await asyncio.Event().wait()
+
+
+# ------------------------------------------------------------------------------ time
+
+
+class Leaps:
+    """Lets the event loop's clock leap ahead, so that no test waits for a deadline."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop = asyncio.get_running_loop()
+        really = loop.time
+        self._ahead = 0.0
+        monkeypatch.setattr(loop, "time", lambda: really() + self._ahead)
+
+    def leap(self, seconds: float) -> None:
+        """Leap ahead; the loop looks at its clock at its next turn."""
+        self._ahead += seconds
+        asyncio.get_running_loop().call_soon(int)
+
+
+def deadline(seconds: float = 100.0) -> Deadline:
+    """Return a deadline that is reached only by leaps."""
+    return Deadline(asyncio.get_running_loop().time() + seconds, reserve=seconds / 20)

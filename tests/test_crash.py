@@ -35,8 +35,8 @@ from scenario import (
     AT,
     BUCKET,
     PLANES,
-    HookedStore,
     PreparedDirectory,
+    Stopped,
     fill_directory,
     fill_memory,
     fill_server,
@@ -51,7 +51,6 @@ from scenario import (
 import asyncagg.store.memory as memory_store
 from asyncagg.pipeline import run
 from asyncagg.settings import Settings
-from asyncagg.store.memory import MemoryStore
 
 PAGE = 6
 """Objects a page, and files a chunk, where several commits per window are wanted."""
@@ -129,26 +128,6 @@ def named(step: str) -> Iterator[None]:
     except AssertionError as failure:
         failure.add_note(f"stopped at {step}")
         raise
-
-
-class Stopped:
-    """Cancels a task at a request to its store, before it is executed or in place of its answer."""
-
-    def __init__(self, store: MemoryStore, at: int, when: str) -> None:
-        self.store = HookedStore(store, self._hook)
-        self.task: asyncio.Task[object] | None = None
-        self.step = ""
-        self._at = at
-        self._when = when
-        self._seen = 0
-
-    async def _hook(self, operation: str, key: str, when: str) -> None:
-        self._seen += when == self._when
-        if when == self._when and self._seen == self._at:
-            self.step = f"request {self._at}, {operation} {key!r}, {when} it was executed"
-            assert self.task is not None
-            self.task.cancel()
-            await asyncio.Event().wait()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

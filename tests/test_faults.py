@@ -27,6 +27,8 @@ from scenario import (
     BUCKET,
     PLANES,
     HookedStore,
+    Leaps,
+    deadline,
     fill_memory,
     fill_server,
     moment,
@@ -38,7 +40,7 @@ from scenario import (
 import asyncagg.spool as spool_module
 import asyncagg.store.memory as memory_store
 from asyncagg.errors import AccessDeniedError, ConfigurationError, TransientError
-from asyncagg.limits import Deadline, RetryPolicy
+from asyncagg.limits import RetryPolicy
 from asyncagg.pipeline import run
 from asyncagg.settings import Settings
 from asyncagg.store.protocol import ObjectInfo
@@ -50,26 +52,6 @@ DUE = 17
 BAD_BESIDE = ("copy", "runs/d12-empty.json")
 """What is done of its window when all but runs/c03.json is fetched."""
 INSIDE_200 = {"copy_error": 0.2, "delete_error": 0.2}
-
-
-class Leaps:
-    """Lets the event loop's clock leap ahead, so that no test waits for a deadline."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        loop = asyncio.get_running_loop()
-        really = loop.time
-        self._ahead = 0.0
-        monkeypatch.setattr(loop, "time", lambda: really() + self._ahead)
-
-    def leap(self, seconds: float) -> None:
-        """Leap ahead; the loop looks at its clock at its next turn."""
-        self._ahead += seconds
-        asyncio.get_running_loop().call_soon(int)
-
-
-def deadline(seconds: float = 100.0) -> Deadline:
-    """Return a deadline that is reached only by leaps."""
-    return Deadline(asyncio.get_running_loop().time() + seconds, reserve=seconds / 20)
 
 
 def check_done(seen: Snapshot) -> None:

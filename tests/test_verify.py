@@ -16,9 +16,8 @@ import anyio.lowlevel
 import msgspec
 import pytest
 from promises import Places, final_bytes, of_memory
-from scenario import AT, Clock, HookedStore, fill_memory, moment, run_data
+from scenario import AT, Clock, HookedStore, Stopped, fill_memory, moment, run_data
 from stores import STORES
-from test_crash import Stopped
 from test_prefixes import FILES as LAYOUT_FILES
 from test_prefixes import LAYOUTS, settings_of
 

@@ -20,13 +20,14 @@ import msgspec
 from asyncagg.accumulator import Accumulator
 from asyncagg.archive import Mover
 from asyncagg.bench import Bench
+from asyncagg.chunk import Group
 from asyncagg.document import Document, Existing
 from asyncagg.errors import AggregateError, NotFoundError, OverlapError, PreconditionFailedError
 from asyncagg.fetching import Fetcher
 from asyncagg.joining import SOURCES, Joined
 from asyncagg.layout import Layout
 from asyncagg.model import RunFile, Window
-from asyncagg.outcome import Tally, WindowReport
+from asyncagg.outcome import WindowReport
 from asyncagg.rows import Quarantined, RowSpool
 from asyncagg.settings import Settings
 from asyncagg.settle import RESETTLES, Settled, Settler, load
@@ -74,30 +75,32 @@ class Folder(Settler):
     async def _count_once(
         self,
         window: Window,
-        files: Sequence[RunFile],
+        files: Group,
         report: WindowReport,  # noqa: ARG002 - as it is called
         workers: int,
     ) -> Settled:
-        tally = Tally()
-        mover = Mover(self._store, workers, tally)
+        settled = Settled.none(self._store, workers)
         async with AsyncExitStack() as stack:
             existing = await self._load(window, await self._spool(stack))
-            counted, refused = await existing.known(files) if existing else (set(), set())
-            counted |= await self._counted_before(files, workers)
-            known = counted | refused
-            fresh = [file for file in files if file.key not in known]
-            if fresh and not await self._made_before(window, fresh):
-                rows = RowSpool(await self._spool(stack), await self._spool(stack))
-                fetcher = Fetcher(self._reader, mover, self._layout, rows, tally)
-                with self._timed("fetch"):
-                    await fetcher.fetch(fresh, workers=workers, until=self._deadline.intake_ends())
-                await self._keep(window, fetcher, rows)
-        return Settled(
-            mover=mover,
-            tally=tally,
-            counted=[file for file in files if file.key in counted],
-            refused=[file for file in files if file.key in refused],
-        )
+            async for batch in files.batches():
+                counted, refused = await existing.known(batch) if existing else (set(), set())
+                counted |= await self._counted_before(batch, workers)
+                settled.note(batch, counted, refused)
+                done = counted | refused
+                fresh = [file for file in batch if file.key not in done]
+                if fresh and not await self._made_before(window, fresh):
+                    await self._make(window, fresh, settled, workers)
+        return settled
+
+    async def _make(
+        self, window: Window, files: Sequence[RunFile], settled: Settled, workers: int
+    ) -> None:
+        async with AsyncExitStack() as stack:
+            rows = RowSpool(await self._spool(stack), await self._spool(stack))
+            fetcher = self._fetcher(settled, rows)
+            with self._timed("fetch"):
+                await fetcher.fetch(files, workers=workers, until=self._deadline.intake_ends())
+            await self._keep(window, fetcher, rows)
 
     async def _made_before(self, window: Window, files: Sequence[RunFile]) -> bool:
         key = self._layout.partial_key(window, _name(files))

@@ -1,0 +1,66 @@
+"""The run files of one window in one chunk: all in memory, or a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+
+from asyncagg.model import RunFile
+from asyncagg.spool import Spool
+
+__all__ = ("Group",)
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(RunFile).decode
+
+
+class Group:
+    """Run files of one window, in key order, to be read as often as needed.
+
+    Args:
+        batch: How many files are read at a time, about.
+        spool: Where those wait that are put away.
+
+    Attributes:
+        held: Those in memory; more are appended to it.
+    """
+
+    def __init__(self, batch: int, spool: Spool) -> None:
+        self.held: list[RunFile] = []
+        self._batch = batch
+        self._spool = spool
+        self._put_away = 0
+        self._first_key = ""
+
+    def __len__(self) -> int:
+        """Return how many files there are."""
+        return self._put_away + len(self.held)
+
+    @property
+    def first_key(self) -> str:
+        """The key of the first file; there has to be one."""
+        return self._first_key or self.held[0].key
+
+    async def put_away(self) -> None:
+        """Put the files in memory into the spool, which is then this group's own."""
+        self._first_key = self.first_key
+        await self._spool.append(b"".join([_encode(file) + b"\n" for file in self.held]))
+        self._put_away += len(self.held)
+        self.held.clear()
+
+    async def batches(self) -> AsyncIterator[Sequence[RunFile]]:
+        """Yield the files, a batch at a time: all at once where none was put away."""
+        if not self._put_away:
+            yield self.held
+            return
+        if self.held:
+            await self.put_away()
+        batch: list[RunFile] = []
+        async for lines in self._spool.lines():
+            batch += map(_decode, lines)
+            if len(batch) >= self._batch:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
