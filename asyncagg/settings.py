@@ -78,7 +78,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=1,
             le=1_000_000,
-            description="Run files held at a time; a large window has up to ten times as many a commit.",
+            description="Run files held at a time; a commit may take ten times as many.",
             extra={"unit": "files"},
         ),
     ] = 10_000

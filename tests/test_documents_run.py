@@ -33,6 +33,9 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 BASH = shutil.which("bash") or "bash"
 SERVER = "http://127.0.0.1:5000"
+SECONDS = 240
+"""How long a block may take: on a busy machine the demo takes a minute."""
+
 SAMPLES = "<!-- with sample files in ./data -->"
 _BLOCK = re.compile(
     r"(?P<comments>(?:^ *<!--[^\n]*-->\n)*)^(?P<indent> *)```(?P<language>bash|python)\n"
@@ -40,6 +43,8 @@ _BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _OUTPUT = re.compile(r"^```text\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+pytestmark = pytest.mark.timeout(2 * SECONDS)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class Shell:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=60,
+            timeout=SECONDS,
         )
         return done.returncode, done.stdout
 
