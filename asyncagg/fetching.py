@@ -152,9 +152,8 @@ class Fetcher:
             if index == self._next:
                 await self._keep(index + 1)
 
-        if anyio.current_time() < until:  # else each worker would begin a request and break it off
-            with anyio.CancelScope(deadline=until):
-                await for_each(enumerate(files), one, workers=workers)
+        with anyio.CancelScope(deadline=until):
+            await for_each(enumerate(files), one, workers=workers)
         self._tally.left += len(files) - finished
         await self._keep(len(files))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -131,20 +132,23 @@ class Settler:
     ) -> Settled | None:
         settled = Settled.none(self._store, workers)
         total = Accumulator()
-        until = self._deadline.intake_ends()
+        until = math.inf
         async with AsyncExitStack() as stack:
             with self._timed("load"):
                 existing = await self._load(window, await self._spool(stack))
             appends = self._appends(window, existing, files)
+            looked_in = None if appends else existing
             rows = RowSpool(await self._spool(stack), await self._spool(stack))
             async for batch in files.batches():
+                if anyio.current_time() >= until:
+                    settled.leave(batch)
+                    continue
                 with self._timed("load"):
-                    known = None if appends else existing
-                    counted, refused = await known.known(batch) if known else (set(), set())
-                    counted |= await self._counted_before(batch, workers)
+                    counted, refused = await self._known(batch, looked_in, workers)
                 done = counted | refused
                 fresh = [file for file in batch if file.key not in done]
                 fetcher = self._fetcher(settled, rows)
+                until = min(until, self._deadline.intake_ends())  # of the first batch
                 with self._timed("fetch"):
                     await fetcher.fetch(fresh, workers=workers, until=until)
                 total.merge(fetcher.accumulator)
@@ -162,8 +166,13 @@ class Settler:
     def _fetcher(self, settled: Settled, rows: RowSpool) -> Fetcher:
         return Fetcher(self._reader, settled.mover, self._layout, rows, settled.tally)
 
-    async def _counted_before(self, files: Sequence[RunFile], workers: int) -> set[str]:
-        return await counted_before(self._store, self._layout, files, workers=workers)
+    async def _known(
+        self, files: Sequence[RunFile], existing: Existing | None, workers: int
+    ) -> tuple[set[str], set[str]]:
+        """Return the keys of the files that were settled before: (counted, quarantined)."""
+        counted, refused = await existing.known(files) if existing else (set[str](), set[str]())
+        counted |= await counted_before(self._store, self._layout, files, workers=workers)
+        return counted, refused
 
     async def _spool(self, stack: AsyncExitStack) -> Spool:
         return await stack.enter_async_context(open_spool(self._spool_bytes, self._temporary))
@@ -250,7 +259,7 @@ class _Committed(NamedTuple):
 
 
 _NEVER = _Committed("", 0)
-_NEITHER, _COUNTED, _REFUSED = range(3)
+_NEITHER, _COUNTED, _REFUSED = range(3)  # what `bytes` makes of a length is the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +294,11 @@ class Settled:
             _COUNTED if file.key in counted else _REFUSED if file.key in refused else _NEITHER
             for file in batch
         )
+
+    def leave(self, batch: Sequence[RunFile]) -> None:
+        """Note that the next batch is left for want of time."""
+        self.tally.left += len(batch)
+        self._fates.extend(bytes(len(batch)))
 
     async def named(self, files: Group) -> AsyncIterator[tuple[list[RunFile], list[RunFile]]]:
         """Yield the files of the group that are named, by the batch: the counted, the refused."""

@@ -34,8 +34,11 @@ from scenario import (
 )
 from strategies import run_files
 
+import asyncagg.spool as spool_module
 import asyncagg.store.memory as memory_store
+from asyncagg import pipeline
 from asyncagg.chunk import Group
+from asyncagg.keyspace import KeyRange
 from asyncagg.model import RunFile
 from asyncagg.pipeline import GROWTH, MOST_BATCHES, run
 from asyncagg.settings import Settings
@@ -43,11 +46,11 @@ from asyncagg.spool import open_spool
 from asyncagg.store.memory import MemoryStore
 
 AGGREGATE = "aggregates/20251021t1400Z.json"
-BAD = {"runs/11.json", "runs/17.json"}
+BAD = {"runs/05.json", "runs/11.json"}
 SETTINGS = Settings(chunk_files=1, concurrency=3)
 
-FEW, MANY = 26, 60
-"""Files of a window whose chunks come to grow, and of one whose chunks grow as far as they may."""
+FEW, MANY = 14, 60
+"""Files of a window whose chunks are made to grow fast, and of one where they grow as they do."""
 
 
 class Inbox(NamedTuple):
@@ -88,8 +91,15 @@ def inbox(files: int) -> Inbox:
 
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the listing have one key a page."""
+    """Let the listing have one key a page, and temporary files about two a block."""
     monkeypatch.setattr(memory_store, "_PAGE", 1)
+    monkeypatch.setattr(spool_module, "BLOCK", 256)
+
+
+@pytest.fixture
+def fast_growth(small_pages: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    """Let each chunk have as many files as were committed: 1, 1, 2, 4 and 6 of `FEW`."""
+    monkeypatch.setattr(pipeline, "GROWTH", 1)
 
 
 # ------------------------------------------------------------------------------ the files of one
@@ -171,7 +181,7 @@ async def test_chunks_of_several_windows_do_not_grow() -> None:
 # ------------------------------------------------------------------------------ what may go wrong
 
 
-@pytest.mark.usefixtures("small_pages")
+@pytest.mark.usefixtures("fast_growth")
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_cancelled_at_every_request_of_a_large_window(when: str) -> None:
     """Cancelled at any request, the promises hold; the next run ends as if nothing had been."""
@@ -191,8 +201,8 @@ async def test_cancelled_at_every_request_of_a_large_window(when: str) -> None:
     large.check_done(store)
 
 
-@pytest.mark.usefixtures("small_pages")
-@pytest.mark.parametrize("commit", range(1, 13))
+@pytest.mark.usefixtures("fast_growth")
+@pytest.mark.parametrize("commit", range(1, 6))
 async def test_another_runner_commits_while_a_chunk_is_fetched(commit: int) -> None:
     """What both have fetched is counted once, though a large chunk's files are read from disk."""
     large = inbox(FEW)
@@ -204,7 +214,7 @@ async def test_another_runner_commits_while_a_chunk_is_fetched(commit: int) -> N
         if (operation, key, when) == ("put", AGGREGATE, "before"):
             commits += 1
             if commits == commit:
-                await run(store, Settings(chunk_files=20), at=AT)
+                await run(store, Settings(chunk_files=9), at=AT)
 
     report = await run(HookedStore(store, overtake), SETTINGS, at=AT)
     assert commits >= commit
@@ -212,7 +222,7 @@ async def test_another_runner_commits_while_a_chunk_is_fetched(commit: int) -> N
     large.check_done(store)
 
 
-@pytest.mark.usefixtures("small_pages")
+@pytest.mark.usefixtures("fast_growth")
 @pytest.mark.parametrize(("stage", "leap"), [("get", 60), ("get", 1000), ("copy", 1000)])
 async def test_time_runs_out_in_a_large_chunk(
     stage: str, leap: int, monkeypatch: pytest.MonkeyPatch
@@ -242,3 +252,23 @@ async def test_time_runs_out_in_a_large_chunk(
             assert report.total.left == len(waiting)
         await run(store, SETTINGS, at=AT)
         large.check_done(store)
+
+
+@pytest.mark.usefixtures("fast_growth")
+async def test_time_that_goes_by_before_the_first_file_does_not_stall_a_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where an aggregate takes most of the time to be read, files are fetched in the rest of it."""
+    large = inbox(FEW)
+    store = fill_memory(large.store)
+    await run(store, Settings(), at=AT, keys=[KeyRange(last="runs/02.json")])
+    clock = Leaps(monkeypatch)
+
+    async def slow(operation: str, _key: str, when: str) -> None:
+        if (operation, when) == ("stream", "before"):
+            clock.leap(60)
+            await asyncio.sleep(0)
+
+    report = await run(HookedStore(store, slow), Settings(), at=AT, deadline=deadline())
+    assert report.total.counted > 0
+    large.check_now(store)

@@ -83,8 +83,7 @@ class Folder(Settler):
         async with AsyncExitStack() as stack:
             existing = await self._load(window, await self._spool(stack))
             async for batch in files.batches():
-                counted, refused = await existing.known(batch) if existing else (set(), set())
-                counted |= await self._counted_before(batch, workers)
+                counted, refused = await self._known(batch, existing, workers)
                 settled.note(batch, counted, refused)
                 done = counted | refused
                 fresh = [file for file in batch if file.key not in done]
