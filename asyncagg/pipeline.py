@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -183,9 +184,9 @@ class _Run:
         more = True
         async with pages:
             while more:
-                async with open_spool(self._settings.spool_bytes, self._temporary) as spool:
+                async with AsyncExitStack() as stack:
                     chunk: dict[Window, Group] = {}
-                    more = await self._fill(chunk, pages, spool)
+                    more = await self._fill(chunk, pages, stack)
                     await self._settle_chunk(chunk)
                 if more and self.deadline.intake_ends() <= anyio.current_time():
                     self.report.complete = False
@@ -196,18 +197,22 @@ class _Run:
         self,
         chunk: dict[Window, Group],
         pages: ObjectReceiveStream[Sequence[RunFile]],
-        spool: Spool,
+        stack: AsyncExitStack,
     ) -> bool:
         """Fill a chunk from the listing; say whether there may be more of it."""
+        spool: Spool | None = None
         size = 0
         async for page in pages:
-            size += self._plan(page, chunk, spool)
+            size += self._plan(page, chunk)
             if size < self._settings.chunk_files:
                 continue
             if size >= self._enough(chunk):
                 return True
+            if spool is None:
+                opened = open_spool(self._settings.spool_bytes, self._temporary)
+                spool = await stack.enter_async_context(opened)
             for group in chunk.values():  # it is one: see `_enough`
-                await group.put_away()
+                await group.put_away(spool)
         return False
 
     def _enough(self, chunk: dict[Window, Group]) -> int:
@@ -223,7 +228,7 @@ class _Run:
         named = sum(map(self._settler.committed, chunk))
         return min(max(least, named // GROWTH), MOST_BATCHES * least)
 
-    def _plan(self, page: Sequence[RunFile], chunk: dict[Window, Group], spool: Spool) -> int:
+    def _plan(self, page: Sequence[RunFile], chunk: dict[Window, Group]) -> int:
         """Sort a page's run files into their windows; return how many are to be settled."""
         planned = 0
         held: list[RunFile] = []
@@ -241,7 +246,7 @@ class _Run:
                     self._note_age(file)
                 if window is not held_of:  # mostly it is that of the file before
                     if window not in chunk:
-                        chunk[window] = Group(self._settings.chunk_files, spool)
+                        chunk[window] = Group(self._settings.chunk_files)
                     held_of, held = window, chunk[window].held
                 held.append(file)
                 planned += 1

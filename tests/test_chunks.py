@@ -113,13 +113,13 @@ async def test_a_group_gives_its_files_as_often_as_needed(
     batch = data.draw(st.integers(1, 5))
     everything = [file for part in parts for file in part]
     async with open_spool(100) as spool:
-        group = Group(batch, spool)
+        group = Group(batch)
         put_away = False
         for part in parts:
             group.held.extend(part)
             if data.draw(st.booleans()):
                 put_away = True
-                await group.put_away()
+                await group.put_away(spool)
         assert len(group) == len(everything)
         assert group.first_key == everything[0].key
         for _ in range(2):
