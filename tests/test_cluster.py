@@ -236,7 +236,6 @@ async def test_a_scheduler_that_does_not_come_back_is_told(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says what to do; with another scheduler the same command goes on."""
-    monkeypatch.setattr(asyncagg.backfill.cluster, "_CONNECT_SECONDS", 2)
     async with S3Server([BUCKET]) as server, anyio.create_task_group() as group:
         fill_server(server, prepared().store)
         pause = server.faults.pause_at = Pause(putting("work/"))
@@ -246,8 +245,10 @@ async def test_a_scheduler_that_does_not_come_back_is_told(
             cluster.scheduler.kill()
 
         group.start_soon(kill)
-        with pytest.raises(ConfigurationError, match=r"scheduler is gone .* run it again"):
-            await backfilled(server, cluster)
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncagg.backfill.cluster, "_CONNECT_SECONDS", 2)
+            with pytest.raises(ConfigurationError, match=r"scheduler is gone .* run it again"):
+                await backfilled(server, cluster)
         await anyio.to_thread.run_sync(cluster.restart_scheduler)
         server.faults.pause_at = None
         pause.release.set()
