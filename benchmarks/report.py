@@ -22,6 +22,7 @@ from harness import HERE, RESULTS
 DOCUMENTS = sorted((HERE.parent / "docs" / "explanation").glob("*.md"))
 TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "throughput": throughput.table,
+    "throughput-busy": throughput.table,  # throughput.json of another machine
     "throughput-tls": throughput.table,
     "lambda_box": lambda_box.table,
     "large-window": large_window.table,
