@@ -3,7 +3,7 @@
     python .docs/reference.py          # after a change of settings.py or of a schema
 
 Between ``<!-- NAME -->`` and ``<!-- end -->`` it puts what `SECTIONS` makes. A document that says
-something else fails tests/test_reference.py.
+something else fails tests/docs/test_reference.py.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def settings() -> str:
 
 def schema(name: str) -> str:
     """Return the table of the fields of a document."""
-    whole = json.loads(resources.files("asyncagg").joinpath(f"{name}.schema.json").read_text())
+    whole = json.loads(
+        resources.files(f"asyncagg.{name}").joinpath(f"{name}.schema.json").read_text()
+    )
     rows = fields(whole, whole["$defs"], "")
     return "\n".join(["| field | value | meaning |", "| --- | --- | --- |", *rows])
 

@@ -1,10 +1,10 @@
 """Asynchronous, high-throughput aggregator of many small JSON result files on S3."""
 
 from asyncagg.errors import AsyncaggError
-from asyncagg.limits import Deadline
+from asyncagg.job.deadline import Deadline
+from asyncagg.job.outcome import RunReport, Tally, WindowReport
+from asyncagg.job.pipeline import run
 from asyncagg.model import Match, RunFile, RunResult, Window
-from asyncagg.outcome import RunReport, Tally, WindowReport
-from asyncagg.pipeline import run
 from asyncagg.settings import Settings, from_environment, settings_from
 from asyncagg.store.opening import open_store
 

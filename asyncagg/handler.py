@@ -21,16 +21,18 @@ import anyio
 import orjson
 from aws_lambda_powertools.logging.formatter import LambdaPowertoolsFormatter
 
-from asyncagg import logs, metrics
+from asyncagg.aws import metrics
+from asyncagg.aws.events import RunRequest, request_of
 from asyncagg.errors import AsyncaggError
-from asyncagg.events import Request, request_of
-from asyncagg.limits import Deadline, Retry, RetryPolicy
-from asyncagg.loops import loop_factory
-from asyncagg.outcome import RunReport
-from asyncagg.pipeline import run
+from asyncagg.job.deadline import Deadline
+from asyncagg.job.outcome import RunReport
+from asyncagg.job.pipeline import run
+from asyncagg.runtime import logs
+from asyncagg.runtime.loops import loop_factory
 from asyncagg.settings import Settings, from_environment
 from asyncagg.store import Store
 from asyncagg.store.opening import open_store
+from asyncagg.store.retry import Retry, RetryPolicy
 
 __all__ = ("close", "lambda_handler")
 
@@ -64,7 +66,7 @@ class _Warm:
         """Open the store, ahead of the first invocation."""
         self._runner.run(self._opened())
 
-    def invoke(self, request: Request, seconds: float | None) -> RunReport:
+    def invoke(self, request: RunRequest, seconds: float | None) -> RunReport:
         # The runner's own context is a copy from its first run, with that one's correlation id.
         return self._runner.run(self._invoke(request, seconds), context=copy_context())
 
@@ -83,7 +85,7 @@ class _Warm:
             gc.set_threshold(20_000, 20, 20)
         return self._store
 
-    async def _invoke(self, request: Request, seconds: float | None) -> RunReport:
+    async def _invoke(self, request: RunRequest, seconds: float | None) -> RunReport:
         deadline = Deadline.after(seconds)
         with _ended_by_sigterm():
             return await run(
@@ -127,7 +129,7 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     """Settle the windows that ended by the event's time, or those that the event names.
 
     Args:
-        event: See `asyncagg.events.request_of` for what is accepted.
+        event: See `asyncagg.aws.events.request_of` for what is accepted.
         context: Lambda's context: gives the request's id and the time that is left.
 
     Returns:

@@ -14,11 +14,11 @@ from asyncagg.model import RunFile, Window
 __all__ = (
     "MINUTES_A_DAY",
     "WindowBy",
-    "membership",
     "parse_time",
     "parse_window",
     "stamp_of",
     "window_of",
+    "window_selector",
 )
 
 WindowBy: TypeAlias = Literal["last_modified", "name"]
@@ -54,7 +54,7 @@ def stamp_of(key: str) -> datetime | None:
         return None
 
 
-def membership(by: WindowBy, minutes: int) -> Callable[[RunFile], Window]:
+def window_selector(by: WindowBy, minutes: int) -> Callable[[RunFile], Window]:
     """Return the function that says which window a file belongs to.
 
     With ``name``, a file whose name has no stamp, or one more than a day ahead of the file itself

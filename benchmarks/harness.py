@@ -25,7 +25,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-SERVER = HERE.parent / "tests" / "s3server.py"
+TESTKIT = HERE.parent / "tests"
+"""The folder of the test kit: the benchmarks share its S3 server and its checks."""
 BUCKET = "bench"
 CREDENTIALS = ("AKIDEXAMPLE", "secretkeyexample")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -70,7 +71,7 @@ class Server:
     pid: int = 0
 
     def control(self, name: str, **parameters: Any) -> Any:
-        """Ask the server something about itself; see `tests/s3server.py`."""
+        """Ask the server something about itself; see `testkit.s3server`."""
         body = json.dumps(parameters).encode() if name != "audit" else None
         return json.loads(self._ask(f"_control/{name}", body) or b"null")
 
@@ -119,9 +120,10 @@ def server(*words: str, tls: Path | None = None) -> Iterator[Server]:
     if certificate:
         key = certificate.with_name("key.pem")
         words += ("--tls-cert", str(certificate), "--tls-key", str(key))
-    command = [sys.executable, str(SERVER), "--port", "0", "--bucket", BUCKET, "--log-size", "0"]
+    command = [sys.executable, "-m", "testkit.s3server", "--port", "0", "--bucket", BUCKET]
+    command += ["--log-size", "0"]
     with subprocess.Popen(
-        [*command, *words], stdout=subprocess.PIPE, text=True, env=environment()
+        [*command, *words], stdout=subprocess.PIPE, text=True, env=environment(), cwd=TESTKIT
     ) as process:
         os.sched_setaffinity(process.pid, cores()[0])
         try:

@@ -38,7 +38,7 @@ from harness import (
     HERE,
     MIB,
     RESULTS,
-    SERVER,
+    TESTKIT,
     Server,
     box,
     cores,
@@ -77,7 +77,7 @@ async def backfill_in_child(url: str, workers: int, boxes: list[list[str]], kill
     """Start a cluster, put its workers into their boxes, backfill, and print what it took."""
     import psutil  # noqa: PLC0415 - Dask's own, and the child's
 
-    from asyncagg.backfill import Status, backfill, interval_of  # noqa: PLC0415 - likewise
+    from asyncagg.backfill import BackfillProgress, backfill, interval_of  # noqa: PLC0415 - likewise
     from asyncagg.backfill.cluster import start_cluster  # noqa: PLC0415
     from asyncagg.settings import Settings  # noqa: PLC0415
 
@@ -90,7 +90,7 @@ async def backfill_in_child(url: str, workers: int, boxes: list[list[str]], kill
         before = {pid: cpu_seconds(pid) for pid in pids}
         victims = pids[:1] if kill else []
 
-        def told(status: Status) -> None:
+        def told(status: BackfillProgress) -> None:
             if victims and status.files_done >= kill * status.files > 0:
                 os.kill(victims.pop(), signal.SIGKILL)
 
@@ -217,8 +217,8 @@ def check(
 
 def aggregates_digest(store: Server) -> str:
     """Return a digest of all aggregates without their history."""
-    sys.path.append(str(SERVER.parent))
-    from promises import Seen, final_bytes  # noqa: PLC0415 - found only now
+    sys.path.append(str(TESTKIT))
+    from testkit.promises import Seen, final_bytes  # noqa: PLC0415 - on the path only now
 
     digest = hashlib.sha256()
     for number in range(max(WINDOWS.values())):

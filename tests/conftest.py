@@ -52,12 +52,12 @@ def no_blocked_loop() -> Iterator[BlockBuster]:
         for function in blocking.functions.values():
             # Once per process: botocore reads its service model, the store's module is imported.
             function.can_block_in(
-                "asyncagg/store/boto/control.py", {"open_control", "locate", "identity"}
+                "asyncagg/store/s3/boto/control.py", {"open_control", "locate", "identity"}
             )
             function.can_block_in(
                 "asyncagg/store/opening.py", {"open_store", "_open_s3", "_open_plane"}
             )
-            function.can_block_in("asyncagg/demo.py", {"_moto"})
+            function.can_block_in("asyncagg/sample/demo.py", {"_moto"})
         yield blocking
 
 

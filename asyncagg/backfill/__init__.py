@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 import anyio
 
 from asyncagg.backfill.partial import FAN_IN, Part
+from asyncagg.backfill.ranges import ranges
 from asyncagg.backfill.survey import Piece, Segment, plan
 from asyncagg.backfill.tasks import (
     LISTINGS,
@@ -34,19 +35,19 @@ from asyncagg.backfill.tasks import (
     Sweep,
     Task,
 )
-from asyncagg.bench import Bench
 from asyncagg.errors import TransientError, UsageError
-from asyncagg.keyspace import KeyRange, ranges
-from asyncagg.layout import Layout
-from asyncagg.limits import for_each, task_group
+from asyncagg.job.context import JobContext
+from asyncagg.job.layout import Layout
+from asyncagg.job.listing import KeyRange
+from asyncagg.job.outcome import RunReport, WindowReport
+from asyncagg.job.settle import MAX_COMMIT_ATTEMPTS
 from asyncagg.model import Interval, Window
-from asyncagg.outcome import RunReport, WindowReport
-from asyncagg.recompute import RecomputeReport
+from asyncagg.runtime.tasks import for_each, task_group
 from asyncagg.settings import Settings
-from asyncagg.settle import RESETTLES
+from asyncagg.verify.recompute import RecomputeReport
 from asyncagg.windows import window_of
 
-__all__ = ("Engine", "LocalEngine", "Status", "backfill", "interval_of", "recompute_all")
+__all__ = ("BackfillProgress", "Engine", "LocalEngine", "backfill", "interval_of", "recompute_all")
 
 _log = logging.getLogger(__name__)
 
@@ -83,23 +84,23 @@ class LocalEngine:
     """Does the tasks on this event loop, one at a time: each has its own requests side by side.
 
     Args:
-        bench: What they are done with.
+        context: What they are done with.
     """
 
     workers = 1
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
+    def __init__(self, context: JobContext) -> None:
+        self._context = context
         self._turn = anyio.Lock()
 
     async def run(self, task: Task[T]) -> T:
         """See `Engine.run`."""
         async with self._turn:
-            return await task.perform(self._bench)
+            return await task.perform(self._context)
 
 
 @dataclass(slots=True)
-class Status:
+class BackfillProgress:
     """How far a backfill is.
 
     Attributes:
@@ -160,7 +161,7 @@ async def backfill(
     interval: Interval,
     *,
     dry_run: bool = False,
-    progress: Callable[[Status], object] | None = None,
+    progress: Callable[[BackfillProgress], object] | None = None,
 ) -> RunReport:
     """Settle every window of an interval, on whatever the engine offers.
 
@@ -191,9 +192,9 @@ async def recompute_all(
     interval: Interval,
     *,
     write: bool = False,
-    progress: Callable[[Status], object] | None = None,
+    progress: Callable[[BackfillProgress], object] | None = None,
 ) -> RecomputeReport:
-    """Compute every aggregate of an interval again from the archive; see `asyncagg.recompute`.
+    """Compute every aggregate of an interval again from the archive.
 
     Args:
         engine: Does the tasks.
@@ -203,7 +204,7 @@ async def recompute_all(
         progress: Called after each window.
     """
     report = RecomputeReport()
-    status = Status()
+    status = BackfillProgress()
 
     async def one(window: Window) -> None:
         done = await engine.run(Recompute(window, write))
@@ -252,7 +253,7 @@ class _Backfill:
         interval: Interval,
         *,
         dry_run: bool,
-        progress: Callable[[Status], object] | None,
+        progress: Callable[[BackfillProgress], object] | None,
     ) -> None:
         self.report = RunReport(at=interval.until.isoformat(), dry_run=dry_run)
         self._engine = engine
@@ -260,7 +261,7 @@ class _Backfill:
         self._interval = interval
         self._layout = Layout(settings)
         self._progress = progress
-        self._status = Status()
+        self._status = BackfillProgress()
         self._shared: dict[Window, _Shared] = {}
 
     async def work(self) -> None:
@@ -358,9 +359,9 @@ class _Backfill:
     async def _finish(self, window: Window) -> None:
         """Commit a window whose parts are all there, and clear its files from the inbox."""
         shared = self._shared[window]
-        reason = f"others committed it {RESETTLES} times meanwhile"
+        reason = f"others committed it {MAX_COMMIT_ATTEMPTS} times meanwhile"
         try:
-            for _ in range(RESETTLES):
+            for _ in range(MAX_COMMIT_ATTEMPTS):
                 if await self._commit(window, shared.parts):
                     break
                 shared.parts = []
@@ -397,8 +398,8 @@ class _Backfill:
         async def one(part: Part) -> None:
             cleared = await self._engine.run(Clear(window, part.key))
             self.report.add_window(cleared)
-            shared.cleared += cleared.tally.out_of_hand
-            self._status.files_cleared += cleared.tally.out_of_hand
+            shared.cleared += cleared.tally.resolved
+            self._status.files_cleared += cleared.tally.resolved
             self._tell()
 
         await for_each(parts, one, workers=2 * self._engine.workers)

@@ -23,9 +23,9 @@ from distributed.client import FutureCancelledError
 from distributed.utils import silence_logging_cmgr
 
 from asyncagg.backfill.tasks import Task
-from asyncagg.bench import Bench
 from asyncagg.errors import AsyncaggError, ConfigurationError, TransientError
-from asyncagg.loops import loop_factory
+from asyncagg.job.context import JobContext
+from asyncagg.runtime.loops import loop_factory
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
 
@@ -167,16 +167,16 @@ class _Warm:
         self.settings = settings
         self._runner = asyncio.Runner(loop_factory=loop_factory())
         self._stack = AsyncExitStack()
-        self._bench: Bench | None = None
+        self._context: JobContext | None = None
 
     def perform(self, task: Task[T]) -> T:
         return self._runner.run(self._perform(task))
 
     async def _perform(self, task: Task[T]) -> T:
-        if self._bench is None:
+        if self._context is None:
             store = await self._stack.enter_async_context(open_store(self.settings))
-            self._bench = Bench(store, self.settings)
-        return await task.perform(self._bench)
+            self._context = JobContext(store, self.settings)
+        return await task.perform(self._context)
 
     def close(self) -> None:
         self._runner.run(self._stack.aclose())

@@ -17,21 +17,22 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from asyncagg.accumulator import Accumulator
-from asyncagg.archive import Mover
-from asyncagg.bench import Bench
-from asyncagg.chunk import Group
-from asyncagg.document import Document, Existing
+from asyncagg.aggregate.accumulator import Accumulator
+from asyncagg.aggregate.merge import SOURCES, Joined
+from asyncagg.aggregate.reading import StoredAggregate
+from asyncagg.aggregate.rows import QuarantinedRow, RowSpool
+from asyncagg.aggregate.spool import Spool, open_spool
+from asyncagg.aggregate.writing import AggregateWriter
 from asyncagg.errors import AggregateError, NotFoundError, OverlapError, PreconditionFailedError
-from asyncagg.fetching import Fetcher
-from asyncagg.joining import SOURCES, Joined
-from asyncagg.layout import Layout
+from asyncagg.job.archive import Mover
+from asyncagg.job.chunk import WindowBatch
+from asyncagg.job.context import JobContext
+from asyncagg.job.fetch import Fetcher
+from asyncagg.job.layout import Layout
+from asyncagg.job.outcome import WindowReport
+from asyncagg.job.settle import MAX_COMMIT_ATTEMPTS, Settled, Settler, load
 from asyncagg.model import RunFile, Window
-from asyncagg.outcome import WindowReport
-from asyncagg.rows import Quarantined, RowSpool
 from asyncagg.settings import Settings
-from asyncagg.settle import RESETTLES, Settled, Settler, load
-from asyncagg.spool import Spool, open_spool
 from asyncagg.store import DELETE_BATCH, Store
 
 __all__ = ("FAN_IN", "Folder", "Part", "clear", "commit", "merge", "sweep")
@@ -75,7 +76,7 @@ class Folder(Settler):
     async def _count_once(
         self,
         window: Window,
-        files: Group,
+        files: WindowBatch,
         report: WindowReport,  # noqa: ARG002 - as it is called
         workers: int,
     ) -> Settled:
@@ -129,59 +130,61 @@ def _name(files: Iterable[RunFile]) -> str:
 
 def _partial(
     window: Window, total: Accumulator, rows: RowSpool | Joined, now: datetime
-) -> Document:
-    return Document(window=window, accumulator=total, revision=1, late=0, written_at=now, rows=rows)
+) -> AggregateWriter:
+    return AggregateWriter(
+        window=window, accumulator=total, revision=1, late=0, written_at=now, rows=rows
+    )
 
 
-async def _put_once(store: Store, key: str, document: Document) -> None:
+async def _put_once(store: Store, key: str, document: AggregateWriter) -> None:
     try:
         await store.put(key, document, if_absent=True)
     except PreconditionFailedError:
         return  # its name says what is in it
 
 
-async def merge(bench: Bench, window: Window, keys: Sequence[str]) -> str | None:
+async def merge(context: JobContext, window: Window, keys: Sequence[str]) -> str | None:
     """Merge partial aggregates into one.
 
     Returns:
         Its key, or None where one of them is gone, or two of them name the same file.
     """
     name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
-    key = Layout(bench.settings).partial_key(window, name)
-    async with _loaded(bench, window, keys) as parts:
+    key = Layout(context.settings).partial_key(window, name)
+    async with _loaded(context, window, keys) as parts:
         if parts is None:
             return None
-        document = _partial(window, _sum(parts), Joined(parts), bench.now())
+        document = _partial(window, _sum(parts), Joined(parts), context.now())
         try:
-            await _put_once(bench.store, key, document)
+            await _put_once(context.store, key, document)
         except OverlapError:
             return None
     return key
 
 
-def _sum(parts: Iterable[Existing]) -> Accumulator:
+def _sum(parts: Iterable[StoredAggregate]) -> Accumulator:
     total = Accumulator()
     for part in parts:
         total.merge(part.accumulator)
     return total
 
 
-async def commit(bench: Bench, window: Window, keys: Sequence[str]) -> WindowReport | None:
+async def commit(context: JobContext, window: Window, keys: Sequence[str]) -> WindowReport | None:
     """Merge partial aggregates into the aggregate of their window: their files become counted.
 
     Returns:
         What was counted, or None where it has to be counted anew: a part is gone, or names a file
         that somebody else has counted meanwhile.
     """
-    aggregate_key = Layout(bench.settings).aggregate_key(window)
+    aggregate_key = Layout(context.settings).aggregate_key(window)
     report = WindowReport(window.name, aggregate_key)
-    for _ in range(RESETTLES):
+    for _ in range(MAX_COMMIT_ATTEMPTS):
         try:
-            async with _loaded(bench, window, keys) as parts, _spooled(bench) as spool:
+            async with _loaded(context, window, keys) as parts, _spooled(context) as spool:
                 if parts is None:
                     return None
-                existing = await load(bench.store, aggregate_key, window, spool)
-                await _commit(bench, window, parts, existing, report)
+                existing = await load(context.store, aggregate_key, window, spool)
+                await _commit(context, window, parts, existing, report)
         except PreconditionFailedError:
             continue
         except OverlapError:
@@ -193,24 +196,24 @@ async def commit(bench: Bench, window: Window, keys: Sequence[str]) -> WindowRep
 
 
 async def _commit(
-    bench: Bench,
+    context: JobContext,
     window: Window,
-    parts: list[Existing],
-    existing: Existing | None,
+    parts: list[StoredAggregate],
+    existing: StoredAggregate | None,
     report: WindowReport,
 ) -> None:
     fresh = _sum(parts)
     standing = [existing] if existing else []
     late = fresh.counted if existing else 0
-    document = Document(
+    document = AggregateWriter(
         window=window,
         accumulator=_sum([*parts, *standing]),
         revision=1 + (existing.revision if existing else 0),
         late=late + (existing.late if existing else 0),
-        written_at=bench.now(),
+        written_at=context.now(),
         rows=Joined([*parts, *standing]),
     )
-    await bench.store.put(
+    await context.store.put(
         report.aggregate_key,
         document,
         if_match=existing.etag if existing else None,
@@ -221,12 +224,12 @@ async def _commit(
     report.tally.late += late
 
 
-async def clear(bench: Bench, window: Window, key: str) -> WindowReport:
+async def clear(context: JobContext, window: Window, key: str) -> WindowReport:
     """Move the files that a partial aggregate names out of the inbox, now that they are counted."""
-    layout = Layout(bench.settings)
+    layout = Layout(context.settings)
     report = WindowReport(window.name, layout.aggregate_key(window))
-    mover = Mover(bench.store, bench.settings.concurrency, report.tally)
-    async with _loaded(bench, window, [key]) as parts:
+    mover = Mover(context.store, context.settings.concurrency, report.tally)
+    async with _loaded(context, window, [key]) as parts:
         for part in parts or ():
             counted = [
                 msgspec.json.decode(line, type=RunFile)
@@ -235,11 +238,13 @@ async def clear(bench: Bench, window: Window, key: str) -> WindowReport:
             ]
             refused = [row async for row in part.quarantined()]
             await mover.archive(counted, layout.archive_key)
-            await mover.drop(await _there(bench.store, refused), layout.quarantine_key)
+            await mover.move_to_quarantine(
+                await _there(context.store, refused), layout.quarantine_key
+            )
     return report
 
 
-async def _there(store: Store, rows: Iterable[Quarantined]) -> list[RunFile]:
+async def _there(store: Store, rows: Iterable[QuarantinedRow]) -> list[RunFile]:
     """Return those refused files that are still in the inbox, in the version that was refused."""
     found = []
     for row in rows:
@@ -252,39 +257,39 @@ async def _there(store: Store, rows: Iterable[Quarantined]) -> list[RunFile]:
     return found
 
 
-def _spooled(bench: Bench, among: int = 1) -> AbstractAsyncContextManager[Spool]:
+def _spooled(context: JobContext, among: int = 1) -> AbstractAsyncContextManager[Spool]:
     """Open a spool that is one of several: together they hold in memory what one may."""
-    return open_spool(bench.settings.spool_bytes // among, bench.temporary)
+    return open_spool(context.settings.spool_bytes // among, context.temporary)
 
 
-async def sweep(bench: Bench, folder: str, wanted: Callable[[Window], bool]) -> None:
+async def sweep(context: JobContext, folder: str, wanted: Callable[[Window], bool]) -> None:
     """Remove the partial aggregates of windows, of this job and those that others left behind.
 
     Args:
-        bench: What it is done with.
+        context: What it is done with.
         folder: What the keys start with: the work prefix, or one window's part of it.
         wanted: Says of which windows they are removed.
     """
-    layout = Layout(bench.settings)
-    async for page in bench.store.list_pages(folder):
-        windows = [layout.work_window(file.key, bench.settings.window_minutes) for file in page]
+    layout = Layout(context.settings)
+    async for page in context.store.list_pages(folder):
+        windows = [layout.work_window(file.key, context.settings.window_minutes) for file in page]
         unused = [
             file for file, window in zip(page, windows, strict=True) if window and wanted(window)
         ]
         for start in range(0, len(unused), DELETE_BATCH):
-            await bench.store.delete(unused[start : start + DELETE_BATCH])
+            await context.store.delete(unused[start : start + DELETE_BATCH])
 
 
 @asynccontextmanager
 async def _loaded(
-    bench: Bench, window: Window, keys: Sequence[str]
-) -> AsyncIterator[list[Existing] | None]:
+    context: JobContext, window: Window, keys: Sequence[str]
+) -> AsyncIterator[list[StoredAggregate] | None]:
     """Read partial aggregates; give None where one is gone."""
     async with AsyncExitStack() as stack:
         parts = []
         for key in keys:
-            spool = await stack.enter_async_context(_spooled(bench, among=len(keys)))
-            part = await load(bench.store, key, window, spool)
+            spool = await stack.enter_async_context(_spooled(context, among=len(keys)))
+            part = await load(context.store, key, window, spool)
             if part is not None:
                 parts.append(part)
         yield parts if len(parts) == len(keys) else None

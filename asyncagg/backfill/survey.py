@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from asyncagg.keyspace import KeyRange, behind, listed
-from asyncagg.layout import Kind, Layout
+from asyncagg.backfill.ranges import remainder
+from asyncagg.job.layout import KeyKind, Layout
+from asyncagg.job.listing import KeyRange, listed
 from asyncagg.model import Interval, RunFile, Window
 from asyncagg.settings import Settings
 from asyncagg.store import Store
-from asyncagg.windows import membership
+from asyncagg.windows import window_selector
 
 __all__ = ("SEGMENT", "Piece", "Segment", "Surveyed", "plan", "survey")
 
@@ -71,21 +72,21 @@ async def survey(
         settings: The prefixes, and which window a file belongs to.
         keys: The range.
         interval: The wanted windows.
-        pages: How many pages to list; what is behind them is for others, to list side by side.
+        pages: How many pages to list; the rest is left to be listed side by side.
     """
     layout = Layout(settings)
-    window_of = membership(settings.window_by, settings.window_minutes)
+    window_of = window_selector(settings.window_by, settings.window_minutes)
     cutter = _Cutter(keys.after, min(SEGMENT, settings.chunk_files))
     async for page in listed(store, layout.runs_prefix, keys):
         for file in page:
-            window = window_of(file) if layout.kind(file.key) is Kind.RUN_FILE else None
+            window = window_of(file) if layout.kind(file.key) is KeyKind.RUN_FILE else None
             if window is None or not interval.holds(window):
                 cutter.skip(file)
             else:
                 cutter.take(file, window)
         pages -= 1
         if pages <= 0 and page:
-            return Surveyed(cutter.finish(), behind(page[0].key, page[-1].key, keys))
+            return Surveyed(cutter.finish(), remainder(page[0].key, page[-1].key, keys))
     return Surveyed(cutter.finish(), [])
 
 

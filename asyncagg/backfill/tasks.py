@@ -12,13 +12,13 @@ from typing import Protocol, TypeVar
 
 from asyncagg.backfill.partial import Folder, Part, clear, commit, merge, sweep
 from asyncagg.backfill.survey import Piece, Surveyed, survey
-from asyncagg.bench import Bench
-from asyncagg.keyspace import KeyRange, aggregated
-from asyncagg.limits import for_each
+from asyncagg.job.context import JobContext
+from asyncagg.job.listing import KeyRange, list_aggregate_windows
+from asyncagg.job.outcome import RunReport, WindowReport
+from asyncagg.job.pipeline import run
 from asyncagg.model import Interval, Window
-from asyncagg.outcome import RunReport, WindowReport
-from asyncagg.pipeline import run
-from asyncagg.recompute import Recomputed, recompute
+from asyncagg.runtime.tasks import for_each
+from asyncagg.verify.recompute import Recomputed, recompute
 
 __all__ = (
     "LISTINGS",
@@ -44,7 +44,7 @@ LISTINGS = 8
 class Task(Protocol[T_co]):
     """Something to be done, here or on another machine; it can be pickled."""
 
-    async def perform(self, bench: Bench) -> T_co:
+    async def perform(self, context: JobContext) -> T_co:
         """Do it."""
         ...
 
@@ -57,13 +57,13 @@ class Survey:
     interval: Interval
     pages: float
 
-    async def perform(self, bench: Bench) -> Surveyed:
+    async def perform(self, context: JobContext) -> Surveyed:
         """See `Task.perform`."""
         found = Surveyed([], [])
 
         async def one(keys: KeyRange) -> None:
             segments, rest = await survey(
-                bench.store, bench.settings, keys, self.interval, pages=self.pages
+                context.store, context.settings, keys, self.interval, pages=self.pages
             )
             found.segments.extend(segments)
             found.rest.extend(rest)
@@ -79,16 +79,16 @@ class Settle:
     piece: Piece
     until: datetime
 
-    async def perform(self, bench: Bench) -> RunReport:
+    async def perform(self, context: JobContext) -> RunReport:
         """See `Task.perform`."""
         return await run(
-            bench.store,
-            bench.settings,
+            context.store,
+            context.settings,
             at=self.until,
             only=self.piece.whole.__contains__,
             keys=self.piece.keys,
-            now=bench.now,
-            temporary=bench.temporary,
+            now=context.now,
+            temporary=context.temporary,
         )
 
 
@@ -108,7 +108,7 @@ class Fold:
     windows: frozenset[Window]
     until: datetime
 
-    async def perform(self, bench: Bench) -> Folded:
+    async def perform(self, context: JobContext) -> Folded:
         """See `Task.perform`."""
         made: list[Part] = []
 
@@ -116,14 +116,14 @@ class Fold:
             return Folder(*args, made=made, **more)  # type: ignore[arg-type]
 
         report = await run(
-            bench.store,
-            bench.settings,
+            context.store,
+            context.settings,
             at=self.until,
             only=self.windows.__contains__,
             keys=self.keys,
             settler=folder,
-            now=bench.now,
-            temporary=bench.temporary,
+            now=context.now,
+            temporary=context.temporary,
         )
         return Folded(report, made)
 
@@ -135,9 +135,9 @@ class Merge:
     window: Window
     keys: tuple[str, ...]
 
-    async def perform(self, bench: Bench) -> str | None:
+    async def perform(self, context: JobContext) -> str | None:
         """See `Task.perform`."""
-        return await merge(bench, self.window, self.keys)
+        return await merge(context, self.window, self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +147,9 @@ class Commit:
     window: Window
     keys: tuple[str, ...]
 
-    async def perform(self, bench: Bench) -> WindowReport | None:
+    async def perform(self, context: JobContext) -> WindowReport | None:
         """See `Task.perform`."""
-        return await commit(bench, self.window, self.keys)
+        return await commit(context, self.window, self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +159,9 @@ class Clear:
     window: Window
     key: str
 
-    async def perform(self, bench: Bench) -> WindowReport:
+    async def perform(self, context: JobContext) -> WindowReport:
         """See `Task.perform`."""
-        return await clear(bench, self.window, self.key)
+        return await clear(context, self.window, self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +172,9 @@ class Sweep:
     interval: Interval
     keep: frozenset[Window] = frozenset()
 
-    async def perform(self, bench: Bench) -> None:
+    async def perform(self, context: JobContext) -> None:
         """See `Task.perform`."""
-        await sweep(bench, self.folder, self._wanted)
+        await sweep(context, self.folder, self._wanted)
 
     def _wanted(self, window: Window) -> bool:
         return self.interval.holds(window) and window not in self.keep
@@ -186,19 +186,19 @@ class Aggregated:
 
     interval: Interval
 
-    async def perform(self, bench: Bench) -> list[Window]:
+    async def perform(self, context: JobContext) -> list[Window]:
         """See `Task.perform`."""
-        pages = aggregated(bench.store, bench.settings, self.interval)
+        pages = list_aggregate_windows(context.store, context.settings, self.interval)
         return [window async for windows in pages for window in windows]
 
 
 @dataclass(frozen=True, slots=True)
 class Recompute:
-    """Compute an aggregate again; see `asyncagg.recompute.recompute`."""
+    """Compute an aggregate again; see `asyncagg.verify.recompute.recompute`."""
 
     window: Window
     write: bool
 
-    async def perform(self, bench: Bench) -> Recomputed:
+    async def perform(self, context: JobContext) -> Recomputed:
         """See `Task.perform`."""
-        return await recompute(bench, self.window, write=self.write)
+        return await recompute(context, self.window, write=self.write)

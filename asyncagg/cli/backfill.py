@@ -22,9 +22,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from asyncagg.backfill import Engine, LocalEngine, Status, interval_of, recompute_all
+from asyncagg.backfill import BackfillProgress, Engine, LocalEngine, interval_of, recompute_all
 from asyncagg.backfill import backfill as settle_all
-from asyncagg.bench import Bench
 from asyncagg.cli.base import (
     configure_logs,
     err,
@@ -35,19 +34,20 @@ from asyncagg.cli.base import (
     with_settings,
 )
 from asyncagg.errors import ConfigurationError, UsageError
+from asyncagg.job.context import JobContext
+from asyncagg.job.outcome import RunReport
 from asyncagg.model import Interval
-from asyncagg.outcome import RunReport
-from asyncagg.recompute import RecomputeReport
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
+from asyncagg.verify.recompute import RecomputeReport
 
-__all__ = ("Source", "backfill")
+__all__ = ("BackfillSource", "backfill")
 
 _LINE_SECONDS = 1.0
 """The least time between two lines for machines."""
 
 
-class Source(StrEnum):
+class BackfillSource(StrEnum):
     """Where the run files are read."""
 
     RUNS = "runs"
@@ -71,9 +71,9 @@ def backfill(
         typer.Option(help="Join the Dask cluster of this scheduler.", metavar="ADDRESS"),
     ] = None,
     source: Annotated[
-        Source,
+        BackfillSource,
         typer.Option(help="Settle the inbox, or compute again from the archive, moving nothing."),
-    ] = Source.RUNS,
+    ] = BackfillSource.RUNS,
     write: Annotated[
         bool,
         typer.Option("--write", help="With --source archive: replace aggregates that differ."),
@@ -108,7 +108,7 @@ def backfill(
     async def work() -> RunReport | RecomputeReport:
         with _told(json=json) as told:
             async with _engine(settings, workers, scheduler) as engine:
-                if source is Source.ARCHIVE:
+                if source is BackfillSource.ARCHIVE:
                     return await recompute_all(
                         engine, settings, interval, write=write, progress=told
                     )
@@ -126,15 +126,20 @@ def backfill(
 
 
 def _check(
-    workers: int | None, scheduler: str | None, source: Source, *, write: bool, dry_run: bool
+    workers: int | None,
+    scheduler: str | None,
+    source: BackfillSource,
+    *,
+    write: bool,
+    dry_run: bool,
 ) -> None:
     if workers is not None and scheduler is not None:
         raise UsageError(
             f"--workers {workers} and --scheduler {scheduler}: expected one of the two"
         )
-    if write and source is not Source.ARCHIVE:
+    if write and source is not BackfillSource.ARCHIVE:
         raise UsageError(f"--write with --source {source}: expected --source archive")
-    if dry_run and source is Source.ARCHIVE:
+    if dry_run and source is BackfillSource.ARCHIVE:
         raise UsageError(
             "--dry-run with --source archive: expected neither --dry-run nor --write to only look"
         )
@@ -146,7 +151,7 @@ async def _engine(
 ) -> AsyncIterator[Engine]:
     if workers is None and scheduler is None:
         async with open_store(settings) as store:
-            yield LocalEngine(Bench(store, settings))
+            yield LocalEngine(JobContext(store, settings))
         return
     try:
         from asyncagg.backfill import cluster  # noqa: PLC0415 - an extra
@@ -165,7 +170,7 @@ async def _engine(
 
 
 @contextmanager
-def _told(*, json: bool) -> Iterator[Callable[[Status], None] | None]:
+def _told(*, json: bool) -> Iterator[Callable[[BackfillProgress], None] | None]:
     """Tell how far it is: lines for machines, a bar on a terminal."""
     if json:
         yield _lines()
@@ -176,11 +181,11 @@ def _told(*, json: bool) -> Iterator[Callable[[Status], None] | None]:
         yield None
 
 
-def _lines() -> Callable[[Status], None]:
+def _lines() -> Callable[[BackfillProgress], None]:
     started = time.monotonic()
     last = 0.0
 
-    def told(status: Status) -> None:
+    def told(status: BackfillProgress) -> None:
         nonlocal last
         elapsed = time.monotonic() - started
         if elapsed - last < _LINE_SECONDS:
@@ -193,7 +198,7 @@ def _lines() -> Callable[[Status], None]:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[Status], None]]:
+def _bar() -> Iterator[Callable[[BackfillProgress], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -207,7 +212,7 @@ def _bar() -> Iterator[Callable[[Status], None]]:
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("listing", total=None, rate="", troubles="")
 
-        def told(status: Status) -> None:
+        def told(status: BackfillProgress) -> None:
             seconds = time.monotonic() - started
             # Of a file half of the way is to be fetched, the other half to be cleared away.
             way = (status.files_done + status.files_cleared) / 2
@@ -224,7 +229,7 @@ def _bar() -> Iterator[Callable[[Status], None]]:
         yield told
 
 
-def _description(status: Status) -> str:
+def _description(status: BackfillProgress) -> str:
     if not status.windows:
         return "listing"
     return f"{status.windows_done:,}/{status.windows:,} windows"

@@ -23,11 +23,11 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from asyncagg import logs
 from asyncagg.errors import AsyncaggError
-from asyncagg.limits import task_group
-from asyncagg.loops import loop_factory
-from asyncagg.outcome import RunReport
+from asyncagg.job.outcome import RunReport
+from asyncagg.runtime import logs
+from asyncagg.runtime.loops import loop_factory
+from asyncagg.runtime.tasks import task_group
 from asyncagg.settings import Setting, Settings, described, from_environment, unknown_variables
 from asyncagg.windows import parse_time
 

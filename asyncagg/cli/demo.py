@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from asyncagg import logs
 from asyncagg.cli.base import JsonOption, execute, out, print_json, print_report
+from asyncagg.runtime import logs
 
 __all__ = ("Place", "demo")
 
@@ -38,7 +38,7 @@ def demo(
 
       asyncagg demo --on directory --json
     """
-    from asyncagg.demo import run_demo  # noqa: PLC0415 - moto is an extra
+    from asyncagg.sample.demo import run_demo  # noqa: PLC0415 - moto is an extra
 
     logs.configure("error", json=False)
     shown = execute(lambda: run_demo(on_s3=on is Place.S3, files=files, seed=seed))

@@ -18,13 +18,18 @@ from asyncagg.cli.base import (
     visible,
     with_settings,
 )
-from asyncagg.doctor import examine
-from asyncagg.doctor.checks import Diagnosis, Status
+from asyncagg.doctor import diagnose
+from asyncagg.doctor.checks import CheckStatus, Diagnosis
 from asyncagg.settings import Settings
 
 __all__ = ("doctor",)
 
-_STYLES: dict[Status, str] = {"ok": "green", "warn": "yellow", "fail": "bold red", "skipped": "dim"}
+_STYLES: dict[CheckStatus, str] = {
+    "ok": "green",
+    "warn": "yellow",
+    "fail": "bold red",
+    "skipped": "dim",
+}
 
 
 @with_settings
@@ -46,7 +51,7 @@ def doctor(*, settings: Settings, json: JsonOption = False) -> None:
     configure_logs(settings, json=json)
 
     async def work() -> Diagnosis:
-        return await examine(settings, environ=os.environ)
+        return await diagnose(settings, environ=os.environ)
 
     diagnosis = execute(work)
     if json:

@@ -17,9 +17,9 @@ from asyncagg.cli.base import (
     time_option,
     with_settings,
 )
-from asyncagg.limits import Deadline
-from asyncagg.outcome import RunReport
-from asyncagg.pipeline import run as run_pipeline
+from asyncagg.job.deadline import Deadline
+from asyncagg.job.outcome import RunReport
+from asyncagg.job.pipeline import run as run_pipeline
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
 

@@ -11,7 +11,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from asyncagg.bench import Bench
 from asyncagg.cli.base import (
     JsonOption,
     configure_logs,
@@ -24,11 +23,12 @@ from asyncagg.cli.base import (
     with_settings,
 )
 from asyncagg.errors import UsageError
+from asyncagg.job.context import JobContext
 from asyncagg.model import Interval, Window
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
 from asyncagg.verify import verify as verify_all
-from asyncagg.verify.findings import Kind, Plan, RepairReport, VerifyReport
+from asyncagg.verify.findings import FindingKind, Plan, RepairReport, VerifyReport
 from asyncagg.verify.repair import repair as repair_found
 
 __all__ = ("verify",)
@@ -77,7 +77,7 @@ def verify(
     async def look() -> VerifyReport:
         async with open_store(settings) as store:
             with spinner(_progress) as told:
-                return await verify_all(Bench(store, settings), wanted=wanted, progress=told)
+                return await verify_all(JobContext(store, settings), wanted=wanted, progress=told)
 
     found = execute(look)
     if not json:
@@ -94,8 +94,8 @@ def verify(
     async def mend() -> RepairReport:
         async with open_store(settings) as store:
             with spinner(_progress) as told:
-                bench = Bench(store, settings)
-                return await repair_found(bench, found, wanted=wanted, progress=told)
+                context = JobContext(store, settings)
+                return await repair_found(context, found, wanted=wanted, progress=told)
 
     done = execute(mend)
     if json:
@@ -153,7 +153,7 @@ def _print(report: VerifyReport, title: str) -> None:
     table.add_column("check", no_wrap=True)
     table.add_column("found", justify="right")
     table.add_column("such as", overflow="fold")
-    for kind in Kind:
+    for kind in FindingKind:
         name, finding = kind.replace("_", " "), report.findings.get(kind)
         if finding is not None:
             examples = finding.examples[:_SHOWN]

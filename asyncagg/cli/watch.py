@@ -21,9 +21,10 @@ from asyncagg.cli.base import (
     with_settings,
 )
 from asyncagg.errors import ConfigurationError
-from asyncagg.limits import Retry, RetryPolicy, task_group
+from asyncagg.runtime.tasks import task_group
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
+from asyncagg.store.retry import Retry, RetryPolicy
 from asyncagg.watch import DELAY_SECONDS, Watch, WatchedRun
 
 __all__ = ("watch",)

@@ -20,7 +20,7 @@ from anyio import to_thread
 from msgspec import structs
 
 from asyncagg.doctor.asking import ask, needs
-from asyncagg.doctor.checks import Diagnosis, Examination, Finding
+from asyncagg.doctor.checks import CheckResult, Diagnosis, Examination
 from asyncagg.doctor.permissions import Grant, grants, policy
 from asyncagg.errors import AsyncaggError, NotFoundError, UsageError
 from asyncagg.settings import Settings
@@ -29,9 +29,9 @@ from asyncagg.store.guards import PROBE, GuardedStore
 from asyncagg.store.opening import open_store, parse_bucket
 
 if TYPE_CHECKING:
-    from asyncagg.store.s3_checks import S3Checks
+    from asyncagg.doctor.s3_checks import S3Checks
 
-__all__ = ("examine",)
+__all__ = ("diagnose",)
 
 _ATTEMPTS = 2
 _LATENCY_REQUESTS = 5
@@ -42,7 +42,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-async def examine(
+async def diagnose(
     settings: Settings,
     *,
     environ: Mapping[str, str],
@@ -70,10 +70,10 @@ async def examine(
     return Diagnosis(settings.store, exam.checks)
 
 
-def _prefixes(settings: Settings) -> Finding:
+def _prefixes(settings: Settings) -> CheckResult:
     """Look for what the settings accept, and somebody may not have meant."""
     if settings.aggregate_prefix == settings.runs_prefix:
-        return Finding(
+        return CheckResult(
             "warn",
             f"aggregates stand beside run files, in {settings.runs_prefix!r}",
             "give aggregates a prefix of their own: here every run lists them all again",
@@ -86,28 +86,28 @@ def _prefixes(settings: Settings) -> Finding:
         and prefix.startswith(settings.runs_prefix)
     ]
     if nested:
-        return Finding(
+        return CheckResult(
             "warn",
             f"below the inbox {settings.runs_prefix!r} lie {', '.join(nested)}",
             "keep them apart: here every run lists what is in them again",
         )
-    return Finding("ok", "each has its own place")
+    return CheckResult("ok", "each has its own place")
 
 
 # ------------------------------------------------------------------------------ a directory
 
 
 async def _examine_directory(exam: Examination, settings: Settings) -> None:
-    from asyncagg.store import directory_checks as checks  # noqa: PLC0415 - a bucket needs none
+    from asyncagg.doctor import directory_checks as checks  # noqa: PLC0415 - a bucket needs none
 
     root = Path(settings.store)
 
-    async def check(name: str, look: Callable[[], Finding], *after: str) -> None:
-        async def in_thread() -> Finding:
+    async def check(name: str, look: Callable[[], CheckResult], *after: str) -> None:
+        async def in_thread() -> CheckResult:
             try:
                 return await to_thread.run_sync(look)
             except OSError as error:
-                return Finding("fail", f"{error.strerror}: {str(error.filename or root)!r}")
+                return CheckResult("fail", f"{error.strerror}: {str(error.filename or root)!r}")
 
         await exam.check(name, in_thread, needs=after)
 
@@ -141,14 +141,14 @@ async def _examine_s3(
     monotonic: Callable[[], float],
 ) -> Diagnosis:
     # A directory needs no S3.
-    from asyncagg.store.boto import open_control  # noqa: PLC0415
-    from asyncagg.store.s3_checks import S3Checks  # noqa: PLC0415
+    from asyncagg.doctor.s3_checks import S3Checks  # noqa: PLC0415
+    from asyncagg.store.s3.boto import open_control  # noqa: PLC0415
 
     bucket, root = parse_bucket(settings.store)
     try:
         async with open_control(endpoint_url=settings.endpoint_url, connections=2) as control:
             s3 = S3Checks(control, bucket, root, settings, environ, now)
-            await s3.examine(exam)
+            await s3.diagnose(exam)
             if exam.passed("bucket"):
                 await _examine_use(exam, settings, s3, monotonic)
                 await s3.hints(exam)
@@ -157,7 +157,7 @@ async def _examine_s3(
                     exam.skip(name, "needs bucket, which did not pass")
             region = control.region
     except AsyncaggError as error:  # of the opening: a check keeps its own
-        exam.add("endpoint", Finding("fail", str(error)))
+        exam.add("endpoint", CheckResult("fail", str(error)))
         return Diagnosis(settings.store, exam.checks)
     missing = [each.found.missing for each in exam.checks if each.found.missing is not None]
     granting = policy(missing, bucket=bucket, root=root, partition=_partition(region))
@@ -202,21 +202,21 @@ async def _examine_use(
         )
 
 
-async def _guards(store: Store, settings: Settings) -> Finding:
+async def _guards(store: Store, settings: Settings) -> CheckResult:
     # As a run does it: more than once, where a lost answer might look like a missing guard.
     found = await GuardedStore(store, prefix=settings.archive_prefix, required=False).guards()
     if not found.missing:
-        return Finding("ok", "conditional writes, copies and deletes are honoured")
+        return CheckResult("ok", "conditional writes, copies and deletes are honoured")
     told = f"not honoured: {', '.join(found.missing)}"
     if not found.lacking:
-        return Finding("warn", f"{told}; the archive is looked at before each copy instead")
+        return CheckResult("warn", f"{told}; the archive is looked at before each copy instead")
     if settings.conditional_writes == "off":
-        return Finding(
+        return CheckResult(
             "warn",
             f"{told}; conditional_writes is off",
             "run one at a time: see docs/explanation/guarantees.md",
         )
-    return Finding(
+    return CheckResult(
         "fail",
         told,
         "use a store with conditional writes, copies and deletes, such as Amazon S3; or set "
@@ -224,7 +224,7 @@ async def _guards(store: Store, settings: Settings) -> Finding:
     )
 
 
-async def _latency(store: Store, settings: Settings, monotonic: Callable[[], float]) -> Finding:
+async def _latency(store: Store, settings: Settings, monotonic: Callable[[], float]) -> CheckResult:
     times = []
     for _ in range(_LATENCY_REQUESTS):
         before = monotonic()
@@ -233,5 +233,5 @@ async def _latency(store: Store, settings: Settings, monotonic: Callable[[], flo
         times.append(monotonic() - before)
     told = f"{median(times) * 1000:,.1f} ms a request (median of {len(times)})"
     if median(times) > _SLOW_SECONDS:
-        return Finding("warn", told, "run it in the bucket's region, or raise the concurrency")
-    return Finding("ok", told)
+        return CheckResult("warn", told, "run it in the bucket's region, or raise the concurrency")
+    return CheckResult("ok", told)

@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 
 import anyio
 
-from asyncagg.doctor.checks import Finding
+from asyncagg.doctor.checks import CheckResult
 from asyncagg.doctor.permissions import Grant
 from asyncagg.errors import (
     AccessDeniedError,
@@ -39,7 +39,7 @@ _NEEDED_FOR = {
 
 
 class Reply(Protocol):
-    """What a server answers; see `asyncagg.store.boto.Answer`."""
+    """What a server answers; see `asyncagg.store.s3.boto.Answer`."""
 
     @property
     def status(self) -> int:
@@ -74,7 +74,7 @@ def needs(grant: Grant) -> list[str]:
     ]
 
 
-async def ask(store: Store, grant: Grant, question_of: Questions) -> Finding:
+async def ask(store: Store, grant: Grant, question_of: Questions) -> CheckResult:
     """Find out whether a permission is there.
 
     Args:
@@ -89,20 +89,20 @@ async def ask(store: Store, grant: Grant, question_of: Questions) -> Finding:
         if answer.status == 403:
             return _denied(grant, f"{answer.code}: {answer.message}")
         if answer.status < 300 or answer.status == 404:
-            return Finding("ok", "granted")
-        return Finding("skipped", f"the server cannot be asked: {answer.status} {answer.code}")
+            return CheckResult("ok", "granted")
+        return CheckResult("skipped", f"the server cannot be asked: {answer.status} {answer.code}")
     try:
         await _ASK[grant.action](store, key)
     except AccessDeniedError as error:
         return _denied(grant, str(error))
     except UnsupportedConditionError:
-        return Finding("warn", "the server refuses conditions, so that it cannot be asked")
-    return Finding("ok", "granted")
+        return CheckResult("warn", "the server refuses conditions, so that it cannot be asked")
+    return CheckResult("ok", "granted")
 
 
-def _denied(grant: Grant, told: str) -> Finding:
+def _denied(grant: Grant, told: str) -> CheckResult:
     mild = _NEEDED_FOR.get(grant.action, "")
-    return Finding(
+    return CheckResult(
         "warn" if mild else "fail",
         f"denied ({told})",
         "grant it, by the policy below" + (f": {mild}" if mild else ""),

@@ -11,16 +11,16 @@ import anyio
 from asyncagg.doctor.permissions import Grant
 from asyncagg.errors import AsyncaggError
 
-__all__ = ("CHECK_SECONDS", "Check", "Diagnosis", "Examination", "Finding", "Status")
+__all__ = ("CHECK_SECONDS", "Check", "CheckResult", "CheckStatus", "Diagnosis", "Examination")
 
-Status: TypeAlias = Literal["ok", "warn", "fail", "skipped"]
+CheckStatus: TypeAlias = Literal["ok", "warn", "fail", "skipped"]
 
 CHECK_SECONDS = 30.0
 """How long one check may take."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """What a check found.
 
     Attributes:
@@ -30,7 +30,7 @@ class Finding:
         missing: The permission that is missing, if that is it.
     """
 
-    status: Status
+    status: CheckStatus
     told: str
     advice: str = ""
     missing: Grant | None = None
@@ -46,7 +46,7 @@ class Check:
     """
 
     name: str
-    found: Finding
+    found: CheckResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Examination:
 
     checks: list[Check] = field(default_factory=list)
 
-    def add(self, name: str, found: Finding) -> None:
+    def add(self, name: str, found: CheckResult) -> None:
         """Keep what was found."""
         self.checks.append(Check(name, found))
 
@@ -100,10 +100,10 @@ class Examination:
 
     def skip(self, name: str, because: str) -> None:
         """Tell of a check that is not run."""
-        self.add(name, Finding("skipped", because))
+        self.add(name, CheckResult("skipped", because))
 
     async def check(
-        self, name: str, look: Callable[[], Awaitable[Finding]], *, needs: Sequence[str] = ()
+        self, name: str, look: Callable[[], Awaitable[CheckResult]], *, needs: Sequence[str] = ()
     ) -> None:
         """Run a check, unless another that it needs has not passed; an error fails it.
 
@@ -116,10 +116,10 @@ class Examination:
             if not self.passed(each):
                 self.skip(name, f"needs {each}, which did not pass")
                 return
-        found = Finding("fail", f"no answer within {CHECK_SECONDS:g} seconds")
+        found = CheckResult("fail", f"no answer within {CHECK_SECONDS:g} seconds")
         with anyio.move_on_after(CHECK_SECONDS):
             try:
                 found = await look()
             except AsyncaggError as error:
-                found = Finding("fail", str(error))
+                found = CheckResult("fail", str(error))
         self.add(name, found)

@@ -14,17 +14,19 @@ from typing import Any
 import orjson
 from msgspec import structs
 
+from asyncagg.aggregate.spool import open_spool
 from asyncagg.errors import AggregateError, NotFoundError, RefusedError, UsageError
-from asyncagg.fetching import MODIFIED, REASON, Reader
-from asyncagg.layout import Layout
-from asyncagg.limits import for_each
+from asyncagg.ingest.gzipped import Inflater, is_gzipped
+from asyncagg.ingest.parsing import is_run_file
+from asyncagg.job.fetch import MODIFIED, REASON
+from asyncagg.job.layout import Layout
+from asyncagg.job.reader import Reader
+from asyncagg.job.settle import load
 from asyncagg.model import RunFile, Window
-from asyncagg.parsing import Inflater, is_gzipped, is_run_file
+from asyncagg.runtime.tasks import for_each
 from asyncagg.settings import Settings
-from asyncagg.settle import load
-from asyncagg.spool import open_spool
 from asyncagg.store import ObjectInfo, Store, StreamedBody
-from asyncagg.windows import membership, stamp_of
+from asyncagg.windows import stamp_of, window_selector
 
 __all__ = ("EXCERPT_BYTES", "Held", "Shown", "Wanted", "check_key", "held", "refusal", "show")
 
@@ -163,7 +165,7 @@ def _told_by_metadata(info: ObjectInfo, settings: Settings) -> Held:
             key=Layout(settings).inbox_key(file.key),
             last_modified=came_at or file.last_modified,
         )
-        window = membership(settings.window_by, settings.window_minutes)(original)
+        window = window_selector(settings.window_by, settings.window_minutes)(original)
     return Held(file, window, info.metadata.get(REASON, ""))
 
 

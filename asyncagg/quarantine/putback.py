@@ -12,7 +12,7 @@ under the old one:
   in the inbox, or in the archive where it is counted already.
 * By the mark a runner knows that it has to look into the archive, too, before it counts the file:
   it may have been put back twice, by two at once or by a request whose answer was lost, with a run
-  between that has counted it (`asyncagg.comeback`).
+  between that has counted it (`asyncagg.job.restored`).
 
 The order is: judge, copy, delete. Each step leaves the bytes where they were or in two places.
 """
@@ -25,19 +25,19 @@ from typing import Any, Literal
 
 from msgspec import structs
 
-from asyncagg.archive import same_bytes, same_content
-from asyncagg.comeback import in_archive
 from asyncagg.errors import (
     ConfigurationError,
     NotFoundError,
     PreconditionFailedError,
     StoreError,
 )
-from asyncagg.fetching import Reader
-from asyncagg.layout import Kind, Layout
-from asyncagg.limits import for_each
+from asyncagg.job.archive import same_bytes, same_content
+from asyncagg.job.layout import KeyKind, Layout
+from asyncagg.job.reader import Reader
+from asyncagg.job.restored import in_archive
 from asyncagg.model import RunFile
 from asyncagg.quarantine import check_key, refusal
+from asyncagg.runtime.tasks import for_each
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 
@@ -97,7 +97,7 @@ class PutBack:
 
         async for page in self._store.list_pages(self._settings.quarantine_prefix):
             files = [
-                file for file in page if self._layout.kind(self._target(file)) is Kind.RUN_FILE
+                file for file in page if self._layout.kind(self._target(file)) is KeyKind.RUN_FILE
             ]
             await for_each(files, one, workers=self._settings.concurrency)
 
@@ -177,7 +177,7 @@ class PutBack:
 
     async def _hindrance(self, file: RunFile, target: str) -> str:
         """Return why a file must not be put back, or nothing."""
-        if self._layout.kind(target) is not Kind.RUN_FILE:
+        if self._layout.kind(target) is not KeyKind.RUN_FILE:
             return f"it would be {target!r}, which is no run file's key"
         refused = "" if self._force else await refusal(self._reader, file)
         if refused:

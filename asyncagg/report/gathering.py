@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from asyncagg.document import accumulator_of, read_head, read_quarantined
+from asyncagg.aggregate.head import accumulator_of
+from asyncagg.aggregate.reading import read_head, read_quarantined
 from asyncagg.errors import (
     AggregateError,
     NotFoundError,
@@ -19,12 +20,12 @@ from asyncagg.errors import (
     StoreError,
     UsageError,
 )
-from asyncagg.keyspace import aggregated
-from asyncagg.layout import Layout
-from asyncagg.limits import for_each
+from asyncagg.job.layout import Layout
+from asyncagg.job.listing import list_aggregate_windows
 from asyncagg.model import Interval, Window
 from asyncagg.report.matches import cut
-from asyncagg.report.numbers import Quarantined, Report, Unreadable, bucket_minutes
+from asyncagg.report.numbers import QuarantineReason, Report, Unreadable, bucket_minutes
+from asyncagg.runtime.tasks import for_each
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 
@@ -77,7 +78,7 @@ async def gather(
     interval = Interval(max(since or earliest, earliest), min(until or latest, latest))
     count = 0
     first = last = None
-    async for windows in aggregated(store, settings, interval):
+    async for windows in list_aggregate_windows(store, settings, interval):
         count += len(windows)
         first = first or windows[0]
         last = windows[-1]
@@ -119,7 +120,7 @@ class _Gathering:
             if progress is not None:
                 progress(done, max(done, count))
 
-        async for windows in aggregated(self._store, self._settings, interval):
+        async for windows in list_aggregate_windows(self._store, self._settings, interval):
             for window in windows:
                 self._report.gaps.pass_by(window)
             await self._for_each(windows, one)
@@ -166,13 +167,13 @@ class _Gathering:
 
         await self._for_each(list(self._refusing), one)
         newest = [(window, row) for window in sorted(rows, reverse=True) for row in rows[window]]
-        shown: dict[int, Quarantined] = {}
+        shown: dict[int, QuarantineReason] = {}
 
         async def look(item: tuple[int, tuple[Window, dict[str, Any]]]) -> None:
             place, (window, row) = item
             reason = cut(row["reason"], _LONGEST_REASON)
             there = await self._stands(row["moved_to"])
-            shown[place] = Quarantined(window.name, row["key"], reason, row["moved_to"], there)
+            shown[place] = QuarantineReason(window.name, row["key"], reason, row["moved_to"], there)
 
         await self._for_each(enumerate(newest[:MOST_QUARANTINED]), look)
         self._report.quarantined = [shown[place] for place in sorted(shown)]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from asyncagg.accumulator import RankedMatch
+from asyncagg.aggregate.accumulator import RankedMatch
 from asyncagg.model import Window
 
 __all__ = ("MOST_MATCHES", "BestMatches", "cut")

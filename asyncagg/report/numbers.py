@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from asyncagg.accumulator import TOP, Accumulator
-from asyncagg.document import totals
+from asyncagg.aggregate.accumulator import TOP, Accumulator
+from asyncagg.aggregate.head import totals
 from asyncagg.model import Window
 from asyncagg.report.matches import BestMatches
 from asyncagg.windows import MINUTES_A_DAY, window_of
@@ -19,11 +19,11 @@ __all__ = (
     "MOST_GAPS",
     "MOST_POINTS",
     "MOST_UNREADABLE",
-    "Bucket",
     "Gap",
     "Gaps",
-    "Quarantined",
+    "QuarantineReason",
     "Report",
+    "TimeBucket",
     "Unreadable",
     "bucket_minutes",
 )
@@ -60,7 +60,7 @@ def bucket_minutes(windows: int, span: timedelta, minutes: int) -> int:
 
 
 @dataclass(slots=True)
-class Bucket:
+class TimeBucket:
     """One point of the charts: a window, or neighbours that are merged.
 
     Attributes:
@@ -123,7 +123,7 @@ class Gaps:
 
 
 @dataclass(frozen=True, slots=True)
-class Quarantined:
+class QuarantineReason:
     """A file that could not be counted.
 
     Attributes:
@@ -189,10 +189,10 @@ class Report:
     windows: int = 0
     late: int = 0
     total: Accumulator = field(default_factory=Accumulator)
-    buckets: dict[Window, Bucket] = field(default_factory=dict)
+    buckets: dict[Window, TimeBucket] = field(default_factory=dict)
     best: BestMatches = field(default_factory=BestMatches)
     gaps: Gaps = field(default_factory=Gaps)
-    quarantined: list[Quarantined] = field(default_factory=list)
+    quarantined: list[QuarantineReason] = field(default_factory=list)
     unreadable_count: int = 0
     unreadable: list[Unreadable] = field(default_factory=list)
 
@@ -208,7 +208,7 @@ class Report:
         self.best.add(window, total.top)
         self.total.merge(total)
         span = window_of(window.start, self.point_minutes)
-        bucket = self.buckets.setdefault(span, Bucket(span))
+        bucket = self.buckets.setdefault(span, TimeBucket(span))
         bucket.windows += 1
         bucket.late += late
         bucket.total.merge(total)
@@ -255,7 +255,7 @@ class Report:
         return {"minutes": self.point_minutes, **columns}
 
 
-_COLUMNS: dict[str, Callable[[Bucket], int]] = {
+_COLUMNS: dict[str, Callable[[TimeBucket], int]] = {
     "start": lambda each: int(each.span.start.timestamp()),
     "windows": lambda each: each.windows,
     "counted": lambda each: each.total.counted,
@@ -269,7 +269,7 @@ _COLUMNS: dict[str, Callable[[Bucket], int]] = {
 }
 
 
-def _quantiles(buckets: Sequence[Bucket]) -> Iterator[tuple[str, Iterator[Any]]]:
+def _quantiles(buckets: Sequence[TimeBucket]) -> Iterator[tuple[str, Iterator[Any]]]:
     times = [each.total.processing_time() for each in buckets]
     for name in ("p50", "p90", "p99"):
         yield name, (each[name] for each in times)

@@ -31,8 +31,8 @@ from asyncagg.errors import (
     StoreError,
     UnsupportedConditionError,
 )
-from asyncagg.limits import for_each
 from asyncagg.model import RunFile
+from asyncagg.runtime.tasks import for_each
 from asyncagg.store.protocol import Body, ObjectInfo, Store, StreamedBody
 
 __all__ = ("PROBE", "GuardedStore", "Guards", "probe", "remove")

@@ -12,14 +12,14 @@ from urllib.parse import urlsplit
 from anyio import move_on_after, to_thread
 
 from asyncagg.errors import UsageError
-from asyncagg.limits import Retry, RetryPolicy
 from asyncagg.settings import Settings
 from asyncagg.store.guards import GuardedStore
 from asyncagg.store.protocol import Store
+from asyncagg.store.retry import Retry, RetryPolicy
 
 if TYPE_CHECKING:
-    from asyncagg.store.boto import Control
-    from asyncagg.store.plane import DataPlane
+    from asyncagg.store.s3.boto import Control
+    from asyncagg.store.s3.plane import DataPlane
 
 __all__ = ("open_store", "parse_bucket")
 
@@ -56,8 +56,8 @@ async def open_store(settings: Settings, *, retry: Retry | None = None) -> Async
 @asynccontextmanager
 async def _open_s3(settings: Settings, retry: Retry | None) -> AsyncIterator[Store]:
     # A directory needs no S3.
-    from asyncagg.store.boto import BotoMultipart, open_control  # noqa: PLC0415
-    from asyncagg.store.s3 import S3Store  # noqa: PLC0415
+    from asyncagg.store.s3.boto import BotoMultipart, open_control  # noqa: PLC0415
+    from asyncagg.store.s3.store import S3Store  # noqa: PLC0415
 
     bucket, prefix = parse_bucket(settings.store)
     retry = retry or Retry(RetryPolicy(attempts=settings.retry_attempts))
@@ -80,19 +80,19 @@ async def _open_plane(
     control: Control, settings: Settings, bucket: str, prefix: str
 ) -> AsyncIterator[DataPlane]:
     if settings.data_plane == "boto":
-        from asyncagg.store.boto import BotoPlane  # noqa: PLC0415
+        from asyncagg.store.s3.boto import BotoPlane  # noqa: PLC0415
 
         yield BotoPlane(control.client, bucket, prefix)
         return
-    from asyncagg.store.http import Endpoint, Limits, tls_context  # noqa: PLC0415
-    from asyncagg.store.lean import LeanConfig, LeanPlane  # noqa: PLC0415
+    from asyncagg.store.s3.http import Endpoint, Limits, tls_context  # noqa: PLC0415
+    from asyncagg.store.s3.http_plane import HttpDataPlane, HttpPlaneConfig  # noqa: PLC0415
 
     at = await control.locate(bucket)
     tls = None
     if at.tls:
         tls = await to_thread.run_sync(tls_context, os.environ.get("AWS_CA_BUNDLE"))
-    plane = LeanPlane(
-        LeanConfig(
+    plane = HttpDataPlane(
+        HttpPlaneConfig(
             endpoint=Endpoint(at.host, at.port, tls=at.tls),
             region=at.region,
             bucket=bucket,

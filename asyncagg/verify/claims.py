@@ -12,44 +12,44 @@ from collections.abc import Callable
 
 import msgspec
 
-from asyncagg.bench import Bench
 from asyncagg.errors import NotFoundError
+from asyncagg.job.context import JobContext
 from asyncagg.model import RunFile, Window
+from asyncagg.verify.inventory import Inventory
 from asyncagg.verify.salvage import Remains
-from asyncagg.verify.stock import Stock
-from asyncagg.windows import membership, stamp_of
+from asyncagg.windows import stamp_of, window_selector
 
-__all__ = ("claim", "obstacle")
+__all__ = ("claim", "rebuild_blocker")
 
 
-async def claim(bench: Bench, stock: Stock) -> int:
+async def claim(context: JobContext, inventory: Inventory) -> int:
     """Give the files that no aggregate names to the damaged aggregates that must have named them.
 
     Returns:
         The number of files of which nobody can tell whose they were.
     """
-    layout, unknown = stock.layout, 0
-    window_of = _window_of(bench)
-    async for page in stock.ledger.uncounted():
+    layout, unknown = inventory.layout, 0
+    window_of = _window_of(context)
+    async for page in inventory.ledger.uncounted():
         for file in page:
             arrived = _arrived(file, layout.arrival_key(file, layout.archive_key))
             window = arrived and window_of(arrived)
             unknown += window is None
-            if arrived and window in stock.damaged:
-                await stock.claim(window, arrived, "", "")
-    async for page in stock.ledger.unentered():
+            if arrived and window in inventory.damaged:
+                await inventory.claim(window, arrived, "", "")
+    async for page in inventory.ledger.unentered():
         for file in page:
             arrived = _arrived(file, layout.arrival_key(file, layout.quarantine_key))
             window = arrived and window_of(arrived)
             unknown += window is None
-            if arrived and window in stock.damaged:
-                await stock.claim(window, arrived, file.key, await _reason(bench, file.key))
+            if arrived and window in inventory.damaged:
+                await inventory.claim(window, arrived, file.key, await _reason(context, file.key))
     return unknown
 
 
-def _window_of(bench: Bench) -> Callable[[RunFile], Window | None]:
-    settings = bench.settings
-    member = membership(settings.window_by, settings.window_minutes)
+def _window_of(context: JobContext) -> Callable[[RunFile], Window | None]:
+    settings = context.settings
+    member = window_selector(settings.window_by, settings.window_minutes)
     by_name = settings.window_by == "name"
 
     def window_of(file: RunFile) -> Window | None:
@@ -65,39 +65,39 @@ def _arrived(file: RunFile, key: str | None) -> RunFile | None:
     return None if key is None else msgspec.structs.replace(file, key=key)
 
 
-async def _reason(bench: Bench, key: str) -> str:
+async def _reason(context: JobContext, key: str) -> str:
     try:
-        metadata = (await bench.store.head(key)).metadata
+        metadata = (await context.store.head(key)).metadata
     except NotFoundError:
         metadata = {}
     return metadata.get("asyncagg-reason", "not known any more")
 
 
-async def obstacle(stock: Stock, remains: Remains, unknown: int) -> str:
+async def rebuild_blocker(inventory: Inventory, remains: Remains, unknown: int) -> str:
     """Say why a damaged aggregate cannot be made anew exactly; empty where it can.
 
     Args:
-        stock: What was noted, and claimed.
+        inventory: What was noted, and claimed.
         remains: What is left of the aggregate.
         unknown: The number of files of which nobody can tell whose they were.
     """
     if not remains.recognised:
         return "nothing shows that it is ours: move it away"
-    if not stock.whole:
+    if not inventory.whole:
         return "for that, all aggregates have to be read: leave out --since and --until"
-    if stock.unread or stock.misnamed:
+    if inventory.unread or inventory.misnamed:
         return "for that, all other aggregates have to be read"
-    elsewhere = await stock.ledger.counted_elsewhere(remains.window.name)
+    elsewhere = await inventory.ledger.counted_elsewhere(remains.window.name)
     if elsewhere:
         return f"others count {elsewhere} of its files too"
-    return await _shortfall(stock, remains, unknown)
+    return await _shortfall(inventory, remains, unknown)
 
 
-async def _shortfall(stock: Stock, remains: Remains, unknown: int) -> str:
+async def _shortfall(inventory: Inventory, remains: Remains, unknown: int) -> str:
     """Say whether files are missing from what is known of a damaged aggregate, or too many."""
     name = remains.window.name
-    counted = [len(page) async for page in stock.ledger.salvaged(name)]
-    refused = [len(page) async for page in stock.ledger.salvaged_refused(name)]
+    counted = [len(page) async for page in inventory.ledger.salvaged(name)]
+    refused = [len(page) async for page in inventory.ledger.salvaged_refused(name)]
     known = {"counted": sum(counted), "quarantined": sum(refused)}
     for kind, number in known.items():
         if remains.counts_known and remains.files[kind] != number:

@@ -9,13 +9,13 @@ from typing import Any
 
 from asyncagg.verify.ledger import Counts
 
-__all__ = ("SHOWN", "Example", "Finding", "Kind", "Plan", "RepairReport", "VerifyReport")
+__all__ = ("SHOWN", "Example", "Finding", "FindingKind", "Plan", "RepairReport", "VerifyReport")
 
 SHOWN = 10
 """The most examples of a kind of finding."""
 
 
-class Kind(StrEnum):
+class FindingKind(StrEnum):
     """What can be found."""
 
     DAMAGED = "damaged"
@@ -104,17 +104,17 @@ class VerifyReport:
     """
 
     counts: Counts = field(default_factory=Counts)
-    findings: dict[Kind, Finding] = field(default_factory=dict)
-    not_judged: dict[Kind, str] = field(default_factory=dict)
+    findings: dict[FindingKind, Finding] = field(default_factory=dict)
+    not_judged: dict[FindingKind, str] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
     complete: bool = True
 
-    def add(self, kind: Kind, key: str, told: str) -> None:
+    def add(self, kind: FindingKind, key: str, told: str) -> None:
         """Add a finding."""
         self.findings.setdefault(kind, Finding()).add(key, told)
 
     @property
-    def found(self) -> Mapping[Kind, int]:
+    def found(self) -> Mapping[FindingKind, int]:
         """How many there are of each kind that was found."""
         return {kind: each.count for kind, each in self.findings.items()}
 
@@ -127,9 +127,9 @@ class VerifyReport:
     def mendable(self) -> bool:
         """Whether the plan takes care of all that was found."""
         planned = {
-            Kind.UNFINISHED: self.plan.moves,
-            Kind.DIFFERENT: len(self.plan.rewrite),
-            Kind.DAMAGED: len(self.plan.rebuild),
+            FindingKind.UNFINISHED: self.plan.moves,
+            FindingKind.DIFFERENT: len(self.plan.rewrite),
+            FindingKind.DAMAGED: len(self.plan.rebuild),
         }
         return self.complete and all(
             planned.get(kind) == count for kind, count in self.found.items()

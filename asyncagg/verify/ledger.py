@@ -31,7 +31,7 @@ __all__ = (
     "InboxRow",
     "Ledger",
     "Listing",
-    "Missed",
+    "OrphanEntry",
     "RefusedRow",
     "Twice",
     "Unfinished",
@@ -125,7 +125,7 @@ class Clash(NamedTuple):
     archived: RunFile
 
 
-class Missed(NamedTuple):
+class OrphanEntry(NamedTuple):
     """An entry of a quarantined file that is not where the entry says."""
 
     key: str
@@ -237,9 +237,9 @@ class Ledger:
             ledger_sql.CLASHES, lambda *row: Clash(_to_file(*row[:4]), _to_file(*row[4:]))
         )
 
-    def missed(self) -> AsyncIterator[list[Missed]]:
+    def missed(self) -> AsyncIterator[list[OrphanEntry]]:
         """Yield entries of quarantined files that seem gone."""
-        return self._pages(ledger_sql.MISSED, Missed)
+        return self._pages(ledger_sql.MISSED, OrphanEntry)
 
     def salvaged(self, window: str) -> AsyncIterator[list[RunFile]]:
         """Yield what a damaged aggregate seems to have counted, in the order of key and etag."""

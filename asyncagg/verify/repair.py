@@ -1,7 +1,7 @@
 """Safe repairs of what a verification found: no step takes away what does not stand elsewhere.
 
-Stock is taken anew, so that what is repaired is what stands now. Moves are those of
-`asyncagg.archive`; aggregates are written under the etag with which they were read.
+Inventory is taken anew, so that what is repaired is what stands now. Moves are those of
+`asyncagg.job.archive`; aggregates are written under the etag with which they were read.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from asyncagg.archive import Mover
-from asyncagg.bench import Bench
-from asyncagg.document import Document
+from asyncagg.aggregate.rows import RowSpool, quarantined_row
+from asyncagg.aggregate.spool import open_spool
+from asyncagg.aggregate.writing import AggregateWriter
 from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, TransientError
+from asyncagg.job.archive import Mover
+from asyncagg.job.context import JobContext
+from asyncagg.job.outcome import Tally
 from asyncagg.model import RunFile, Window
-from asyncagg.outcome import Tally
-from asyncagg.recompute import Recomputed, examine, fold_again
-from asyncagg.rows import RowSpool, quarantined_row
-from asyncagg.spool import open_spool
 from asyncagg.verify import verify
-from asyncagg.verify.claims import claim, obstacle
+from asyncagg.verify.claims import claim, rebuild_blocker
 from asyncagg.verify.findings import RepairReport, VerifyReport
+from asyncagg.verify.inventory import Inventory
 from asyncagg.verify.ledger import open_ledger
+from asyncagg.verify.recompute import Recomputed, examine, fold_again
 from asyncagg.verify.salvage import Remains
-from asyncagg.verify.stock import Stock
 from asyncagg.windows import parse_window
 
 __all__ = ("repair",)
@@ -32,7 +32,7 @@ _RACED = "somebody else committed it meanwhile: verify again"
 
 
 async def repair(
-    bench: Bench,
+    context: JobContext,
     found: VerifyReport,
     *,
     wanted: Callable[[Window], bool] | None = None,
@@ -41,7 +41,7 @@ async def repair(
     """Do what a verification has planned, and verify again what was repaired.
 
     Args:
-        bench: What it is done with.
+        context: What it is done with.
         found: What `asyncagg.verify.verify` returned.
         wanted: What was given to it: the windows.
         progress: Called after each aggregate that is verified again.
@@ -50,24 +50,24 @@ async def repair(
         ConfigurationError: The store's set-up is at fault, or the disk for temporary files is full.
         TransientError: The listings stayed in trouble.
     """
-    job = _Repair(bench, RepairReport(found))
+    job = _Repair(context, RepairReport(found))
     if found.plan.moves or found.plan.rebuild:
         async with open_ledger() as ledger:
-            stock = Stock(bench, ledger, wanted)
-            await stock.take()
-            await job.finish_moves(stock)
-            await job.rebuild(stock)
+            inventory = Inventory(context, ledger, wanted)
+            await inventory.take()
+            await job.finish_moves(inventory)
+            await job.rebuild(inventory)
     await job.rewrite()
     # One that was made anew is judged among all the others.
     again = wanted if found.plan.rebuild else job.touched
-    job.report.after = await verify(bench, wanted=again, progress=progress)
+    job.report.after = await verify(context, wanted=again, progress=progress)
     return job.report
 
 
 class _Repair:
-    def __init__(self, bench: Bench, report: RepairReport) -> None:
+    def __init__(self, context: JobContext, report: RepairReport) -> None:
         self.report = report
-        self._bench = bench
+        self._context = context
         self._plan = report.before.plan
         self._windows = {*self._plan.rewrite, *self._plan.rebuild}
 
@@ -75,29 +75,31 @@ class _Repair:
         """Say whether anything of a window was repaired."""
         return window.name in self._windows
 
-    async def finish_moves(self, stock: Stock) -> None:
+    async def finish_moves(self, inventory: Inventory) -> None:
         """Move what is counted to the archive, and drop what is quarantined from the inbox."""
         tally = Tally()
-        mover = Mover(self._bench.store, self._bench.settings.concurrency, tally)
-        layout = stock.layout
-        async for page in stock.ledger.unfinished(counted=True):
+        mover = Mover(self._context.store, self._context.settings.concurrency, tally)
+        layout = inventory.layout
+        async for page in inventory.ledger.unfinished(counted=True):
             self._windows.update(each.window for each in page)
             await mover.archive([each.file for each in page], layout.archive_key)
-        async for page in stock.ledger.unfinished(counted=False):
+        async for page in inventory.ledger.unfinished(counted=False):
             self._windows.update(each.window for each in page)
-            await mover.drop([each.file for each in page], layout.quarantine_key)
+            await mover.move_to_quarantine([each.file for each in page], layout.quarantine_key)
         self.report.moved = tally.archived + tally.quarantined
         if tally.deferred:
             self.report.failures[layout.runs_prefix] = f"{tally.deferred} files could not be moved"
 
-    async def rebuild(self, stock: Stock) -> None:
+    async def rebuild(self, inventory: Inventory) -> None:
         """Make damaged aggregates anew."""
-        unknown = await claim(self._bench, stock) if self._plan.rebuild else 0
-        for window, remains in stock.damaged.items():
+        unknown = await claim(self._context, inventory) if self._plan.rebuild else 0
+        for window, remains in inventory.damaged.items():
             if window.name not in self._plan.rebuild:
                 continue
             try:
-                why = await obstacle(stock, remains, unknown) or await self._make(stock, remains)
+                why = await rebuild_blocker(inventory, remains, unknown) or await self._make(
+                    inventory, remains
+                )
             except PreconditionFailedError:
                 why = _RACED
             except TransientError as error:
@@ -107,15 +109,15 @@ class _Repair:
             else:
                 self.report.rebuilt.append(window.name)
 
-    async def _make(self, stock: Stock, remains: Remains) -> str:
+    async def _make(self, inventory: Inventory, remains: Remains) -> str:
         """Write a damaged aggregate anew; return why not, or an empty text."""
-        name, ledger = remains.window.name, stock.ledger
-        outcome = Recomputed(name, stock.layout.aggregate_key(remains.window))
+        name, ledger = remains.window.name, inventory.ledger
+        outcome = Recomputed(name, inventory.layout.aggregate_key(remains.window))
         async with AsyncExitStack() as stack:
-            memory, folder = self._bench.settings.spool_bytes, self._bench.temporary
+            memory, folder = self._context.settings.spool_bytes, self._context.temporary
             spools = [await stack.enter_async_context(open_spool(memory, folder)) for _ in range(2)]
             rows = RowSpool(*spools)
-            total = await fold_again(self._bench, ledger.salvaged(name), rows, outcome)
+            total = await fold_again(self._context, ledger.salvaged(name), rows, outcome)
             if outcome.missing or outcome.unproven:
                 return (
                     f"{outcome.unproven} of its files are known by their size alone, and these "
@@ -123,26 +125,26 @@ class _Repair:
                 )
             async for page in ledger.salvaged_refused(name):
                 for row in page:
-                    file = RunFile(row.key, 0, row.etag, self._bench.now())
+                    file = RunFile(row.key, 0, row.etag, self._context.now())
                     await rows.append(quarantined_row(file, row.reason, row.moved_to))
                     total.quarantined += 1
-            document = Document(
+            document = AggregateWriter(
                 window=remains.window,
                 accumulator=total,
                 revision=remains.revision + 1,
                 late=min(remains.files.get("late", 0), total.counted),
-                written_at=self._bench.now(),
+                written_at=self._context.now(),
                 rows=rows,
             )
-            await self._bench.store.put(outcome.aggregate_key, document, if_match=remains.etag)
+            await self._context.store.put(outcome.aggregate_key, document, if_match=remains.etag)
         return ""
 
     async def rewrite(self) -> None:
         """Replace aggregates by what their files say, where every file is proven."""
         for name in self._plan.rewrite:
-            window = parse_window(name, self._bench.settings.window_minutes)
+            window = parse_window(name, self._context.settings.window_minutes)
             try:
-                outcome = await examine(self._bench, window, write=True, proven=True)
+                outcome = await examine(self._context, window, write=True, proven=True)
                 why = outcome.failure
             except PreconditionFailedError:
                 why = _RACED

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import orjson
 
-from asyncagg.document import SCHEMA_VERSION, window_member
+from asyncagg.aggregate.format import SCHEMA_VERSION, window_member
+from asyncagg.aggregate.spool import LONGEST_LINE
 from asyncagg.model import RunFile, Window
-from asyncagg.spool import LONGEST_LINE
 from asyncagg.store import StreamedBody
 from asyncagg.verify.ledger import RefusedRow
 

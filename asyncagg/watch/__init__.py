@@ -12,11 +12,11 @@ from typing import Any
 
 import anyio
 
-from asyncagg import logs
 from asyncagg.errors import AsyncaggError, TransientError, UsageError
-from asyncagg.limits import Deadline
-from asyncagg.outcome import RunReport
-from asyncagg.pipeline import run
+from asyncagg.job.deadline import Deadline
+from asyncagg.job.outcome import RunReport
+from asyncagg.job.pipeline import run
+from asyncagg.runtime import logs
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.windows import window_of
@@ -129,7 +129,7 @@ class WatchedRun:
         if self.report.failures:
             return "; ".join(f"window {name}: {why}" for name, why in self.report.failures.items())
         total = self.report.total
-        if self.report.complete or total.counted or total.out_of_hand:
+        if self.report.complete or total.counted or total.resolved:
             return ""
         return "its time ran out before anything was done"
 

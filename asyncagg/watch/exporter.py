@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from asyncagg.limits import Retry
-from asyncagg.outcome import RunReport
+from asyncagg.job.outcome import RunReport
+from asyncagg.store.retry import Retry
 from asyncagg.watch import WatchedRun
 
 __all__ = ("Exporter",)
@@ -31,7 +31,7 @@ _TALLIED = {
     "matches": ("matches", "Matches of the run files counted."),
     "errors": ("run_errors", "Errors that the run files counted tell of."),
 }
-"""Name and help of the counter for each of these fields of `asyncagg.outcome.Tally`."""
+"""Name and help of the counter for each of these fields of `asyncagg.job.outcome.Tally`."""
 
 
 class _Requests(Collector):

@@ -7,9 +7,9 @@ from typing import Any, assert_type
 
 import asyncagg
 from asyncagg.backfill import LocalEngine, backfill, interval_of
-from asyncagg.bench import Bench
 from asyncagg.errors import ConfigurationError, StoreError, UsageError
 from asyncagg.handler import lambda_handler
+from asyncagg.job.context import JobContext
 from asyncagg.rollup import Period, RollupReport, rollup
 from asyncagg.store import Body, Store
 from asyncagg.store.memory import MemoryStore
@@ -70,7 +70,7 @@ async def run_in_memory() -> None:
 async def long_intervals(store: Store, settings: asyncagg.Settings) -> None:
     """Backfill and rollup as functions."""
     interval = interval_of(settings, datetime(2025, 10, 1, tzinfo=UTC), None)
-    engine = LocalEngine(Bench(store, settings))
+    engine = LocalEngine(JobContext(store, settings))
     assert_type(await backfill(engine, settings, interval), asyncagg.RunReport)
     assert_type(await rollup(store, settings, Period.DAY), RollupReport)
 

@@ -1,0 +1,61 @@
+"""Parts of a listing: ranges of keys to be listed side by side; the windows of an interval."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
+
+from asyncagg.job.layout import Layout
+from asyncagg.model import Interval, RunFile, Window
+from asyncagg.settings import Settings
+from asyncagg.store import Store
+
+__all__ = ("KeyRange", "list_aggregate_windows", "listed")
+
+
+class KeyRange(NamedTuple):
+    """The keys behind one key, up to and including another.
+
+    Attributes:
+        after: The key before its first one; empty for the start of the listing.
+        last: Its last key; None for the end of the listing.
+    """
+
+    after: str = ""
+    last: str | None = None
+
+
+async def listed(store: Store, prefix: str, keys: KeyRange) -> AsyncIterator[Sequence[RunFile]]:
+    """Yield the objects below a prefix whose keys are in a range, page by page, in key order."""
+    async for page in store.list_pages(prefix, start_after=keys.after):
+        if keys.last is None or not page or page[-1].key <= keys.last:
+            yield page
+            continue
+        yield [file for file in page if file.key <= keys.last]
+        return
+
+
+async def list_aggregate_windows(
+    store: Store, settings: Settings, interval: Interval
+) -> AsyncIterator[list[Window]]:
+    """Yield the windows of an interval that have an aggregate, page by page, in their order.
+
+    No page is empty.
+    """
+    layout = Layout(settings)
+    start, end = (
+        f"{layout.aggregate_prefix}{Window(moment, settings.window_minutes).name}"
+        for moment in interval
+    )
+    async for page in store.list_pages(layout.aggregate_prefix, start_after=start):
+        named = (layout.aggregate_window(file.key, settings.window_minutes) for file in page)
+        # Compared first: a window at the beginning of time has no start.
+        windows = [
+            window
+            for window in named
+            if window and interval.since < window.end and interval.holds(window)
+        ]
+        if windows:
+            yield windows
+        if page and page[-1].key > f"{end}.json":
+            return

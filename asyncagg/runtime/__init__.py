@@ -1,0 +1,1 @@
+"""What every layer runs on: task groups, limits, logs and the event loop."""

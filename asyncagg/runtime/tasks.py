@@ -1,0 +1,48 @@
+"""Task groups: many items with a bounded number of workers, one error instead of a tree."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+__all__ = ("for_each", "task_group")
+
+T = TypeVar("T")
+
+
+async def for_each(
+    items: Iterable[T], work: Callable[[T], Awaitable[object]], *, workers: int
+) -> None:
+    """Do ``work`` on every item, at most ``workers`` at a time.
+
+    The workers pull from one iterator: no task, stream or queue entry per item.
+
+    Raises:
+        Exception: The first failure of ``work`` itself, after the other workers are cancelled.
+    """
+    iterator = iter(items)
+
+    async def worker() -> None:
+        for item in iterator:
+            await work(item)
+
+    async with task_group() as group:
+        for _ in range(workers):
+            group.start_soon(worker)
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[TaskGroup]:
+    """Open a task group whose failure is one error, the first, instead of a tree of them."""
+    try:
+        async with anyio.create_task_group() as group:
+            yield group
+    except BaseExceptionGroup as failures:
+        first: BaseException = failures
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None

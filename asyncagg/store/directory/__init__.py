@@ -1,0 +1,5 @@
+"""A directory as a store."""
+
+from asyncagg.store.directory.store import DirectoryStore
+
+__all__ = ("DirectoryStore",)

@@ -1,0 +1,134 @@
+"""The metrics of an invocation: the numbers are right, and the line is what CloudWatch reads."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import anyio
+import pytest
+from testkit.emf import RATES, UNITS, check_emf
+
+from asyncagg.aws.metrics import Meter, Usage, emit, measurements
+from asyncagg.errors import TransientError
+from asyncagg.job.outcome import RunReport, Tally, WindowReport
+from asyncagg.store.retry import Retry, RetryPolicy
+
+UNITS += [f"{unit}/Second" for unit in RATES]
+
+
+def usage(**given: Any) -> Usage:
+    """Return a usage with the numbers given."""
+    nothing: dict[str, Any] = {"cpu_seconds": 0.0, "peak_bytes": 0, "requests": {}, "retries": {}}
+    return Usage(**nothing | given)
+
+
+def report() -> RunReport:
+    """Return a report in which every number is another one."""
+    tally = Tally(
+        counted=101,
+        archived=102,
+        quarantined=103,
+        deferred=104,
+        left=105,
+        late=106,
+        bytes=107,
+        opportunities=108,
+        matches=109,
+        errors=110,
+    )
+    made = RunReport(at="2025-10-21T14:00:00+00:00", oldest_seconds=111.5)
+    made.windows = {"w": WindowReport("w", "aggregates/w.json", tally=tally, failure="damaged")}
+    made.seconds = {"list": 1.0, "load": 2.0, "fetch": 3.0, "commit": 4.0, "archive": 5.0}
+    return made
+
+
+def test_the_line_is_embedded_metric_format(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line on standard output, valid, with one dimension and the request's id beside it."""
+    used = usage(requests={"get": 7}, retries={"get": 2}, peak_bytes=5)
+    emit(report(), used, service="stack", properties={"function_request_id": "5a1c"})
+    (line,) = capsys.readouterr().out.splitlines()
+    values = check_emf(line)
+    document = json.loads(line)
+    assert document["_aws"]["CloudWatchMetrics"][0]["Dimensions"] == [["service"]]
+    assert document["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "asyncagg"
+    assert (document["service"], document["function_request_id"]) == ("stack", "5a1c")
+    assert values == {name: value for name, _, value in measurements(report(), used)}
+
+
+def test_every_number_stands_under_its_own_name() -> None:
+    """No two are mixed up, and all that operators were promised are there."""
+    used = usage(
+        cpu_seconds=1.5,
+        peak_bytes=99,
+        requests={"list": 1, "head": 2, "get": 3, "put": 4, "copy": 5, "delete": 6},
+        retries={"get": 9},
+    )
+    values = {name: value for name, _, value in measurements(report(), used)}
+    assert values.pop("RequestCost") == pytest.approx((1 + 4 + 5) * 5e-6 + (2 + 3) * 4e-7)
+    assert values == {
+        "FilesCounted": 101,
+        "FilesArchived": 102,
+        "FilesQuarantined": 103,
+        "FilesDeferred": 104,
+        "FilesLeft": 105,
+        "FilesLate": 106,
+        "BytesCounted": 107,
+        "Opportunities": 108,
+        "Matches": 109,
+        "RunErrors": 110,
+        "OldestFileAge": 111.5,
+        "WindowsFailed": 1,
+        "ListSeconds": 1.0,
+        "LoadSeconds": 2.0,
+        "FetchSeconds": 3.0,
+        "CommitSeconds": 4.0,
+        "ArchiveSeconds": 5.0,
+        "CpuSeconds": 1.5,
+        "PeakMemory": 99,
+        "ListRequests": 1,
+        "HeadRequests": 2,
+        "GetRequests": 3,
+        "PutRequests": 4,
+        "CopyRequests": 5,
+        "DeleteRequests": 6,
+        "GetRetries": 9,
+    }
+
+
+def test_a_million_files_cost_what_the_documentation_says() -> None:
+    """A GET and a COPY each, 1,000 to a listing page; deletes are free."""
+    million = 10**6
+    requests = {"get": million, "copy": million, "list": 1000, "delete": 1000}
+    assert usage(requests=requests).request_cost == pytest.approx(5.405)
+
+
+def test_the_meter_counts_tries_from_the_start_of_the_invocation() -> None:
+    """A request that is tried again is sent, and paid for, twice; earlier ones do not count."""
+
+    async def no_sleep(_: float) -> None:
+        """Do not wait."""
+
+    async def work() -> Meter:
+        answers = iter([True, False, True])
+
+        async def request() -> None:
+            if not next(answers):
+                raise TransientError("reset")
+
+        retry = Retry(RetryPolicy(attempts=2), sleep=no_sleep)
+        await retry.call("get", request)
+        meter = Meter(retry, cold=False)
+        await retry.call("get", request)
+        return meter
+
+    used = anyio.run(work).read()
+    assert (used.requests, used.retries) == ({"get": 2}, {"get": 1})
+    assert used.peak_bytes > 1024 * 1024
+
+
+def test_a_cold_invocation_is_charged_its_start() -> None:
+    """The CPU-seconds of the imports are the first invocation's."""
+    retry = Retry()
+    cold, warm = Meter(retry, cold=True).read(), Meter(retry, cold=False).read()
+    assert cold.cpu_seconds > warm.cpu_seconds >= 0

@@ -1,0 +1,212 @@
+"""The stack: what it names exists, and its role may do what the program does and no more."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import yaml
+from testkit.iam import Judge
+from testkit.promises import check_after_clean_run, of_server
+from testkit.s3server import Request, S3Error, S3Server
+from testkit.scenario import AT, BUCKET, PLANES, fill_server, open_s3, prepared
+from testkit.template import PARAMETERS, TEMPLATE, Resolver, _Loader, role, template
+
+import asyncagg.store.s3.store as s3_module
+from asyncagg.aws.events import request_of
+from asyncagg.aws.metrics import Usage, measurements
+from asyncagg.job.outcome import RunReport
+from asyncagg.job.pipeline import run
+from asyncagg.settings import from_environment
+
+# ------------------------------------------------------------------------- reading the template
+
+
+def _function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
+    value: Any
+    if isinstance(node, yaml.ScalarNode):
+        value = loader.construct_scalar(node)
+    elif isinstance(node, yaml.SequenceNode):
+        value = loader.construct_sequence(node, deep=True)
+    else:
+        assert isinstance(node, yaml.MappingNode)
+        value = loader.construct_mapping(node, deep=True)
+    return {name if name == "Ref" else f"Fn::{name}": value}
+
+
+_Loader.add_multi_constructor("!", _function)
+
+
+def resources(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the resources of a type, resolved."""
+    for name, each in template()["Resources"].items():
+        if each["Type"] == kind:
+            yield name, Resolver({}).properties(name)
+
+
+# ------------------------------------------------------------------------------- the permissions
+
+
+@pytest.mark.parametrize("plane", PLANES)
+async def test_the_role_may_do_what_the_program_does_and_no_more(
+    plane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with quarantine, taken targets, parts and probe needs every grant and no other."""
+    monkeypatch.setattr(s3_module, "PART_BYTES", 1000)
+    completions = 0
+
+    def judge(request: Request) -> None:
+        nonlocal completions
+        judged(request)
+        if request.operation == "CompleteMultipartUpload":
+            completions += 1
+            if completions == 1:  # as where another runner was faster
+                raise S3Error("PreconditionFailed")
+
+    def empty_quarantine(request: Request) -> None:
+        """An operator is faster than the look at what has taken the target."""
+        if request.operation == "HeadObject" and request.key.startswith("quarantine/"):
+            server.delete(BUCKET, request.key)
+        judge(request)
+
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        server.faults.allow_small_parts = True
+        judged = Judge(server, role())
+        scenario = prepared()
+        fill_server(server, scenario.store)
+        server.on_request = judge
+        async with open_s3(server, plane) as (store, settings):
+            report = await run(store, settings, at=AT)
+        check_after_clean_run(
+            of_server(server), scenario.originals, at=AT, foreign=scenario.foreign
+        )
+        again = next(key for key in server.keys(BUCKET, "quarantine/") if "bad" in key)
+        body = server.get(BUCKET, again).body
+        server.put(BUCKET, again.replace("quarantine/", "runs/"), body, last_modified=AT)
+        server.on_request = empty_quarantine
+        async with open_s3(server, plane) as (store, settings):
+            await run(store, settings, at=AT.replace(hour=AT.hour + 1))
+    assert (report.failures, report.total.deferred) == ({}, 0)
+    assert judged.used == judged.granted()
+
+
+def test_the_key_of_the_bucket_is_granted_where_there_is_one() -> None:
+    """Two actions on that key alone."""
+    key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    (more,) = (each for each in role(KmsKeyArn=key) if each not in role())
+    assert more.pop("Sid") == "Key"
+    assert more == {
+        "Effect": "Allow",
+        "Action": ["kms:Decrypt", "kms:GenerateDataKey"],
+        "Resource": key,
+    }
+
+
+def test_the_page_of_permissions_is_the_role() -> None:
+    """docs/how-to/iam.md has the statements of the stack, with a bucket's name to fill in."""
+    page = (TEMPLATE.parent / "docs" / "how-to" / "iam.md").read_text()
+    (told,) = re.findall(r"^```json\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert json.loads(told.replace("BUCKET", BUCKET))["Statement"] == role()
+    reasons = " ".join(re.findall(r"^\| ([\w, ]+) \| .* \|$", page, re.MULTILINE))
+    assert all(each["Sid"] in reasons for each in role())
+
+
+# --------------------------------------------------------------------------- names that must exist
+
+
+def test_the_function_is_what_was_promised() -> None:
+    """Runtime, size, time, concurrency; and its handler exists."""
+    function = Resolver({}).properties("Function")
+    module, name = function["Handler"].rsplit(".", 1)
+    assert callable(getattr(importlib.import_module(module), name))
+    assert function["Runtime"] == "python3.13"
+    assert function["Architectures"] == ["arm64"]
+    assert function["MemorySize"] == "128"
+    assert function["EphemeralStorage"] == {"Size": 512}
+    assert function["Timeout"] == 300
+    assert function["ReservedConcurrentExecutions"] == 1
+    assert function["CodeUri"]["Key"] == "asyncagg/1/lambda-arm64.zip"
+
+
+def test_its_environment_is_accepted() -> None:
+    """Every variable is a setting, with a value in its range; the prefixes are the parameters'."""
+    given = {"RunsPrefix": "in/", "ArchivePrefix": "in/old/", "WindowMinutes": "15"}
+    variables = Resolver(given).properties("Function")["Environment"]["Variables"]
+    assert variables.pop("POWERTOOLS_SERVICE_NAME") == "stack"
+    assert variables.pop("MALLOC_MMAP_THRESHOLD_") == "262144"
+    settings = from_environment(variables)
+    assert (settings.store, settings.window_minutes) == (f"s3://{BUCKET}", 15)
+    assert (settings.runs_prefix, settings.archive_prefix) == ("in/", "in/old/")
+    names = [name.removeprefix("ASYNCAGG_").lower() for name in variables]
+    assert all(hasattr(settings, name) for name in names)
+
+
+def test_the_schedule_sends_an_event_that_is_accepted() -> None:
+    """The scheduled time is the event's; retries end before the next schedules have passed."""
+    schedule = Resolver({}).properties("Function")["Events"]["Schedule"]["Properties"]
+    event = schedule["Input"].replace("<aws.scheduler.scheduled-time>", "2025-10-21T14:00:00Z")
+    request = request_of(json.loads(event), 5, now=AT)
+    assert request.at.isoformat() == "2025-10-21T14:00:00+00:00"
+    assert schedule["ScheduleExpression"] == "rate(5 minutes)"
+    assert schedule["RetryPolicy"]["MaximumRetryAttempts"] > 0
+    assert "DeadLetters" in schedule["DeadLetterConfig"]["Arn"]
+
+
+def published() -> set[str]:
+    """Return the names of all metrics that an invocation may publish."""
+    usage = Usage(0.0, 0, {}, dict.fromkeys(("get", "copy", "put", "list", "head", "delete"), 1))
+    return {name for name, _, _ in measurements(RunReport(at=""), usage)}
+
+
+def test_the_alarms_watch_metrics_that_are_published() -> None:
+    """Under the namespace and dimension that the handler writes; each tells the topic."""
+    watched = set()
+    for name, alarm in resources("AWS::CloudWatch::Alarm"):
+        watched.add(alarm["MetricName"])
+        if alarm["Namespace"] == "asyncagg":
+            assert alarm["MetricName"] in published()
+            assert alarm["Dimensions"] == [{"Name": "service", "Value": "stack"}]
+        topic = Resolver({"AlarmTopicArn": "arn:topic"}).properties(name)
+        assert topic["AlarmActions"] == topic["OKActions"] == ["arn:topic"]
+    assert watched >= {
+        *("Errors", "Throttles", "Duration"),
+        *("OldestFileAge", "FilesQuarantined", "FilesDeferred"),
+    }
+
+
+def test_the_dashboard_shows_metrics_that_are_published() -> None:
+    """It is JSON, and every name in it exists."""
+    ((_, dashboard),) = resources("AWS::CloudWatch::Dashboard")
+    shown = set()
+    for widget in json.loads(dashboard["DashboardBody"])["widgets"]:
+        namespace = ""
+        for metric in widget["properties"].get("metrics", ()):
+            namespace = metric[0] if metric[0] != "." else namespace
+            if namespace == "asyncagg":
+                shown.add(metric[1])
+    assert shown
+    assert shown <= published()
+
+
+def test_every_alarm_is_explained() -> None:
+    """docs/how-to/deploy.md says what each means and what to do."""
+    explained = (TEMPLATE.parent / "docs" / "how-to" / "deploy.md").read_text().lower()
+    for _, alarm in resources("AWS::CloudWatch::Alarm"):
+        (title,) = re.findall('"(.*?)"', alarm["AlarmDescription"])
+        assert f"### {title}\n" in explained
+
+
+def test_sam_accepts_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS's own translator makes plain CloudFormation of it (`tox -e template` has it)."""
+    transform = pytest.importorskip("samtranslator.translator.transform").transform
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    policies = Mock(load=Mock(return_value={}))
+    made = transform(json.loads(json.dumps(template())), PARAMETERS, policies)["Resources"]
+    kinds = [each["Type"] for each in made.values()]
+    assert kinds.count("AWS::Scheduler::Schedule") == 1
+    assert kinds.count("AWS::IAM::Role") == 2

@@ -1,0 +1,133 @@
+"""The command line, through the installed command in a process of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from testkit.command import asyncagg, sampled
+
+from asyncagg.settings import described
+
+
+def test_run_settles_a_directory_and_tells_what_it_did(tmp_path: Path) -> None:
+    """Sample files in a directory end in aggregates and the archive; the JSON says so."""
+    sampled(tmp_path, "--files", "60", "--windows", "2")
+    done = asyncagg("run", str(tmp_path), "--window-by", "name", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["total"]["counted"] == report["total"]["archived"] == 60
+    assert [window["revision"] for window in report["windows"]] == [1, 1]
+    assert len(list((tmp_path / "aggregates").glob("*.json"))) == 2
+    assert not list((tmp_path / "runs").glob("*.json"))
+    log = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {line["message"] for line in log} == {"window", "run"}
+    (correlation,) = {line["correlation_id"] for line in log}
+    assert correlation
+
+
+def test_run_again_does_nothing_more(tmp_path: Path) -> None:
+    """A second run finds nothing to count and leaves the aggregates as they are."""
+    sampled(tmp_path, "--files", "10")
+    asyncagg("run", str(tmp_path), "--window-by", "name")
+    before = {path: path.read_bytes() for path in (tmp_path / "aggregates").iterdir()}
+    done = asyncagg("run", str(tmp_path), "--window-by", "name", "--json")
+    assert json.loads(done.stdout)["total"]["counted"] == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "aggregates").iterdir()} == before
+
+
+def test_quarantined_files_give_exit_code_3(tmp_path: Path) -> None:
+    """Done, but something was refused: 3, so that a script notices."""
+    totals = sampled(tmp_path, "--files", "50", "--bad-fraction", "0.2")
+    done = asyncagg("run", str(tmp_path), "--window-by", "name")
+    assert totals["bad"] > 0
+    assert done.returncode == 3
+    assert len(list((tmp_path / "quarantine").glob("*.json"))) == totals["bad"]
+
+
+def test_dry_run_changes_nothing(tmp_path: Path) -> None:
+    """--dry-run tells what waits and leaves every file where it is."""
+    sampled(tmp_path, "--files", "10")
+    before = sorted(tmp_path.rglob("*"))
+    done = asyncagg("run", str(tmp_path), "--window-by", "name", "--dry-run", "--json")
+    assert json.loads(done.stdout)["total"]["left"] == 10
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_files_of_a_window_that_has_not_ended_wait(tmp_path: Path) -> None:
+    """--at decides which windows have ended, not the clock of the machine."""
+    sampled(tmp_path, "--files", "10")
+    done = asyncagg(
+        "run", str(tmp_path), "--window-by", "name", "--at", "2020-01-01T00:00:00Z", "--json"
+    )
+    report = json.loads(done.stdout)
+    assert (report["waiting"], report["total"]["counted"]) == (10, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["run"], 2, "store '': expected s3://bucket"),
+        (["run", "/no/such/folder"], 1, "/no/such/folder"),
+        (["run", "ftp://x"], 2, "store 'ftp://x': expected s3://bucket"),
+        (["run", "s3://"], 2, "store 's3://': expected s3://bucket"),
+        (["run", "s3:/bucket"], 2, "store 's3:/bucket': expected s3://bucket"),
+        (["run", ".", "--at", "noon"], 2, "--at 'noon': expected a time"),
+        (["run", ".", "--window-minutes", "7"], 2, "window_minutes 7: expected"),
+        (["run", ".", "--window-minutes", "five"], 2, "window_minutes 'five': expected"),
+        (["run", ".", "--concurrency", "0"], 2, "concurrency '0': expected"),
+        (["run", ".", "--window-by", "luck"], 2, "window_by 'luck': expected last_modified"),
+        (["run", ".", "--archive-prefix", "runs/"], 2, "runs_prefix 'runs/' lies in"),
+        (["run", ".", "--runs-prefix", "runs"], 2, "runs_prefix 'runs': expected"),
+        (["run", "s3://x", "--endpoint-url", "nonsense"], 1, "endpoint_url 'nonsense'"),
+        (["sample", "x", "--bad-fraction", "2"], 2, "bad-fraction"),
+        (["nonsense"], 2, "nonsense"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_the_value_and_what_is_accepted(
+    words: list[str], code: int, told: str
+) -> None:
+    """Wrong words end with 2, a wrong set-up with 1; no traceback."""
+    done = asyncagg(*words)
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_touches_nothing(tmp_path: Path) -> None:
+    """A run that is refused has moved no file."""
+    sampled(tmp_path, "--files", "5")
+    before = sorted(tmp_path.rglob("*"))
+    asyncagg("run", str(tmp_path), "--quarantine-prefix", "archive/")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_environment_sets_what_options_do_not(tmp_path: Path) -> None:
+    """ASYNCAGG_* variables are settings; an option wins over them."""
+    sampled(tmp_path, "--files", "5")
+    environment = {"ASYNCAGG_STORE": str(tmp_path), "ASYNCAGG_WINDOW_BY": "name"}
+    done = asyncagg("run", "--json", "--dry-run", **environment)
+    assert json.loads(done.stdout)["total"]["left"] == 5
+    done = asyncagg("run", "--json", "--dry-run", "--window-by", "last_modified", **environment)
+    assert json.loads(done.stdout)["waiting"] == 5
+
+
+def test_the_help_shows_every_setting_and_an_example() -> None:
+    """Each setting is an option of run, made from its one declaration."""
+    done = asyncagg("run", "--help")
+    assert "Examples" in done.stdout
+    for setting in described():
+        if setting.name != "store":
+            assert setting.option in done.stdout
+
+
+def test_sample_writes_the_same_files_for_the_same_seed(tmp_path: Path) -> None:
+    """The contents follow from the seed; only the windows follow the clock."""
+    for name in ("one", "two"):
+        sampled(tmp_path / name, "--files", "20", "--seed", "7")
+    one, two = (
+        [path.read_bytes().partition(b'"total_opportunities"')[2] for path in sorted(tree)]
+        for tree in ((tmp_path / name).rglob("*.json") for name in ("one", "two"))
+    )
+    assert sorted(one) == sorted(two)

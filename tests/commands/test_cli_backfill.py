@@ -1,0 +1,158 @@
+"""The commands for large windows, through the installed command in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testkit.command import asyncagg, sampled
+from testkit.promises import final_bytes, of_directory
+
+SINCE = (datetime.now(UTC) - timedelta(hours=12)).isoformat()
+BACKFILL = ("--since", SINCE, "--window-by", "name")
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    """Return the lines for machines, the last of which is the report."""
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["event"] for line in found[:-1]] == ["progress"] * (len(found) - 1)
+    assert found[-1]["event"] == "done"
+    return found
+
+
+def settled_by_run(folder: Path) -> dict[str, bytes]:
+    """Settle a copy of a folder by the scheduled run's command; return its aggregates."""
+    copy = folder.with_name(f"{folder.name}-run")
+    shutil.copytree(folder, copy)
+    assert asyncagg("run", str(copy), "--window-by", "name").returncode in {0, 3}
+    return final_bytes(of_directory(copy))
+
+
+def test_backfill_then_rollup(tmp_path: Path) -> None:
+    """A folder is settled, window by window, then rolled up; again nothing changes."""
+    sampled(tmp_path, "--files", "300", "--windows", "5")
+    done = asyncagg("backfill", str(tmp_path), *BACKFILL, "--json", "--chunk-files", "20")
+    assert done.returncode == 0, done.stderr
+    report = lines(done)[-1]
+    assert report["total"]["counted"] == report["total"]["archived"] == 300
+    assert len(report["windows"]) == 5
+    assert not list((tmp_path / "work").rglob("*.json"))
+
+    done = asyncagg("rollup", str(tmp_path), "--period", "month", "--json")
+    assert done.returncode == 0, done.stderr
+    written = {each["key"]: each for each in json.loads(done.stdout)["written"]}
+    months = [each["counted"] for key, each in written.items() if "/month/" in key]
+    assert sum(months) == 300
+    again = asyncagg("rollup", str(tmp_path), "--period", "month")
+    assert f"{len(written)} had not changed" in again.stdout
+
+
+def test_a_dry_run_lists(tmp_path: Path) -> None:
+    """--dry-run tells what is there and leaves it."""
+    sampled(tmp_path, "--files", "30")
+    done = asyncagg("backfill", str(tmp_path), *BACKFILL, "--dry-run", "--json")
+    assert done.returncode == 3
+    assert lines(done)[-1]["total"]["left"] == 30
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 30
+
+
+def test_an_interval_that_is_empty_is_told(tmp_path: Path) -> None:
+    """No run file of its windows is there: done, in one sentence."""
+    (tmp_path / "runs").mkdir()
+    done = asyncagg("backfill", str(tmp_path), *BACKFILL)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("the inbox has no run file of a window from ")
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_from_the_archive_differences_are_told_and_mended_when_asked(tmp_path: Path) -> None:
+    """What differs from the archived files is told; --write puts it right; nothing is moved."""
+    sampled(tmp_path, "--files", "60", "--windows", "2")
+    asyncagg("run", str(tmp_path), "--window-by", "name")
+    words = ("backfill", str(tmp_path), *BACKFILL, "--source", "archive")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    assert asyncagg(*words).returncode == 0
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
+
+    victim = min((tmp_path / "aggregates").iterdir())
+    data = victim.read_bytes().replace(b'"total_errors":', b'"total_errors":7')
+    victim.write_bytes(data)
+    done = asyncagg(*words)
+    assert done.returncode == 3
+    assert f"window {victim.stem}: total_errors: 7" in done.stdout
+    assert victim.read_bytes() == data
+    done = asyncagg(*words, "--write", "--json")
+    assert done.returncode == 0
+    assert [each["written"] for each in lines(done)[-1]["windows"]] == [True, False]
+    assert asyncagg(*words).returncode == 0
+
+
+@pytest.mark.slow
+def test_workers_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--workers starts a cluster; aggregates and warnings are those of a run."""
+    monkeypatch.chdir(tmp_path)
+    words = ("--files", "200", "--windows", "4", "--bad-fraction", "0.02")
+    bad = sampled(tmp_path / "data", *words)["bad"]
+    expected = settled_by_run(tmp_path / "data")
+    done = asyncagg("backfill", "data", *BACKFILL, "--workers", "2", "--chunk-files", "15")
+    assert done.returncode == 3, done.stderr
+    told = done.stderr.splitlines()
+    assert len([line for line in told if " warning quarantined key='runs/" in line]) == bad > 0
+    assert len(told) == bad
+    assert f" {200 - bad} " in done.stdout
+    assert final_bytes(of_directory(tmp_path / "data")) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["backfill", "."], "--since"),
+        (["backfill", ".", "--since", "noon"], "--since 'noon': expected a time"),
+        (["backfill", ".", "--since", "29991231t0000Z"], "expected a time early enough"),
+        (
+            ["backfill", ".", "--since", "20251002t0000Z", "--until", "20251001t0000Z"],
+            "expected a --since that is earlier than --until",
+        ),
+        (
+            ["backfill", ".", "--since", SINCE, "--workers", "1", "--scheduler", "tcp://x:1"],
+            "expected one of the two",
+        ),
+        (["backfill", ".", "--since", SINCE, "--write"], "expected --source archive"),
+        (
+            ["backfill", ".", "--since", SINCE, "--source", "archive", "--dry-run"],
+            "expected neither",
+        ),
+        (["rollup", "."], "--period"),
+        (
+            ["rollup", ".", "--period", "day", "--since", "20251002", "--until", "20251001"],
+            "expected a --since that is earlier than --until",
+        ),
+        (["rollup", ".", "--period", "week"], "week"),
+        (["rollup", ".", "--period", "hour", "--window-minutes", "90"], "window_minutes 90"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words: list[str], told: str) -> None:
+    """Wrong words end with 2, and no traceback."""
+    done = asyncagg(*words)
+    assert done.returncode == 2, done.stderr
+    assert told in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_without_dask_it_says_what_to_install(tmp_path: Path) -> None:
+    """--workers needs an extra: its name is told."""
+    script = "import sys; sys.modules['distributed'] = None; from asyncagg.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "backfill", str(tmp_path), *BACKFILL, "--workers", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "pip install 'asyncagg[cluster]'" in done.stderr.replace("\n", " ")

@@ -1,0 +1,310 @@
+"""What every command has in common, whoever adds it: help, errors, pipes, completion, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_reference import TARGET, reference
+from testkit.command import asyncagg, sampled
+from testkit.s3server import DropError, Request, S3Server, ThreadedS3Server
+from testkit.scenario import BUCKET
+
+from asyncagg.cli.application import application, commands
+
+COMMAND = str(Path(sys.executable).with_name("asyncagg"))
+COMMANDS = dict(commands(application()))
+NAMES = [pytest.param(names, id=" ".join(names)) for names in COMMANDS]
+
+
+def piped(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script whose first word is the installed command."""
+    environ = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    return subprocess.run(
+        ["/bin/bash", "-o", "pipefail", "-c", script.replace("asyncagg", f"'{COMMAND}'", 1)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environ | environment,
+        timeout=100,
+    )
+
+
+# ------------------------------------------------------------------------------ help
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_every_help_has_examples_and_exit_codes(names: tuple[str, ...]) -> None:
+    """Each example is a line of its own and names the command; the exit codes are told."""
+    done = asyncagg(*names, "--help", COLUMNS="80")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    start = lines.index("  Examples:") + 1
+    examples = [line.strip() for line in lines[start : lines.index("", start)]]
+    assert examples
+    assert all(each.startswith(f"asyncagg {' '.join(names)}") for each in examples)
+    assert "Exit codes: 0 " in done.stdout
+    assert "\b" not in done.stdout
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_every_example_is_accepted_by_its_own_command(
+    names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words of each example are options that exist."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mended.json").touch()  # what a person has made before
+    command = COMMANDS[names]
+    for line in re.findall(r"^ +asyncagg (.+)$", command.help, re.MULTILINE):
+        words = shlex.split(line)[len(names) :]
+        command.make_context("asyncagg", words, resilient_parsing=False)
+
+
+def test_the_reference_is_current() -> None:
+    """docs/reference/cli.md is what `tox -e cli-reference` writes."""
+    if not TARGET.parents[1].is_dir():
+        pytest.skip("the tests of an installed wheel come without docs")
+    assert TARGET.read_text(encoding="utf-8") == reference(), "run: tox -e cli-reference"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["quarantine", "--help"]], ids=" ".join)
+def test_no_summary_of_a_command_is_cut_off(words: list[str]) -> None:
+    """What a command is for fits into one line of a narrow terminal."""
+    listed = asyncagg(*words, COLUMNS="80").stdout.partition("Commands:\n")[2]
+    assert listed.splitlines()
+    assert all(line.endswith(".") and not line.endswith("..") for line in listed.splitlines())
+
+
+def test_the_settings_come_after_a_commands_own_options() -> None:
+    """Three options are not lost among twenty settings."""
+    told = asyncagg("run", "--help", COLUMNS="100").stdout
+    own, _, settings = told.partition("\nSettings (")
+    assert "--dry-run" in own
+    assert "--window-by" not in own.partition("\nOptions:")[2]
+    assert "[last_modified or name; default: last_modified]" in " ".join(settings.split())
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    """--version needs no command."""
+    done = asyncagg("--version")
+    assert (done.returncode, done.stdout) == (0, f"asyncagg {metadata.version('asyncagg')}\n")
+
+
+# ------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--debug", "run", "/no/such/folder"], 1, "ConfigurationError"),
+        (["run", "/no/such/folder", "--debug"], 1, "ConfigurationError"),
+        (["run", ".", "--debug", "--at", "noon"], 2, "UsageError"),
+    ],
+)
+def test_debug_shows_where_an_error_comes_from(words: list[str], code: int, told: str) -> None:
+    """Before the command or after it; the sentence and the exit code stay."""
+    done = asyncagg(*words)
+    assert done.returncode == code
+    assert "Traceback" in done.stderr
+    assert told in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_a_variable_that_is_no_setting_is_told(tmp_path: Path) -> None:
+    """A typing error would else leave a default in force, and nobody knows."""
+    done = asyncagg("run", str(tmp_path), ASYNCAGG_WINDOWBY="name")
+    assert done.returncode == 0
+    assert "warning: ASYNCAGG_WINDOWBY is no setting" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "told"),
+    [
+        ([], {"AWS_PROFILE": "nobodys"}, "AWS_PROFILE: The config profile (nobodys) could not"),
+        (["--endpoint-url", "127.0.0.1:9"], {}, "expected a URL such as http://127.0.0.1:5000"),
+    ],
+)
+def test_a_set_up_that_aws_refuses_is_no_mistake_of_ours(
+    words: list[str], environment: dict[str, str], told: str
+) -> None:
+    """It names what to change."""
+    done = asyncagg("run", "s3://bucket", *words, **environment)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "unexpected" not in done.stderr
+
+
+def test_nothing_is_said_in_words(tmp_path: Path) -> None:
+    """Where there is nothing to show, no empty table is shown, and no silence."""
+    assert asyncagg("run", str(tmp_path)).stdout.startswith("no window that ended by ")
+    assert asyncagg("quarantine", "list", str(tmp_path)).stdout == "nothing is in quarantine\n"
+    assert asyncagg("quarantine", "list", str(tmp_path), "--json").stdout == ""
+
+
+def test_after_two_dashes_debug_is_a_word_like_any() -> None:
+    """A folder may be called so."""
+    done = asyncagg("run", "--", "--debug")
+    assert "store '--debug': No such file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("more", "traceback"), [([], False), (["--debug"], True)])
+def test_a_mistake_of_ours_is_a_sentence_that_names_debug(
+    more: list[str],
+    traceback: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """Even what nobody foresaw is no traceback, unless one is asked for."""
+    script = (
+        "import sys, asyncagg.cli.run as module; from asyncagg.cli import main\n"
+        "def fail(*_, **__): raise KeyError('foreseen by nobody')\n"
+        "module.configure_logs = fail\n"
+        f"sys.argv = ['asyncagg', 'run', '.', *{more!r}]; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert "error: unexpected KeyError: 'foreseen by nobody'" in done.stderr
+    assert ("Traceback" in done.stderr, "--debug shows where" in done.stderr) == (
+        traceback,
+        not traceback,
+    )
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_an_option_that_does_not_exist_is_wrong_usage(names: tuple[str, ...]) -> None:
+    """2, with one sentence after the usage."""
+    done = asyncagg(*names, "--no-such-option")
+    assert done.returncode == 2
+    assert "Error: No such option: --no-such-option" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# ------------------------------------------------------------------------------ pipes
+
+
+def test_a_pipe_gets_no_colours_and_whole_values(tmp_path: Path) -> None:
+    """Neither escapes nor a width of 80: a long key is not cut."""
+    prefix = "a-prefix-that-is-far-longer-than-any-terminal-is-wide/" * 3
+    sampled(tmp_path, "--files", "20")
+    asyncagg("run", str(tmp_path), "--window-by", "name")
+    done = piped(
+        f"asyncagg rollup '{tmp_path}' --period hour --rollup-prefix '{prefix}' | cat",
+        TERM="xterm-256color",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert prefix in done.stdout
+
+
+def test_no_color_is_honoured_on_a_terminal(tmp_path: Path) -> None:
+    """NO_COLOR leaves no colour even where colours are forced."""
+    done = piped(f"asyncagg run '{tmp_path}'", FORCE_COLOR="1", NO_COLOR="1", TERM="xterm-256color")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]", done.stdout)
+
+
+@pytest.mark.parametrize(
+    "words", ["demo --on directory --files 10", "demo --on directory --files 10 --json", "--help"]
+)
+def test_a_reader_that_goes_is_no_error_to_tell(words: str) -> None:
+    """`asyncagg … | head` ends quietly."""
+    done = piped(f"asyncagg {words} | true")
+    assert done.stderr == ""
+
+
+def test_closed_streams_are_no_trouble(tmp_path: Path) -> None:
+    """As some daemons start their children: the work is done, and nobody is told."""
+    sampled(tmp_path, "--files", "5")
+    done = piped(f"asyncagg run '{tmp_path}' --window-by name <&- >&- 2>&-")
+    assert done.returncode == 0
+    assert len(list((tmp_path / "archive").glob("*.json"))) == 5
+
+
+def test_brackets_in_a_value_are_text(tmp_path: Path) -> None:
+    """What stands in a name is shown as it is, never taken for a style."""
+    done = asyncagg("run", str(tmp_path / "[red]no[/red][/]"))
+    assert "[red]no[/red][/]" in done.stderr
+
+
+def test_a_terminal_does_not_obey_a_value(tmp_path: Path) -> None:
+    """Escapes in a name are shown as what they are: no character."""
+    prefix = "rollups\x1b]0;owned\x07\x9b31m/"
+    sampled(tmp_path, "--files", "5")
+    asyncagg("run", str(tmp_path), "--window-by", "name")
+    words = ["--period", "hour", "--rollup-prefix", prefix]
+    done = asyncagg("rollup", str(tmp_path), *words, FORCE_COLOR="1", TERM="xterm-256color")
+    assert done.returncode == 0, done.stderr
+    assert "]0;owned" in done.stdout
+    assert "\x1b]" not in done.stdout
+    assert "\x9b" not in done.stdout
+
+
+# ------------------------------------------------------------------------------ completion
+
+
+def complete(words: str, number: int) -> list[str]:
+    """Return what bash is offered for the word of this number."""
+    done = piped(
+        "asyncagg", _ASYNCAGG_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(number)
+    )
+    return done.stdout.split()
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    """The name of a command, an option of a command, a value of a choice."""
+    assert complete("asyncagg rol", 1) == ["rollup"]
+    assert complete("asyncagg run --dry", 2) == ["--dry-run"]
+    assert complete("asyncagg rollup --period m", 3) == ["month"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_for_completion_can_be_shown(shell: str) -> None:
+    """For the shell that is named."""
+    done = piped(
+        f"asyncagg --show-completion {shell}", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
+    )
+    assert "_ASYNCAGG_COMPLETE" in done.stdout
+
+
+# ------------------------------------------------------------------------------ signals
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_gives_the_code_that_shells_know(number: signal.Signals, code: int) -> None:
+    """Ctrl-C is 130 and SIGTERM 143; it is told in one line that nothing is lost."""
+    with ThreadedS3Server(S3Server([BUCKET])) as threaded:
+        threaded.server.put(BUCKET, "runs/a.json", b"{}")
+        with subprocess.Popen(
+            [COMMAND, "run", f"s3://{BUCKET}", "--endpoint-url", threaded.url],
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+
+            def interrupt(_: Request) -> None:
+                process.send_signal(number)
+                raise DropError(reset=True)  # so that it cannot end before the signal comes
+
+            threaded.server.on_request = interrupt
+            _, told = process.communicate(timeout=60)
+    assert process.returncode == code, told
+    assert told.splitlines()[0] == (
+        f"stopping on {number.name}: nothing is lost, run it again to go on"
+    )
+    assert "Traceback" not in told
+
+
+def test_every_json_document_is_one_line(tmp_path: Path) -> None:
+    """A machine reads line by line."""
+    told: dict[str, Any] = sampled(tmp_path, "--files", "5")
+    done = asyncagg("run", str(tmp_path), "--window-by", "name", "--json")
+    assert told["files"] == json.loads(done.stdout)["total"]["counted"]
+    assert done.stdout.count("\n") == 1

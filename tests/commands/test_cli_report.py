@@ -1,0 +1,147 @@
+"""``asyncagg report`` through the installed command, on a directory and on moto's server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from anyio import to_thread
+from testkit.command import asyncagg, sampled
+from testkit.reports import block
+from testkit.stores import moto_endpoint
+
+from asyncagg.store.s3.boto import open_control
+
+
+def settled(folder: Path, *words: str) -> None:
+    """Settle a folder of sample files."""
+    sampled(folder, "--files", "80", "--windows", "4", "--bad-fraction", "0.05", *words)
+    assert asyncagg("run", str(folder), "--window-by", "name").returncode == 3
+
+
+def sums(folder: Path, field: str) -> int:
+    """Add up a field of the aggregates of a folder."""
+    documents = [json.loads(path.read_bytes()) for path in (folder / "aggregates").iterdir()]
+    return sum(int(document[field]) for document in documents)
+
+
+def test_report_writes_a_page_of_a_directory(tmp_path: Path) -> None:
+    """The page's numbers are the sums of the aggregates; nothing in the store has changed."""
+    store = tmp_path / "data"
+    settled(store)
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    out = tmp_path / "page.html"
+    done = asyncagg("report", str(store), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {out}" in done.stdout
+    data = block(out.read_bytes())
+    for field in ("total_opportunities", "total_matches", "total_no_matches", "total_errors"):
+        assert data["totals"][field] == sums(store, field)
+    quarantined = {str(path.relative_to(store)) for path in (store / "quarantine").glob("*.json")}
+    shown = data["quarantined"]["shown"]
+    assert {each["moved_to"] for each in shown if each["there"]} == quarantined
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+    assert [path.name for path in tmp_path.iterdir() if path != store] == ["page.html"]
+
+
+async def test_report_reads_a_bucket_of_moto(tmp_path: Path) -> None:
+    """The same over HTTP, with the data for machines."""
+    endpoint = await to_thread.run_sync(moto_endpoint)
+    bucket = f"report-{uuid4().hex}"
+    async with open_control(endpoint_url=endpoint, connections=1) as control:
+        await control.client.create_bucket(Bucket=bucket)
+    out = tmp_path / "page.html"
+    on = ("--endpoint-url", endpoint, "--conditional-writes", "off", "--window-by", "name")
+
+    def work() -> subprocess.CompletedProcess[str]:
+        store = f"s3://{bucket}/some/prefix"
+        asyncagg("sample", store, "--files", "40", "--windows", "2", *on)
+        assert asyncagg("run", store, *on).returncode == 0
+        return asyncagg("report", store, "--out", str(out), "--json", *on)
+
+    done = await to_thread.run_sync(work)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told.pop("out"), told.pop("exit_code")) == (str(out), 0)
+    assert told["totals"]["files"]["counted"] == 40
+    assert told["windows"] == {"present": 2, "missing": 0}
+    assert block(out.read_bytes()) == told
+
+
+def test_a_page_goes_to_standard_output(tmp_path: Path) -> None:
+    """With nothing else, in UTF-8 whatever the locale."""
+    settled(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "asyncagg", "report", str(tmp_path), "--out", "-"],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+        timeout=100,
+    )
+    assert done.stdout.startswith(b"<!doctype html>")
+    assert block(done.stdout)["windows"]["present"] == 4
+
+
+def test_the_default_name_and_an_older_page_that_is_replaced(tmp_path: Path) -> None:
+    """report.html in the folder where one stands, in place of what it was."""
+    (tmp_path / "report.html").write_text("the older one")
+    done = subprocess.run(
+        [sys.executable, "-m", "asyncagg", "report", "."],
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+        timeout=100,
+    )
+    assert b"no aggregate in the interval" in done.stdout
+    assert block((tmp_path / "report.html").read_bytes())["windows"]["present"] == 0
+
+
+def test_an_interval_and_a_damaged_aggregate(tmp_path: Path) -> None:
+    """3 says that something was left out; an interval without it is fine."""
+    settled(tmp_path)
+    first, *_, last = sorted((tmp_path / "aggregates").iterdir())
+    first.write_bytes(b"{}")
+    out = ("--out", str(tmp_path / "page.html"), "--json")
+    done = asyncagg("report", str(tmp_path), *out)
+    assert done.returncode == 3
+    told: dict[str, Any] = json.loads(done.stdout)
+    assert told["unreadable"]["shown"][0]["key"] == f"aggregates/{first.name}"
+    done = asyncagg("report", str(tmp_path), *out, "--since", first.stem, "--until", last.stem)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["windows"]["present"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--out", "."], 2, "--out '.' is a directory: expected the name of a file"),
+        (["--out", os.devnull], 2, f"--out '{os.devnull}' is no regular file"),
+        (["--out", "no/such/page.html"], 2, "expected a file in a directory that exists"),
+        (["--out", "x" * 300], 1, "File name too long"),
+        (["--out", "-", "--json"], 2, "--out - with --json"),
+        (["--since", "noon"], 2, "--since 'noon': expected a time"),
+        (["--since", "20251021t1400Z", "--until", "20251021t1400Z"], 2, "--until to be later"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_writes_nothing(
+    tmp_path: Path, words: list[str], code: int, told: str
+) -> None:
+    """No traceback, no page, no draft of one."""
+    done = subprocess.run(
+        [sys.executable, "-m", "asyncagg", "report", str(tmp_path), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=100,
+    )
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

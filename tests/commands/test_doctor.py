@@ -1,0 +1,519 @@
+"""The doctor: each thing that can be wrong is told, and the store is as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, get_args
+from uuid import uuid4
+
+import aioboto3
+import anyio
+import pytest
+from anyio import to_thread
+from testkit.certificates import Authority
+from testkit.command import asyncagg
+from testkit.iam import Judge
+from testkit.promises import PROBE, of_server
+from testkit.s3server import Guard, Pause, Request, S3Server
+from testkit.scenario import AT, BUCKET, PLANES, fill_server, prepared, s3_settings
+from testkit.stores import moto_endpoint
+from testkit.template import role
+
+from asyncagg.doctor import diagnose, directory_checks, s3_checks
+from asyncagg.doctor.checks import CheckResult, Diagnosis
+from asyncagg.doctor.permissions import Grant, grants, policy
+from asyncagg.settings import Settings, settings_from
+from asyncagg.store.s3.boto import open_control
+
+# The examination imports these where it needs them: here, before the event loop is watched.
+_IMPORTED = (directory_checks, s3_checks)
+
+WRITES = {"PutObject", "CopyObject", "DeleteObjects", "DeleteObject", "CreateMultipartUpload"}
+
+
+async def examined(
+    server: S3Server, plane: str = PLANES[0], *, clock: timedelta = timedelta(), **more: Any
+) -> Diagnosis:
+    """Examine the bucket of a test server."""
+    settings = s3_settings(server.url, plane, **more)
+    return await diagnose(settings, environ={}, now=lambda: AT + clock)
+
+
+def found(diagnosis: Diagnosis, name: str) -> CheckResult:
+    """Return what a check found."""
+    (finding,) = [each.found for each in diagnosis.checks if each.name == name]
+    return finding
+
+
+def status(diagnosis: Diagnosis) -> dict[str, str]:
+    """Return how each check ended that did not find all well."""
+    return {each.name: each.found.status for each in diagnosis.checks if each.found.status != "ok"}
+
+
+HINTS = {"versioning": "skipped", "lifecycle": "skipped"}
+"""What the test server knows nothing of."""
+UNKNOWN = {
+    "s3:GetObjectTagging runs/": "skipped",
+    "s3:PutObjectTagging archive/": "skipped",
+    "s3:PutObjectTagging quarantine/": "skipped",
+} | HINTS
+
+
+# ------------------------------------------------------------------------------ permissions
+
+
+def granting(some: Iterable[Grant]) -> list[dict[str, Any]]:
+    """Return the statements that grant these."""
+    statements: list[dict[str, Any]] = policy(some, bucket=BUCKET, root="", partition="aws")[
+        "Statement"
+    ]
+    return statements
+
+
+def test_what_is_asked_for_is_what_the_stack_grants() -> None:
+    """The role of template.yaml and the doctor know the same permissions."""
+    server = S3Server()
+    assert Judge(server, granting(grants(Settings()))).granted() == Judge(server, role()).granted()
+
+
+@pytest.mark.parametrize("plane", PLANES)
+async def test_following_the_advice_ends_with_the_role_of_the_stack(plane: str) -> None:
+    """From no permission at all, the printed policies are granted, until nothing is missing."""
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        fill_server(server, prepared().store)
+        before = of_server(server)
+        judge = Judge(server)
+        server.on_request = judge
+        diagnosis = await examined(server, plane)
+        assert diagnosis.exit_code == 1
+        rounds = 0
+        while diagnosis.policy is not None:
+            judge.statements += diagnosis.policy["Statement"]
+            diagnosis = await examined(server, plane)
+            rounds += 1
+        assert rounds <= 4
+        assert status(diagnosis) == HINTS
+        assert judge.granted() == Judge(server, role()).granted()
+        assert of_server(server) == before
+
+
+@pytest.mark.parametrize("missing", grants(Settings()), ids=str)
+async def test_a_missing_permission_is_named(missing: Grant) -> None:
+    """Of all that the job needs, the one that is missing, with the statement that grants it."""
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        fill_server(server, prepared().store)
+        before = of_server(server)
+        rest = [grant for grant in grants(Settings()) if grant != missing]
+        server.on_request = Judge(server, granting(rest))
+        diagnosis = await examined(server, PLANES[1])
+        assert of_server(server) == before
+    (denied,) = [each for each in diagnosis.checks if each.found.missing is not None]
+    assert (denied.name, denied.found.missing) == (str(missing), missing)
+    mild = "Tagging" in missing.action or "Abort" in missing.action
+    assert denied.found.status == ("warn" if mild else "fail")
+    assert diagnosis.policy is not None
+    assert diagnosis.policy["Statement"] == granting([missing])
+    assert all(each.found.status != "fail" for each in diagnosis.checks if each is not denied)
+
+
+@pytest.mark.slow
+async def test_the_policy_mends_what_another_judge_denies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same under moto's reading of IAM: what is printed, attached to a user, is enough."""
+    endpoint = await to_thread.run_sync(moto_endpoint)
+    bucket = f"doctor-{uuid4().hex}"
+    async with (
+        open_control(endpoint_url=endpoint, connections=1) as control,
+        aioboto3.Session().client("iam", endpoint_url=endpoint) as iam,
+    ):
+        await control.client.create_bucket(Bucket=bucket)
+        await iam.create_user(UserName=bucket)
+        key = (await iam.create_access_key(UserName=bucket))["AccessKey"]
+
+        async def attach(name: str, document: dict[str, Any]) -> None:
+            await iam.put_user_policy(
+                UserName=bucket, PolicyName=name, PolicyDocument=json.dumps(document)
+            )
+
+        async def judged() -> Diagnosis:
+            with monkeypatch.context() as user:
+                user.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
+                user.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
+                user.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)
+                settings = Settings(
+                    store=f"s3://{bucket}", endpoint_url=endpoint, conditional_writes="off"
+                )
+                return await diagnose(settings, environ={})
+
+        # S3 asks for DeleteObject on each key of a batch; moto asks for it on the bucket.
+        whole = {
+            "Effect": "Allow",
+            "Action": "s3:DeleteObject",
+            "Resource": f"arn:aws:s3:::{bucket}",
+        }
+        await attach("moto", {"Version": "2012-10-17", "Statement": [whole]})
+        rounds = 0
+        diagnosis = await judged()
+        while diagnosis.policy is not None:
+            rounds += 1
+            assert rounds <= 4
+            await attach(f"round-{rounds}", diagnosis.policy)
+            diagnosis = await judged()
+        assert (diagnosis.exit_code, rounds > 1) == (0, True)
+        # Versioning and lifecycle are no business of the job's, and denied to it.
+        assert status(diagnosis) == HINTS | {"guards": "warn"}
+        assert (await control.client.list_objects_v2(Bucket=bucket))["KeyCount"] == 0
+
+
+def test_a_policy_names_the_prefix_and_the_partition() -> None:
+    """A store below a prefix of its bucket, in China."""
+    told = policy(
+        [Grant("s3:PutObject", "archive/"), Grant("s3:ListBucket", "runs/")],
+        bucket="b",
+        root="a b/",
+        partition="aws-cn",
+    )
+    put, listing = told["Statement"]
+    assert put["Resource"] == ["arn:aws-cn:s3:::b/a b/archive/*"]
+    assert listing["Resource"] == "arn:aws-cn:s3:::b"
+    assert listing["Condition"] == {"StringLike": {"s3:prefix": ["a b/runs/*"]}}
+
+
+# ------------------------------------------------------------------------------ the bucket
+
+
+@pytest.mark.parametrize("plane", PLANES)
+async def test_a_sound_bucket_is_found_so_and_left_so(plane: str) -> None:
+    """Nothing fails; whatever was written had the name of a probe, and is gone."""
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        fill_server(server, prepared().store)
+        before = of_server(server)
+        diagnosis = await examined(server, plane)
+        assert (diagnosis.exit_code, status(diagnosis)) == (0, UNKNOWN)
+        assert of_server(server) == before
+        assert server.buckets[BUCKET].uploads == {}
+        written = [each for each in server.audit.log if each.operation in WRITES]
+        # A batch of deletes has no key of its own; what was lost says which they were.
+        assert all(PROBE in each.key for each in written if each.operation != "DeleteObjects")
+        assert all(PROBE in loss.key for loss in server.audit.lost)
+        json.dumps(diagnosis.as_dict())
+
+
+@pytest.mark.parametrize("how", [guard for guard in get_args(Guard) if guard != "honour"])
+@pytest.mark.parametrize(
+    ("switch", "name"),
+    [
+        ("put_if_absent", "put_if_absent"),
+        ("put_if_match", "put_if_match"),
+        ("copy_source_if_match", "copy_if_match"),
+        ("copy_if_absent", "copy_if_absent"),
+        ("delete_etag", "delete_if_match"),
+    ],
+)
+async def test_a_missing_guard_is_named(switch: str, name: str, how: Guard) -> None:
+    """Ignored, refused or always failing; and the bucket is as it was all the same."""
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        fill_server(server, prepared().store)
+        before = of_server(server)
+        setattr(server.faults.guards, switch, how)
+        diagnosis = await examined(server, PLANES[1])
+        assert of_server(server) == before
+        guards = found(diagnosis, "guards")
+        assert name in guards.told
+        assert guards.status == ("warn" if name == "copy_if_absent" else "fail")
+        off = await examined(server, PLANES[1], conditional_writes="off")
+        assert found(off, "guards").status == "warn"
+        assert off.exit_code == 0
+
+
+async def test_what_a_careless_store_keeps_is_told() -> None:
+    """It overlooks the condition, and the role may not delete there: the object is named."""
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        server.faults.guards.put_if_match = "ignore"
+        server.on_request = Judge(server, granting(grants(Settings())))
+        diagnosis = await examined(server, PLANES[1])
+        kept = server.keys(BUCKET)
+    told = found(diagnosis, "s3:PutObject aggregates/").told
+    assert next(key for key in kept if key.startswith("aggregates/")) in told
+    assert not [key for key in kept if key.startswith(("runs/", "archive/"))]
+
+
+async def test_no_bucket() -> None:
+    """It says so, and what depends on it is skipped with the reason."""
+    async with S3Server(["another"], clock=lambda: AT) as server:
+        diagnosis = await examined(server)
+    assert found(diagnosis, "bucket").status == "fail"
+    assert f"no bucket {BUCKET!r}" in found(diagnosis, "bucket").told
+    assert found(diagnosis, "guards") == CheckResult("skipped", "needs bucket, which did not pass")
+
+
+@pytest.mark.parametrize(
+    ("secrets", "told"),
+    [({"testing": "another"}, "SignatureDoesNotMatch"), ({"another": "x"}, "InvalidAccessKeyId")],
+)
+async def test_refused_credentials(secrets: dict[str, str], told: str) -> None:
+    """They are found, and the server takes them for wrong."""
+    async with S3Server([BUCKET], credentials=secrets) as server:
+        diagnosis = await diagnose(s3_settings(server.url), environ={})
+    assert "of env" in found(diagnosis, "credentials").told
+    assert "testing" not in found(diagnosis, "credentials").told
+    assert found(diagnosis, "accepted").status == "fail"
+    assert told in found(diagnosis, "accepted").told
+    assert diagnosis.exit_code == 1
+
+
+async def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent, and it says where credentials are looked for."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        diagnosis = await examined(server)
+        assert server.ordinal == 0
+    assert found(diagnosis, "credentials").status == "fail"
+    assert "AWS_PROFILE" in found(diagnosis, "credentials").advice
+    assert found(diagnosis, "endpoint").status == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("skew", "expected"),
+    [(0, "ok"), (59, "ok"), (-61, "warn"), (600, "warn"), (901, "fail"), (-1200, "fail")],
+)
+async def test_the_clock_is_compared_with_the_servers(skew: int, expected: str) -> None:
+    """A minute is told, a quarter of an hour is refused; which way is told too."""
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        diagnosis = await examined(server, clock=timedelta(seconds=skew))
+    clock = found(diagnosis, "clock")
+    assert clock.status == expected
+    assert f"{abs(skew)} seconds {'ahead of' if skew > 0 else 'behind'}" in clock.told
+
+
+async def test_a_clock_that_the_server_refuses() -> None:
+    """Signatures are refused: the clock is told, not the credentials."""
+    async with S3Server([BUCKET], credentials={"testing": "testing"}, clock=lambda: AT) as server:
+        diagnosis = await diagnose(s3_settings(server.url), environ={})
+    assert found(diagnosis, "clock").status == "fail"
+    assert "NTP" in found(diagnosis, "clock").advice
+
+
+async def test_the_region_of_the_bucket() -> None:
+    """Another one is a warning where it is followed, a failure where it is not."""
+    async with S3Server([BUCKET], clock=lambda: AT, region="eu-west-1") as server:
+        region = found(await examined(server), "region")
+        assert (region.status, region.advice) == ("warn", "set AWS_REGION=eu-west-1")
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        assert found(await examined(server), "region").told == "us-east-1, as the bucket's"
+        server.faults.redirect_region = "eu-central-1"
+        region = found(await examined(server), "region")
+        assert (region.status, region.advice) == ("fail", "set AWS_REGION=eu-central-1")
+
+
+async def test_an_endpoint_out_of_reach() -> None:
+    """A closed port, a name that nobody knows, and what is no URL."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        for url, told in {
+            closed: "not reached",
+            "http://nowhere.invalid:1": "its name is not known",
+            "nonsense": "endpoint_url 'nonsense'",
+        }.items():
+            diagnosis = await diagnose(s3_settings(url), environ={})
+            assert found(diagnosis, "endpoint").status == "fail"
+            assert told in found(diagnosis, "endpoint").told
+            assert diagnosis.exit_code == 1
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_the_certificate_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, trusted: bool
+) -> None:
+    """One of an authority that nobody trusts is refused, until AWS_CA_BUNDLE names it."""
+    authority = Authority(tmp_path)
+    context = authority.server_context("localhost")
+    environ = {"AWS_CA_BUNDLE": str(authority.bundle)} if trusted else {}
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    async with S3Server([BUCKET], ssl_context=context) as server:
+        url = f"https://localhost:{server.port}"
+        diagnosis = await diagnose(s3_settings(url, PLANES[1]), environ=environ)
+    endpoint = found(diagnosis, "endpoint")
+    assert endpoint.status == ("ok" if trusted else "fail")
+    assert ("verified" if trusted else "not trusted") in endpoint.told
+    assert diagnosis.exit_code == (not trusted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executed", [False, True])
+async def test_a_cancelled_examination_leaves_nothing(*, executed: bool) -> None:
+    """Cancelled while any write of a probe hangs, before or after it is executed."""
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        stopped = 0
+        reached = True
+        while reached:
+            stopped += 1
+            pause = _nth_write(stopped, executed=executed)
+            server.faults.pause_at = pause
+            async with anyio.create_task_group() as group:
+                group.start_soon(_cancel_once, pause, group.cancel_scope)
+                await examined(server, PLANES[1])
+                group.cancel_scope.cancel()
+            reached = pause.reached.is_set()
+            server.faults.pause_at = None
+            # What hangs is never executed: it is for its sender as if it were lost on the way.
+            assert server.keys(BUCKET) == []
+        assert stopped > 8
+
+
+def _nth_write(number: int, *, executed: bool) -> Pause:
+    writes: dict[int, int] = {}  # asked twice of each request
+
+    def chosen(request: Request) -> bool:
+        if request.method != "PUT" or PROBE not in request.key:
+            return False
+        return writes.setdefault(request.ordinal, len(writes) + 1) == number
+
+    return Pause(chosen, executed=executed)
+
+
+async def _cancel_once(pause: Pause, scope: anyio.CancelScope) -> None:
+    await pause.reached.wait()
+    scope.cancel()
+
+
+# ------------------------------------------------------------------------------ the settings
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "told"),
+    [
+        ({"aggregate_prefix": "runs/"}, "beside run files"),
+        ({"archive_prefix": "runs/archive/"}, "archive_prefix 'runs/archive/'"),
+        ({"runs_prefix": ""}, "below the inbox ''"),
+    ],
+)
+async def test_prefixes_that_meet_are_told(
+    prefixes: dict[str, str], told: str, inbox: Path
+) -> None:
+    """They are accepted, and a warning says what they cost."""
+    diagnosis = await diagnose(settings_from({"store": str(inbox), **prefixes}), environ={})
+    assert found(diagnosis, "prefixes").status == "warn"
+    assert told in found(diagnosis, "prefixes").told
+    assert diagnosis.exit_code == 0
+
+
+# ------------------------------------------------------------------------------ a directory
+
+
+async def test_a_sound_directory_is_left_as_it_is(inbox: Path) -> None:
+    """Nothing fails, and no file or folder is made."""
+    diagnosis = await diagnose(Settings(store=str(inbox)), environ={})
+    assert (diagnosis.exit_code, os.listdir(inbox)) == (0, ["runs"])  # noqa: PTH208 - names
+    assert found(diagnosis, "folder runs/").told == "is there"
+    assert "not there yet" in found(diagnosis, "folder archive/").told
+    assert found(diagnosis, "file system").status == "ok"
+
+
+async def test_what_is_wrong_with_a_directory(inbox: Path) -> None:
+    """It is not there, it is a file, a link or a file stands where a folder is needed."""
+    (inbox / "file").write_bytes(b"")
+    wrong = {"no-such": "does not exist", "file": "is not a directory", "x" * 300: "too long"}
+    for name, told in wrong.items():
+        diagnosis = await diagnose(Settings(store=str(inbox / name)), environ={})
+        assert told in found(diagnosis, "directory").told
+        assert found(diagnosis, "file system").status == "skipped"
+        assert diagnosis.exit_code == 1
+    (inbox / "archive").symlink_to(inbox / "runs")
+    (inbox / "quarantine").write_bytes(b"")
+    diagnosis = await diagnose(Settings(store=str(inbox)), environ={})
+    assert "symbolic link" in found(diagnosis, "folder archive/").told
+    assert "is a file" in found(diagnosis, "folder quarantine/").told
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
+async def test_a_directory_without_permission(inbox: Path) -> None:
+    """It says which folder, and for whom."""
+    (inbox / "runs").chmod(0o500)
+    diagnosis = await diagnose(Settings(store=str(inbox)), environ={})
+    assert found(diagnosis, "folder runs/").status == "fail"
+
+
+# ------------------------------------------------------------------------------ the command
+
+
+async def moto_bucket() -> str:
+    """Make a bucket on moto's server, with versioning and a rule that expires run files."""
+    bucket = f"doctor-{uuid4().hex}"
+    async with open_control(endpoint_url=moto_endpoint(), connections=1) as control:
+        client = control.client
+        await client.create_bucket(Bucket=bucket)
+        await client.put_bucket_versioning(
+            Bucket=bucket, VersioningConfiguration={"Status": "Enabled"}
+        )
+        rule = {
+            "ID": "x",
+            "Status": "Enabled",
+            "Filter": {"Prefix": ""},
+            "Expiration": {"Days": 9},
+        }
+        await client.put_bucket_lifecycle_configuration(
+            Bucket=bucket, LifecycleConfiguration={"Rules": [rule]}
+        )
+    return bucket
+
+
+def test_on_moto_through_the_installed_command() -> None:
+    """Permissions are there, guards are not; the hints are told; nothing is left."""
+    bucket = anyio.run(moto_bucket)
+    words = ("doctor", f"s3://{bucket}/below", "--endpoint-url", moto_endpoint())
+    done = asyncagg(*words, "--json")
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    checks = {each["name"]: each for each in report["checks"]}
+    assert {name for name, each in checks.items() if each["status"] == "fail"} == {"guards"}
+    assert checks["versioning"]["told"].startswith("on")
+    assert checks["lifecycle"]["status"] == "warn"
+    assert report["policy"] is None
+    done = asyncagg(*words, "--conditional-writes", "off")
+    assert done.returncode == 0, done.stdout
+    assert "run one at a time" in done.stdout
+
+    async def keys() -> int:
+        async with open_control(endpoint_url=moto_endpoint(), connections=1) as control:
+            listed = await control.client.list_objects_v2(Bucket=bucket)
+            return int(listed["KeyCount"])
+
+    assert anyio.run(keys) == 0
+
+
+def test_on_a_directory_through_the_installed_command(tmp_path: Path) -> None:
+    """A table for people, a document for machines, and 1 where something fails."""
+    done = asyncagg("doctor", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "file system" in done.stdout
+    done = asyncagg("doctor", str(tmp_path / "no-such"), "--json")
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    assert report["exit_code"] == 1
+    assert [each["name"] for each in report["checks"] if each["status"] == "fail"] == ["directory"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["doctor"], "store ''"),
+        (["doctor", "ftp://x"], "store 'ftp://x'"),
+        (["doctor", ".", "--archive-prefix", "runs/"], "lies in"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words: list[str], told: str) -> None:
+    """Wrong words end with 2, and no traceback."""
+    done = asyncagg(*words)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

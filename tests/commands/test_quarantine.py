@@ -1,0 +1,444 @@
+"""Quarantine: what is there is told, and what is mended comes back, counted once and never lost."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import anyio
+import pytest
+from testkit.command import asyncagg, sampled
+from testkit.promises import PROBE, of_directory, of_memory, of_server
+from testkit.quarantined import BAD, BY_NAME, SMALL, counted, holders, settled
+from testkit.s3server import S3Server
+from testkit.scenario import (
+    AT,
+    BUCKET,
+    PLANES,
+    Clock,
+    HookedStore,
+    memory_of,
+    moment,
+    open_s3,
+    run_data,
+)
+from testkit.stores import moto_endpoint
+
+from asyncagg.errors import UsageError
+from asyncagg.job.pipeline import run
+from asyncagg.quarantine import EXCERPT_BYTES, Held, Wanted, held, show
+from asyncagg.quarantine.putback import Outcome, PutBack
+from asyncagg.settings import Settings
+from asyncagg.store.memory import MemoryStore
+from asyncagg.store.s3.boto import open_control
+
+LATER = moment(14, 30)
+
+
+async def listing(store: MemoryStore, wanted: Wanted | None = None) -> list[Held]:
+    """Return what is listed."""
+    return [each async for each in held(store, BY_NAME, wanted or Wanted())]
+
+
+# ------------------------------------------------------------------------------ list and show
+
+
+async def test_the_list_tells_reason_window_and_size() -> None:
+    """What the metadata of a quarantined file say, its window included, in key order."""
+    store = await settled({BAD: b"{no", "b.json": b"[]", "good.json": run_data(1)})
+    first, second = await listing(store)
+    assert [first.file.key, second.file.key] == [f"quarantine/{BAD}", "quarantine/b.json"]
+    assert first.window is not None
+    assert second.window is not None
+    assert (first.window.name, second.window.name) == ("20251021t1305Z", "20251021t1400Z")
+    assert first.reason.startswith("not JSON")
+    assert first.file.size == 3
+
+
+async def test_the_reason_of_an_overwritten_file_is_the_aggregates() -> None:
+    """Overwriting loses the metadata; what the aggregate says is found by the name's window."""
+    store = await settled({BAD: b"{no"})
+    await store.put(f"quarantine/{BAD}", run_data(1))
+    (found,) = await listing(store)
+    assert found.reason.startswith("not JSON")
+    shown = await show(store, BY_NAME, f"quarantine/{BAD}")
+    assert shown.entry is not None
+    assert shown.entry["etag"] != shown.held.file.etag
+    assert (shown.refusal, shown.came_from) == ("", f"runs/{BAD}")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (Wanted(), 2),
+        (Wanted(since=moment(13, 55)), 1),
+        (Wanted(until=moment(13, 5)), 1),
+        (Wanted(since=moment(13, 1)), 1),
+        (Wanted(reason="OBJECT"), 1),
+        (Wanted(reason="nonsense"), 0),
+        (Wanted(since=moment(15, 0)), 0),
+    ],
+)
+async def test_the_list_can_be_filtered(wanted: Wanted, found: int) -> None:
+    """By windows that lie in an interval, and by a part of the reason."""
+    store = await settled({BAD: b"{no", "b.json": b"[]"})
+    assert len(await listing(store, wanted)) == found
+
+
+async def test_the_list_reads_one_page_at_a_time() -> None:
+    """The first file is told before the second page is asked for."""
+    store = await settled({})
+    for number in range(1500):
+        await store.put(f"quarantine/{number:04}.json", b"")
+    pages: list[str] = []
+
+    async def note(operation: str, key: str, when: str) -> None:
+        if (operation, when) == ("list", "before"):
+            pages.append(key)
+
+    found = held(HookedStore(store, note), BY_NAME, Wanted())
+    assert (await anext(found)).file.key == "quarantine/0000.json"
+    assert len(pages) == 1
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.json.gz"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x00\xff\x1b[2J", b"a" * 5000, gzip.compress(b"b" * 5000)],
+    ids=["empty", "binary", "long", "gzip"],
+)
+async def test_the_content_shown_is_bounded(name: str, data: bytes) -> None:
+    """Whatever it is, zipped or cut short, there are so many bytes of it at the most."""
+    store = await settled({})
+    await store.put(f"quarantine/{name}", data)
+    shown = await show(store, BY_NAME, f"quarantine/{name}")
+    assert shown.refusal
+    assert shown.unzipped == (name.endswith(".gz") and len(data) < 5000 and data[:2] == b"\x1f\x8b")
+    expected = b"b" * 5000 if shown.unzipped else data
+    assert shown.excerpt == expected[:EXCERPT_BYTES]
+    json.dumps(shown.as_dict(), default=str)
+
+
+@pytest.mark.parametrize("key", ["quarantine/", "runs/x.json", "", "quarantine"])
+async def test_a_key_elsewhere_is_refused(key: str) -> None:
+    """Only what is below the quarantine prefix is shown or taken."""
+    store = await settled({})
+    with pytest.raises(UsageError, match="expected one below 'quarantine/'"):
+        await show(store, BY_NAME, key)
+    with pytest.raises(UsageError):
+        await PutBack(store, BY_NAME).one(key)
+
+
+# ------------------------------------------------------------------------------ retry
+
+
+async def test_a_file_mended_in_place_is_counted_in_its_window() -> None:
+    """Overwritten, put back, settled: one more file in the aggregate of its own window."""
+    store = await settled({BAD: b"{no"})
+    await store.put(f"quarantine/{BAD}", run_data(1))
+    outcome = await PutBack(store, BY_NAME).one(f"quarantine/{BAD}")
+    assert outcome.status == "put_back"
+    report = await run(store, BY_NAME, at=AT)
+    assert report.total.counted == report.total.archived == 1
+    assert list(report.windows) != []
+    seen = of_memory(store)
+    assert counted(seen) == {run_data(1): 1}
+    assert not [key for key in seen if key.startswith(("quarantine/", "runs/"))]
+
+
+async def test_what_would_be_refused_again_stays_unless_forced() -> None:
+    """It is read before it is moved; --force moves it all the same."""
+    store = await settled({BAD: b"{no"})
+    before = of_memory(store)
+    outcome = await PutBack(store, BY_NAME).one(f"quarantine/{BAD}")
+    assert (outcome.status, "not JSON" in outcome.reason) == ("left", True)
+    assert of_memory(store) == before
+    outcome = await PutBack(store, BY_NAME, force=True).one(f"quarantine/{BAD}")
+    assert outcome.status == "put_back"
+    await run(store, BY_NAME, at=AT)
+    (again,) = await listing(store)
+    assert again.reason.startswith("not JSON")
+
+
+async def test_unchanged_bytes_are_counted_once_the_settings_have_changed() -> None:
+    """The aggregate names key and etag as quarantined; the new key is none that it names."""
+    store = await settled({BAD: run_data(1)}, SMALL)
+    assert (await PutBack(store, SMALL).one(f"quarantine/{BAD}")).status == "left"
+    assert (await PutBack(store, BY_NAME).one(f"quarantine/{BAD}")).status == "put_back"
+    for settings in (SMALL, BY_NAME, BY_NAME):  # a runner of the old settings may be faster
+        await run(store, settings, at=AT)
+        await PutBack(store, BY_NAME).all(lambda _: None)
+    await run(store, BY_NAME, at=AT)
+    assert counted(of_memory(store)) == {run_data(1): 1}
+
+
+async def test_what_is_in_the_inbox_still_is_left_to_the_next_run() -> None:
+    """Quarantined but not yet dropped, it would come to be counted twice."""
+    store = await settled({BAD: run_data(1)}, SMALL)
+    await store.put(f"runs/{BAD}", run_data(1))
+    outcome = await PutBack(store, BY_NAME).one(f"quarantine/{BAD}")
+    assert (outcome.status, "in the inbox still" in outcome.reason) == ("left", True)
+
+
+async def test_the_key_in_the_inbox_is_never_overwritten() -> None:
+    """Where the producer has written the old name again, both files are counted."""
+    store = await settled({BAD: b"{no"})
+    await store.put(f"quarantine/{BAD}", run_data(1))
+    await store.put(f"runs/{BAD}", run_data(2))
+    assert (await PutBack(store, BY_NAME).one(f"quarantine/{BAD}")).status == "put_back"
+    await run(store, BY_NAME, at=AT)
+    assert counted(of_memory(store)) == {run_data(1): 1, run_data(2): 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("quarantine/no-such.json", "no object"),
+        ("quarantine/notes.txt", "no run file"),
+    ],
+)
+async def test_what_cannot_be_put_back_says_why(key: str, told: str) -> None:
+    """No such object, no run file."""
+    store = await settled({})
+    await store.put("quarantine/notes.txt", b"")
+    outcome = await PutBack(store, BY_NAME).one(key)
+    assert outcome.status == "left"
+    assert told in outcome.reason
+
+
+async def test_a_prefix_that_nests_is_never_entered() -> None:
+    """A quarantined name that leads into the archive is no run file's."""
+    settings = Settings(archive_prefix="runs/archive/", quarantine_prefix="runs/quarantine/")
+    store = MemoryStore(Clock())
+    await store.put("runs/quarantine/archive/x.json", run_data(1))
+    outcome = await PutBack(store, settings).one("runs/quarantine/archive/x.json")
+    assert (outcome.status, "no run file's key" in outcome.reason) == ("left", True)
+
+
+async def test_a_replacement_overwrites_and_goes_back() -> None:
+    """Given mended content, the file is overwritten in quarantine and put back in one go."""
+    source = MemoryStore()
+    await source.put("bad.json", b"[]")
+    await source.put("mended.json", run_data(1))
+    store = await settled({BAD: b"{no"})
+    putter = PutBack(store, BY_NAME)
+    refused = await putter.replace(f"quarantine/{BAD}", source, "bad.json")
+    assert (refused.status, "'bad.json' would be refused" in refused.reason) == ("left", True)
+    assert (await putter.replace(f"quarantine/{BAD}", source, "mended.json")).status == "put_back"
+    await run(store, BY_NAME, at=AT)
+    assert counted(of_memory(store)) == {run_data(1): 1}
+
+
+class Stop(Exception):  # noqa: N818 - no error: the process ends here
+    """The process ends."""
+
+
+@pytest.mark.parametrize("settings", [BY_NAME, Settings()], ids=["name", "last_modified"])
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("runs_between", [False, True])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_stopped_at_every_request(
+    when: str, *, runs_between: bool, replaced: bool, settings: Settings
+) -> None:
+    """After a stop anywhere its bytes stand; tried again, with or without a run, it counts once."""
+    source = MemoryStore()
+    await source.put("mended.json", run_data(1))
+    template = await settled({BAD: b"{no"}, settings)
+    if not replaced:
+        await template.put(f"quarantine/{BAD}", run_data(1))
+    steps = stopped = 0
+    while steps == stopped:
+        store = memory_of(of_memory(template))
+        store._clock = Clock(AT)
+        steps, stopped = 0, stopped + 1
+
+        async def stop(_operation: str, _key: str, at: str, last: int = stopped) -> None:
+            nonlocal steps
+            steps += at == when
+            if at == when and steps == last:
+                raise Stop
+
+        hooked = HookedStore(store, stop)
+
+        async def retried(on: Any) -> Outcome | None:
+            putter = PutBack(on, settings)
+            if replaced:
+                return await putter.replace(f"quarantine/{BAD}", source, "mended.json")
+            return await putter.one(f"quarantine/{BAD}")
+
+        try:
+            outcome = await retried(hooked)
+        except Stop:
+            outcome = None
+        seen = of_memory(store)
+        assert holders(seen, run_data(1)) or (replaced and holders(seen, b"{no"))
+        if runs_between:
+            await run(store, settings, at=LATER)
+        if outcome is None and f"quarantine/{BAD}" in of_memory(store):
+            assert (await retried(store)).status in {"put_back", "counted"}  # type: ignore[union-attr]
+        await run(store, settings, at=LATER)
+        seen = of_memory(store)
+        assert counted(seen) == {run_data(1): 1}, f"stopped {when} request {stopped}"
+        assert not [key for key in seen if key.startswith(("quarantine/", "runs/"))]
+
+
+@pytest.mark.parametrize("settings", [BY_NAME, SMALL], ids=["accepting", "refusing"])
+async def test_a_run_at_any_moment_of_a_retry(settings: Settings) -> None:
+    """A runner at work between any two requests, even of older settings, loses no byte."""
+    template = await settled({BAD: run_data(1)}, SMALL)
+    steps = moment_of = 0
+    while steps == moment_of:
+        store = memory_of(of_memory(template))
+        store._clock = Clock(AT)
+        steps, moment_of = 0, moment_of + 1
+
+        async def race(
+            _operation: str, _key: str, _at: str, now: int = moment_of, within: Any = store
+        ) -> None:
+            nonlocal steps
+            steps += 1
+            if steps == now:
+                await run(within, settings, at=AT + timedelta(hours=1))
+            assert holders(of_memory(within), run_data(1))
+
+        await PutBack(HookedStore(store, race), BY_NAME).one(f"quarantine/{BAD}")
+        await run(store, BY_NAME, at=AT)
+        assert holders(of_memory(store), run_data(1))
+        assert counted(of_memory(store)).total() <= 1
+        steps = min(steps, moment_of)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+async def test_all_goes_back_on_s3(plane: str) -> None:
+    """Every mended file of several pages comes back; the rest is told and stays."""
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        for number in range(30):
+            data = run_data(number) if number % 3 else b"{no"
+            headers = {"x-amz-meta-asyncagg-reason": "why"}
+            server.put(BUCKET, f"quarantine/{number:02} ünï.json", data, headers=headers)
+        async with open_s3(server, plane, window_by="name") as (store, settings):
+            outcomes: list[Outcome] = []
+            await PutBack(store, settings).all(outcomes.append)
+            assert Counter(each.status for each in outcomes) == {"put_back": 20, "left": 10}
+            assert len(server.keys(BUCKET, "runs/")) == 20
+            assert not server.get(BUCKET, server.keys(BUCKET, "runs/")[0]).headers.get(
+                "x-amz-meta-asyncagg-reason"
+            )
+            await run(store, settings, at=AT + timedelta(hours=1))
+        assert counted(of_server(server)) == {run_data(n): 1 for n in range(30) if n % 3}
+        assert all(PROBE in loss.key for loss in server.audit.lost)
+
+
+# ------------------------------------------------------------------------------ the command
+
+
+def refused(folder: Path) -> list[str]:
+    """Settle sample files in a folder; return the names of those in quarantine."""
+    sampled(folder, "--files", "40", "--bad-fraction", "0.1")
+    assert asyncagg("run", str(folder), "--window-by", "name").returncode == 3
+    return sorted(f"quarantine/{path.name}" for path in (folder / "quarantine").glob("*.json"))
+
+
+def test_list_show_mend_retry_run(tmp_path: Path) -> None:
+    """The whole way of a refused file, through the installed command, on a directory."""
+    keys = refused(tmp_path)
+    words = (str(tmp_path), "--window-by", "name")
+    done = asyncagg("quarantine", "list", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["key"] for each in told] == keys
+    assert all(each["reason"] and each["window"] for each in told)
+    assert keys[0] in asyncagg("quarantine", "list", *words).stdout
+
+    done = asyncagg("quarantine", "show", words[0], keys[0], *words[1:])
+    assert "accepted now  no" in done.stdout
+    mended = tmp_path / "mended.json"
+    mended.write_bytes(run_data(1))
+    done = asyncagg(
+        "quarantine", "retry", *words[:1], keys[0], *words[1:], "--replace", str(mended)
+    )
+    assert done.returncode == 0, done.stderr
+    (tmp_path / keys[1]).write_bytes(run_data(2))
+    done = asyncagg("quarantine", "retry", *words, "--all", "--json")
+    assert done.returncode == 3
+    *files, last = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (last["put_back"], last["left"], last["exit_code"]) == (1, len(keys) - 2, 3)
+    assert {each["status"] for each in files} == {"put_back", "left"}
+    done = asyncagg("run", *words, "--json")
+    assert json.loads(done.stdout)["total"]["counted"] == 2
+    assert {run_data(1), run_data(2)} <= set(counted(of_directory(tmp_path)))
+
+
+def test_on_moto_through_the_installed_command(tmp_path: Path) -> None:
+    """The same on a bucket, with the replacement of one file."""
+    bucket = f"quarantine-{uuid4().hex}"
+
+    async def prepare() -> None:
+        async with open_control(endpoint_url=moto_endpoint(), connections=1) as control:
+            await control.client.create_bucket(Bucket=bucket)
+            for name in ("a.json", "b.json"):
+                key = f"runs/20251021t1302Z_{name}"
+                await control.client.put_object(Bucket=bucket, Key=key, Body=b"{no")
+
+    anyio.run(prepare)
+    more = ("--endpoint-url", moto_endpoint(), "--conditional-writes", "off", "--window-by", "name")
+    store = f"s3://{bucket}"
+    assert asyncagg("run", store, *more).returncode == 3
+    done = asyncagg("quarantine", "list", store, *more, "--json", "--since", "20251021t1300Z")
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["window"] for each in told] == ["20251021t1305Z"] * 2
+    key = told[0]["key"]
+    done = asyncagg("quarantine", "show", store, key, *more, "--json")
+    shown = json.loads(done.stdout)
+    assert (shown["accepted"], shown["excerpt"]) == (False, "{no")
+    assert shown["entry"]["moved_to"] == key
+    mended = tmp_path / "mended"
+    mended.write_bytes(run_data(1))
+    done = asyncagg("quarantine", "retry", store, key, *more, "--replace", str(mended))
+    assert done.returncode == 0, done.stderr
+    assert asyncagg("quarantine", "retry", store, *more, "--all").returncode == 3
+    done = asyncagg("run", store, *more, "--json")
+    report = json.loads(done.stdout)
+    assert (report["total"]["counted"], report["windows"][0]["revision"]) == (1, 2)
+
+
+def test_nothing_in_a_file_steers_the_terminal(tmp_path: Path) -> None:
+    """Escapes and markup in a name, a reason or the content are shown, not obeyed."""
+    (tmp_path / "quarantine").mkdir()
+    name = "\x1b[31m[bold]\u202ex.json"
+    (tmp_path / "quarantine" / name).write_bytes(b'{"\x1b]0;x\x07[red]": \xff')
+    for words in (["list", str(tmp_path)], ["show", str(tmp_path), f"quarantine/{name}"]):
+        done = asyncagg("quarantine", *words)
+        assert done.returncode == 0, done.stderr
+        assert "[bold]" in done.stdout
+        assert "\\x1b[31m" in done.stdout
+        assert not {"\x1b", "\x07", "\u202e"} & set(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["retry", "."], 2, "expected keys, or --all"),
+        (["retry", ".", "quarantine/x.json", "--all"], 2, "expected keys, or --all"),
+        (["retry", ".", "quarantine/x.json", "--replace", "no-such"], 2, "no-such"),
+        (["retry", ".", "--all", "--replace", __file__], 2, "expected one key"),
+        (["retry", ".", "x.json"], 2, "key 'x.json': expected one below"),
+        (["retry", ".", "quarantine/no-such.json"], 3, ""),
+        (["show", ".", "x.json"], 2, "key 'x.json': expected one below"),
+        (["show", ".", "quarantine/no-such.json"], 1, "quarantine/no-such.json"),
+        (["list", ".", "--since", "noon"], 2, "--since 'noon'"),
+        (["list", "/no/such/folder"], 1, "/no/such/folder"),
+        (["nonsense"], 2, "nonsense"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words: list[str], code: int, told: str) -> None:
+    """Wrong words end with 2, a wrong set-up with 1, what is left with 3; no traceback."""
+    done = asyncagg("quarantine", *words)
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,170 @@
+"""Aggregates computed again from the archive: equal, or it is told what differs; nothing moves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from testkit.promises import final_bytes, of_memory
+from testkit.scenario import AT, HookedStore, fill_memory, moment, prepared
+
+from asyncagg.backfill import LocalEngine, recompute_all
+from asyncagg.errors import TransientError
+from asyncagg.job.context import JobContext
+from asyncagg.job.pipeline import run
+from asyncagg.model import Interval
+from asyncagg.settings import Settings
+from asyncagg.store import Store
+from asyncagg.store.memory import MemoryStore
+from asyncagg.verify.recompute import Recomputed, RecomputeReport
+
+KEY = "aggregates/20251021t1400Z.json"
+
+
+async def settled() -> MemoryStore:
+    """Return the scenario's store after an undisturbed run."""
+    store = fill_memory(prepared().store)
+    await run(store, Settings(), at=AT)
+    return store
+
+
+async def recomputed(store: Store, *, write: bool = False, **more: Any) -> RecomputeReport:
+    """Compute the scenario's aggregates again."""
+    settings = Settings(**more)
+    engine = LocalEngine(JobContext(store, settings))
+    return await recompute_all(engine, settings, Interval(moment(13, 50), AT), write=write)
+
+
+def of_key(report: RecomputeReport, key: str = KEY) -> Recomputed:
+    """Return what came of one window."""
+    return next(each for each in report.windows if each.aggregate_key == key)
+
+
+def change(store: MemoryStore, key: str, old: bytes, new: bytes) -> None:
+    """Change an object's content, under another etag."""
+    found = store._objects[key]
+    assert old in found.data
+    file = msgspec.structs.replace(found.info.file, etag="changed")
+    info = msgspec.structs.replace(found.info, file=file)
+    store._objects[key] = type(found)(found.data.replace(old, new), info)
+
+
+@pytest.mark.parametrize("chunk_files", [1, 2, 20_000])
+async def test_aggregates_that_are_right_are_left_alone(chunk_files: int) -> None:
+    """Every file is found, beside a taken key too; nothing differs, nothing is written."""
+    store = await settled()
+    before = of_memory(store)
+    report = await recomputed(store, write=True, chunk_files=chunk_files)
+    assert [each.failure for each in report.windows] == [""] * 4
+    assert [each.differences for each in report.windows] == [{}] * 4
+    assert report.exit_code == 0
+    assert of_memory(store) == before
+
+
+async def test_files_that_wait_to_be_archived_are_read_where_they_are() -> None:
+    """A crash behind the commit left them in the inbox."""
+    store = await settled()
+    for key in [key for key in store._objects if key.startswith("archive/c0")]:
+        store._objects[key.replace("archive/", "runs/")] = store._objects.pop(key)
+    report = await recomputed(store)
+    assert report.exit_code == 0
+
+
+async def test_a_copy_with_an_etag_of_its_own_is_the_file_all_the_same() -> None:
+    """So it is where the producer wrote in parts: its size tells."""
+    store = await settled()
+    change(store, "archive/c01.json", b"run-5", b"run-5")
+    assert (await recomputed(store)).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        (b'"total_errors":', b'"total_errors":1', {"total_errors"}),
+        (b'"p50":', b'"p50":1', {"processing_time"}),
+        (b'{"run_id":"run-5"', b'{"run_id":"run-6"', {"run_summaries"}),
+        (b'"title":"Match 13/0"', b'"title":"Match 13/1"', {"top_matches"}),
+    ],
+)
+async def test_what_differs_is_told_and_written_only_when_asked(
+    old: bytes, new: bytes, names: set[str]
+) -> None:
+    """The true aggregate replaces the other one, under its etag, with the next revision."""
+    store = await settled()
+    key = "aggregates/20251021t1405Z.json" if b"Match" in old else KEY
+    change(store, key, old, new)
+    before = of_memory(store)
+    report = await recomputed(store)
+    assert set(of_key(report, key).differences) == names
+    assert report.exit_code == 3
+    assert of_memory(store) == before
+
+    report = await recomputed(store, write=True)
+    assert of_key(report, key).written
+    assert report.exit_code == 0
+    assert final_bytes(of_memory(store)) == prepared().expected
+    assert json.loads(store._objects[key].data)["revision"] == 2
+    assert (await recomputed(store)).windows[0].differences == {}
+
+
+async def test_nothing_is_written_where_a_file_is_missing() -> None:
+    """An aggregate may be all that is left of it: it is told, and kept."""
+    store = await settled()
+    change(store, KEY, b'"total_errors":', b'"total_errors":1')
+    del store._objects["archive/c01.json"]
+    before = of_memory(store)
+    report = await recomputed(store, write=True)
+    assert of_key(report).missing == ["runs/c01.json"]
+    assert of_key(report).failure == "1 of its files could not be read"
+    assert report.exit_code == 1
+    assert of_memory(store) == before
+
+
+async def test_a_file_that_is_refused_now_is_not_moved() -> None:
+    """A smaller bound than when it was counted: it is told as one that cannot be read."""
+    store = await settled()
+    before = of_memory(store)
+    report = await recomputed(store, write=True, max_file_bytes=10)
+    assert all(each.failure for each in report.windows)
+    assert of_memory(store) == before
+
+
+async def test_a_damaged_aggregate_fails_its_window_only() -> None:
+    """The others are computed."""
+    store = await settled()
+    await store.put(KEY, b"{}")
+    report = await recomputed(store)
+    assert [bool(each.failure) for each in report.windows] == [False, True, False, False]
+
+
+@pytest.mark.parametrize("operation", ["get", "stream", "put"])
+async def test_trouble_of_the_store_fails_a_window(operation: str) -> None:
+    """It is told; the aggregate stays as it is."""
+    store = await settled()
+    change(store, KEY, b'"total_errors":', b'"total_errors":1')
+    before = of_memory(store)
+
+    async def trouble(asked: str, _key: str, when: str) -> None:
+        if asked == operation and when == "before":
+            raise TransientError("slow down", operation=asked)
+
+    report = await recomputed(HookedStore(store, trouble), write=True)
+    assert of_key(report).failure
+    assert report.exit_code == 1
+    assert of_memory(store) == before
+
+
+async def test_who_is_committed_meanwhile_is_not_overwritten() -> None:
+    """Somebody else wrote the aggregate between the reading and the writing: theirs stands."""
+    store = await settled()
+    change(store, KEY, b'"total_errors":', b'"total_errors":1')
+
+    async def race(asked: str, key: str, when: str) -> None:
+        if asked == "put" and key == KEY and when == "before":
+            await store.put(KEY, b"theirs")
+
+    report = await recomputed(HookedStore(store, race), write=True)
+    assert of_key(report).failure == "somebody else committed it meanwhile: run it again"
+    assert store._objects[KEY].data == b"theirs"

@@ -1,0 +1,396 @@
+"""The report's page in a real browser: what is shown, what can be done with it, what it forbids."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from testkit.browser import MISSING, Browser, open_browser
+from testkit.documents import Entry, entry
+from testkit.report_pictures import made_up_page
+from testkit.reports import HOSTILE, block, gathered, stored
+from testkit.scenario import in_thread
+
+from asyncagg.model import Match, RunFile
+from asyncagg.report import build_page
+from asyncagg.report.numbers import MOST_POINTS
+from asyncagg.store.memory import MemoryStore
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+PHONE = (390, 844)
+DESKTOP = (1280, 900)
+USER = {"prefers_color_scheme": "light", "prefers_reduced_motion": "reduce"}
+ATTACK = "<img src=x onerror=window.harmed=1><script>window.harmed=1</script>"
+
+
+@pytest.fixture(scope="module")
+def one_browser() -> Iterator[Browser]:
+    """A browser for all of these tests."""
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The pages to look at, each a file."""
+    folder = tmp_path_factory.mktemp("pages")
+    made = {
+        "usual": in_thread(made_up_page),
+        "hostile": page_of({0: _hostile(), 3: [Entry(_file(ATTACK), ATTACK)]}),
+        "one": page_of({0: [entry("runs/a.json", matches=1)]}),
+        "bare": page_of({0: []}),
+        "many": page_of({number: [entry("a", matches=1)] for number in range(MOST_POINTS + 1)}),
+        "huge": page_of({0: [entry("a", matches=2**53 - 1), entry("b", matches=2**53 - 1)]}),
+        "empty": page_of({}),
+    }
+    for name, page in made.items():
+        (folder / f"{name}.html").write_bytes(page)
+    return {name: folder / f"{name}.html" for name in made}
+
+
+def page_of(aggregates: dict[int, list[Entry]]) -> bytes:
+    """Return the page of a store with these aggregates."""
+
+    async def gather() -> dict[str, Any]:
+        store = await stored(aggregates)
+        if 3 in aggregates:
+            await store.put("aggregates/20251021t0010Z.json", ATTACK.encode())
+        return (await gathered(store)).as_dict()
+
+    data: dict[str, Any] = in_thread(gather)
+    return build_page(data)
+
+
+def _file(text: str) -> RunFile:
+    return RunFile(f"runs/{text}.json", 1, "e", MemoryStore()._clock())
+
+
+def _hostile() -> list[Entry]:
+    texts = [*HOSTILE, ATTACK, "x" * 50_000, "\u202e\u0000\n"]
+    bodies = [{"title": text, text: {text: [text]}, "match_score": 1} for text in texts]
+    matches = tuple([Match(1, place, body) for place, body in enumerate(bodies)])
+    return [
+        entry(f"runs/{ATTACK}\u202e.json", top_matches=matches),
+        *[Entry(_file(text[:900]), text) for text in texts],
+    ]
+
+
+@pytest.fixture
+def look(one_browser: Browser, pages: dict[str, Path]) -> Callable[..., Browser]:
+    """Open a page, as a user who prefers nothing in particular, on a desktop."""
+
+    def opened(name: str, size: tuple[int, int] = DESKTOP, **preferred: str) -> Browser:
+        one_browser.resize(*size)
+        one_browser.prefer(**(USER | preferred))
+        one_browser.open(pages[name])
+        return one_browser
+
+    return opened
+
+
+def texts(browser: Browser, selector: str) -> list[str]:
+    """Return the texts of what a selector finds and is shown."""
+    script = """return [...document.querySelectorAll(arguments[0])]
+        .filter((each) => each.checkVisibility()).map((each) => each.textContent)"""
+    return [str(text) for text in browser.run(script, selector)]
+
+
+def cells(browser: Browser, table: str, column: int) -> list[str]:
+    """Return the texts of a column of a table."""
+    return texts(browser, f"#{table} tbody tr td:nth-child({column})")
+
+
+EVERY = ("usual", "hostile", "one", "bare", "many", "huge", "empty")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_goes_wrong_and_nothing_is_asked_for(
+    look: Callable[..., Browser], pages: dict[str, Path], name: str
+) -> None:
+    """No line in the console, no request but for the page itself."""
+    browser = look(name)
+    assert browser.console() == []
+    asked = [url for url in browser.requests() if not url.startswith("data:")]
+    assert asked == [pages[name].as_uri()]
+
+
+def test_the_policy_of_the_page_forbids_all_network(look: Callable[..., Browser]) -> None:
+    """Whatever came to run in it could reach nobody, nor run a script that is not the page's."""
+    browser = look("usual")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        script = """
+            const [address, done] = arguments;
+            const add = (tag, own) =>
+              document.body.append(Object.assign(document.createElement(tag), own));
+            add("img", {src: address});
+            navigator.sendBeacon(address);
+            add("script", {text: "window.harmed = 1"});
+            fetch(address, {mode: "no-cors"}).then(() => done("reached"), () => done("refused"));
+        """
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        assert browser.driver.execute_async_script(script, address) == "refused"
+        browser.settle()
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert browser.run("return window.harmed") is None
+    assert all("Content Security Policy" in line for line in browser.console())
+
+
+def test_the_numbers_shown_are_those_of_the_aggregates(
+    look: Callable[..., Browser], pages: dict[str, Path]
+) -> None:
+    """Each headline is the exact sum, written with commas."""
+    browser = look("usual")
+    data = block(pages["usual"].read_bytes())
+    shown = dict(
+        browser.run("""return [...document.querySelectorAll("[data-field]")]
+        .map((each) => [each.dataset.field, each.textContent])""")
+    )
+    totals = data["totals"]
+    for name in ("total_opportunities", "total_matches", "total_no_matches", "total_errors"):
+        assert shown[name] == f"{totals[name]:,}"
+    for name in ("counted", "late", "quarantined"):
+        assert shown[f"files.{name}"] == f"{totals['files'][name]:,}"
+    assert shown["windows.missing"] == f"{data['windows']['missing']:,}"
+    median, unit = shown["processing_time.p50"].split()
+    assert unit == "s"
+    assert float(median) == pytest.approx(totals["processing_time"]["p50"], rel=5e-3)
+
+
+def test_sums_that_browsers_would_round_are_exact(look: Callable[..., Browser]) -> None:
+    """Beyond 2**53 too."""
+    browser = look("huge")
+    assert texts(browser, '[data-field="total_matches"]') == [f"{2 * (2**53 - 1):,}"]
+
+
+def test_the_top_matches_sort_by_click(look: Callable[..., Browser]) -> None:
+    """Numbers from the greatest, texts from A; again the other way; aria-sort says which."""
+    browser = look("usual")
+    browser.run("document.querySelector('#matches .more-rows').click()")
+    ranks = cells(browser, "top-matches", 1)
+    assert ranks == [str(rank) for rank in range(1, 201)]
+    button = browser.driver.find_element(By.XPATH, "//*[@id='top-matches']//button[.='Run file']")
+    button.click()
+    files = cells(browser, "top-matches", 4)
+    assert files == sorted(files)
+    assert files != sorted(files, reverse=True)
+    button.click()
+    assert cells(browser, "top-matches", 4) == sorted(files, reverse=True)
+    sorts = browser.run("""return [...document.querySelectorAll("#top-matches th")]
+        .map((each) => each.getAttribute("aria-sort"))""")
+    assert sorts == [None, None, None, "descending", None]
+
+
+@pytest.mark.parametrize("key", [Keys.ENTER, Keys.SPACE])
+def test_the_top_matches_sort_by_keyboard(look: Callable[..., Browser], key: str) -> None:
+    """A head is a button that takes the focus, shows it, and acts on Enter and Space."""
+    browser = look("usual")
+    search = browser.driver.find_element(By.ID, "matches-search")
+    search.click()
+    for _ in range(3):  # the scrolling region, Rank, Score
+        browser.driver.switch_to.active_element.send_keys(Keys.TAB)
+    head = browser.driver.switch_to.active_element
+    assert head.text.startswith("Score")
+    assert browser.run("return getComputedStyle(document.activeElement).outlineWidth") == "3px"
+    head.send_keys(key, key)
+    scores = [float(score) for score in cells(browser, "top-matches", 2)]
+    assert scores == sorted(scores)
+    assert scores[0] < 1
+
+
+def test_the_search_shows_what_holds_every_word(look: Callable[..., Browser]) -> None:
+    """In titles, files and fields; how many there are is told to screen readers."""
+    browser = look("usual")
+    field = browser.driver.find_element(By.ID, "matches-search")
+    field.send_keys("quantum NASA")
+    found = cells(browser, "top-matches", 4)
+    assert found
+    assert all("NASA" in key for key in found)
+    assert texts(browser, "#matches [role=status]") == [f"{len(found)} of 200 matches"]
+    field.send_keys(" nowhere-to-be-found")
+    assert cells(browser, "top-matches", 4) == []
+    field.clear()
+    field.send_keys(" ")
+    assert texts(browser, "#matches [role=status]") == ["200 matches"]
+
+
+def test_quarantined_files_and_gaps_are_listed(
+    look: Callable[..., Browser], pages: dict[str, Path]
+) -> None:
+    """Each quarantined file with its reason and where it is now; each gap with its length."""
+    browser = look("usual")
+    data = block(pages["usual"].read_bytes())
+    shown = data["quarantined"]["shown"]
+    assert cells(browser, "quarantined-files", 2) == [each["reason"] for each in shown]
+    assert cells(browser, "quarantined-files", 3) == [each["moved_to"] for each in shown]
+    assert cells(browser, "missing-windows", 3) == ["3", "1"]
+    assert cells(browser, "missing-windows", 4) == ["15 min", "5 min"]
+
+
+def test_hostile_values_are_shown_as_text(look: Callable[..., Browser]) -> None:
+    """No markup comes of them; what would turn or hide a key's end is made visible."""
+    browser = look("hostile")
+    for summary in browser.driver.find_elements(By.CSS_SELECTOR, "details > summary"):
+        summary.click()
+    assert browser.run("return window.harmed") is None
+    assert browser.run("return document.querySelectorAll('img, body script:not([id])').length") == 5
+    titles = texts(browser, "#top-matches details.match > summary")
+    assert ATTACK in titles
+    assert f"runs/{ATTACK}\\u202e.json" in cells(browser, "top-matches", 4)
+    assert ATTACK in cells(browser, "quarantined-files", 2)
+    assert texts(browser, "#unreadable-aggregates td")[0] == "aggregates/20251021t0010Z.json"
+    assert browser.console() == []
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_is_wider_than_a_phone(look: Callable[..., Browser], name: str) -> None:
+    """At 390 pixels the page does not scroll sideways, with everything folded out too."""
+    browser = look(name, PHONE)
+    browser.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    assert browser.run("return document.documentElement.scrollWidth") == PHONE[0]
+    wide = browser.run("""return [...document.querySelectorAll("main *")].filter((each) =>
+        !each.closest(".scroll.tall, caption, svg, .u-wrap")
+        && each.getBoundingClientRect().right > innerWidth + 1).map((each) => each.outerHTML)""")
+    assert wide == []
+
+
+def test_dark_mode_follows_the_system_and_the_button(look: Callable[..., Browser]) -> None:
+    """The page starts as the system prefers, and the button says and changes which it is."""
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    browser = look("usual", prefers_color_scheme="dark")
+    dark = browser.run(ground)
+    button = browser.driver.find_element(By.ID, "theme")
+    assert button.get_attribute("aria-pressed") == "true"
+    button.click()
+    light = browser.run(ground)
+    assert button.get_attribute("aria-pressed") == "false"
+    assert sum(map(int, re.findall(r"\d+", light))) > 3 * sum(map(int, re.findall(r"\d+", dark)))
+    for scheme in ("light", "dark"):
+        browser.prefer(prefers_color_scheme=scheme)
+        browser.settle()
+    assert browser.run(ground) == dark
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["usual", "hostile", "empty"])
+def test_texts_have_the_contrast_of_wcag_aa(
+    look: Callable[..., Browser], name: str, scheme: str
+) -> None:
+    """Every text that is shown stands out from what is behind it: 4.5 to 1, large ones 3 to 1."""
+    browser = look(name, prefers_color_scheme=scheme)
+    low = browser.run("""
+        const light = (color) => {
+          const [r, g, b] = color.match(/[\\d.]+/g).map((each) => each / 255)
+            .map((each) => (each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4));
+          return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+        };
+        const behind = (element) => {
+          for (let each = element; each; each = each.parentElement) {
+            const color = getComputedStyle(each).backgroundColor;
+            if (!/, 0\\)$/.test(color)) return color;
+          }
+          return "rgb(255, 255, 255)";
+        };
+        return [...document.body.querySelectorAll("*")].filter((each) => each.checkVisibility()
+          && !each.closest(".skip, script, caption")
+          && [...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+          .map((each) => {
+            const style = getComputedStyle(each);
+            const [a, b] = [light(style.color), light(behind(each))].sort((x, y) => y - x);
+            return [each.textContent, a / b, parseFloat(style.fontSize) >= 24 ? 3 : 4.5];
+          }).filter(([, ratio, least]) => ratio < least);
+    """)
+    assert low == []
+
+
+def test_every_chart_says_its_numbers_in_words_and_in_a_table(
+    look: Callable[..., Browser], pages: dict[str, Path]
+) -> None:
+    """A figure has a title, a sentence that is the drawing's alternative too, and its table."""
+    browser = look("usual")
+    points = block(pages["usual"].read_bytes())["points"]
+    figures = browser.driver.find_elements(By.CSS_SELECTOR, "#figures > figure")
+    assert len(figures) == 7
+    for figure in figures:
+        title = figure.find_element(By.TAG_NAME, "h3").text
+        told = figure.find_element(By.CSS_SELECTOR, ".told").text
+        drawing = figure.find_element(By.CSS_SELECTOR, "[role=img]")
+        assert (drawing.get_attribute("aria-label") or "").strip() == f"{title}. {told}"
+        assert drawing.find_elements(By.TAG_NAME, "canvas")
+        figure.find_element(By.TAG_NAME, "summary").click()
+    browser.settle()
+    assert cells(browser, "chart-errors-numbers", 2) == [f"{each:,}" for each in points["errors"]]
+
+
+def test_pointing_at_a_chart_reads_its_values(
+    look: Callable[..., Browser], pages: dict[str, Path]
+) -> None:
+    """The legend shows the window under the pointer, and the whole interval again behind it."""
+    browser = look("usual")
+    points = block(pages["usual"].read_bytes())["points"]
+    move = """const over = document.querySelector("#chart-files .u-over");
+        const box = over.getBoundingClientRect();
+        const at = {bubbles: true, clientX: box.left + box.width * 0.999, clientY: box.top + 20};
+        for (const name of arguments[0]) over.dispatchEvent(new MouseEvent(name, at));"""
+    browser.run(move, ["mouseenter", "mousemove"])
+    browser.settle()
+    assert texts(browser, "#chart-files .value") == [f"{points['counted'][-1]:,}"]
+    assert texts(browser, "#chart-errors .value") == [f"{points['errors'][-1]:,}"]
+    assert texts(browser, "#chart-files .when") == ["21 Oct 2025, 11:55 \N{EN DASH} 12:00"]
+    browser.run(move, ["mouseleave"])
+    browser.settle()
+    assert texts(browser, "#chart-files .when") == ["whole interval"]
+
+
+def test_merged_windows_are_told(look: Callable[..., Browser]) -> None:
+    """A point that is several windows says so."""
+    assert "each point is 10 min of windows merged" in texts(look("many"), "#charts-told")[0]
+    assert "Each point is one window of 5 min." in texts(look("usual"), "#charts-told")[0]
+
+
+def test_an_empty_store_is_told(look: Callable[..., Browser]) -> None:
+    """The page says what would fill it, and shows no number."""
+    browser = look("empty")
+    assert texts(browser, "main h2") == ["Nothing to show yet"]
+    assert texts(browser, "#empty-told") == ["No aggregate stands in this interval."]
+    assert texts(browser, "[data-field]") == []
+
+
+def test_the_page_is_laid_out_for_screen_readers_and_keyboards(
+    look: Callable[..., Browser],
+) -> None:
+    """Landmarks, one first heading, captions, named regions, and a way past the head."""
+    browser = look("usual")
+    driver = browser.driver
+    for selector in ("header", "main", "footer", "h1"):
+        assert len(driver.find_elements(By.CSS_SELECTOR, f"body {selector}")) == 1
+    unnamed = browser.run("""return [...document.querySelectorAll(
+        "table, section, input, [role=img], [role=region]")].filter((each) => !(
+        each.caption?.textContent || each.labels?.length || each.getAttribute("aria-label")
+        || document.getElementById(each.getAttribute("aria-labelledby")))).length""")
+    assert unnamed == 0
+    driver.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+    assert driver.switch_to.active_element.text == "Skip to the numbers"
+    driver.switch_to.active_element.send_keys(Keys.ENTER)
+    assert browser.run("return document.activeElement.id") == "main"
+    assert browser.run("return getComputedStyle(document.documentElement).scrollBehavior") == "auto"
+
+
+def test_the_rest_of_a_long_table_is_shown_on_demand(look: Callable[..., Browser]) -> None:
+    """The focus goes to the first row that was hidden."""
+    browser = look("usual")
+    assert len(cells(browser, "top-matches", 1)) == 25
+    more = browser.driver.find_element(By.CSS_SELECTOR, "#matches .more-rows")
+    assert more.text == "Show all 200"
+    more.send_keys(Keys.ENTER)
+    assert len(cells(browser, "top-matches", 1)) == 200
+    assert browser.run("return document.activeElement.cells[0].textContent") == "26"
+    assert not more.is_displayed()

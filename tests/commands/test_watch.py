@@ -1,0 +1,393 @@
+"""The schedule of a watch, and its runs, on a clock of their own that may be set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from testkit.s3server import S3Server
+from testkit.scenario import BUCKET, HookedStore, moment, open_s3, run_data
+from testkit.virtual import run_virtually
+
+from asyncagg.errors import AccessDeniedError, TransientError, UsageError
+from asyncagg.settings import Settings
+from asyncagg.store.memory import MemoryStore
+from asyncagg.watch import Schedule, Watch, WatchedRun
+
+START = moment(14, 2, 7)
+WINDOW = 300.0
+DELAY = 5.0
+GLANCE = 15.0
+
+
+class Began(NamedTuple):
+    """A run as it began, by the wall clock and by the time that has passed."""
+
+    wall: datetime
+    passed: float
+
+
+@dataclass
+class Machine:
+    """A machine whose wall clock can be set while time passes, and what a watch does on it.
+
+    Attributes:
+        takes: How long each run takes, in seconds; the last one for all that follow.
+        store: What it runs on.
+        offset: By how much the wall clock was set, in seconds.
+    """
+
+    takes: Sequence[float] = (1.0,)
+    store: MemoryStore = field(default_factory=MemoryStore)
+    offset: float = 0.0
+    began: list[Began] = field(default_factory=list)
+    done: list[WatchedRun] = field(default_factory=list)
+    ended: list[float] = field(default_factory=list)
+    failures: dict[int, Exception] = field(default_factory=dict)
+    pauses: int = 0
+
+    def now(self) -> datetime:
+        """Tell the time by the wall clock."""
+        return START + timedelta(seconds=anyio.current_time() + self.offset)
+
+    async def pause(self, seconds: float) -> None:
+        """Let time pass, and count it."""
+        self.pauses += 1
+        await anyio.sleep(seconds)
+
+    async def work(self, operation: str, _key: str, when: str) -> None:
+        """Take the time that a run takes, or fail, at its first request."""
+        if (operation, when) != ("list", "before") or len(self.began) > len(self.done):
+            return
+        number = len(self.began)
+        self.began.append(Began(self.now(), anyio.current_time()))
+        if number in self.failures:
+            raise self.failures[number]
+        await anyio.sleep(self.takes[min(number, len(self.takes) - 1)])
+
+    def note(self, done: WatchedRun) -> None:
+        """Take notice of a run."""
+        self.done.append(done)
+        self.ended.append(anyio.current_time())
+
+    def watch(
+        self,
+        seconds: float,
+        *others: Callable[[Watch], Coroutine[Any, Any, None]],
+        grace: float = math.inf,
+        **settings: Any,
+    ) -> None:
+        """Watch for so many seconds, and meanwhile do other things."""
+
+        async def work() -> None:
+            watching = Watch(
+                Settings(**settings), delay=DELAY, told=self.note, now=self.now, sleep=self.pause
+            )
+            async with anyio.create_task_group() as group:
+                for other in others:
+                    group.start_soon(other, watching)
+                group.start_soon(self._stop, watching, seconds, grace)
+                await watching.run(HookedStore(self.store, self.work))
+                group.cancel_scope.cancel()
+
+        run_virtually(work)
+
+    async def _stop(self, watching: Watch, seconds: float, grace: float) -> None:
+        await anyio.sleep(seconds)
+        watching.stop(grace)
+
+
+def ends_of(machine: Machine) -> list[datetime]:
+    """Return which windows' ends the runs were for."""
+    return [each.end for each in machine.done]
+
+
+# ------------------------------------------------------------------------------ the schedule
+
+MOMENTS = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+SCHEDULES = st.builds(
+    Schedule, st.sampled_from([1, 5, 60, 1440]), st.floats(0, 59, allow_nan=False)
+)
+
+
+@given(SCHEDULES, MOMENTS)
+def test_the_latest_is_due_and_the_one_after_it_is_not(schedule: Schedule, now: datetime) -> None:
+    """What is due at a moment lies on the grid of the epoch, however odd the moment."""
+    end = schedule.latest(now)
+    assert not end.timestamp() % (schedule.minutes * 60)
+    assert schedule.starts(end) <= now < schedule.starts(end + schedule.length)
+
+
+@given(SCHEDULES, MOMENTS, st.floats(-1e6, 1e6))
+def test_the_following_is_near_and_never_the_same(
+    schedule: Schedule, last: datetime, shift: float
+) -> None:
+    """However the clock was set, the next is no further than two windows, and not the last one."""
+    last = schedule.latest(last)
+    now = last + timedelta(seconds=shift)
+    end = schedule.following(last, now)
+    assert end != last
+    assert not end.timestamp() % (schedule.minutes * 60)
+    assert end - now <= 2 * schedule.length
+    if now >= last - schedule.length:
+        assert end > last
+
+
+@given(SCHEDULES, MOMENTS)
+def test_a_run_may_take_until_the_next_is_due(schedule: Schedule, now: datetime) -> None:
+    """It has at least half a window, and ends when some run is due."""
+    seconds = schedule.seconds_for(now)
+    length = schedule.length.total_seconds()
+    assert length / 2 <= seconds <= length * 1.5
+    ends = now + timedelta(seconds=seconds - schedule.delay)
+    assert ends.timestamp() % (schedule.minutes * 60) == pytest.approx(0, abs=1e-3) or (
+        ends.timestamp() % (schedule.minutes * 60) == pytest.approx(schedule.minutes * 60, abs=1e-3)
+    )
+
+
+@pytest.mark.parametrize("delay", [-1.0, 300.0, math.nan, math.inf])
+def test_a_delay_that_is_none_is_refused(delay: float) -> None:
+    """It is told with the value and what is accepted."""
+    with pytest.raises(UsageError, match=r"delay .*: expected a number of seconds from 0 to below"):
+        Schedule(5, delay)
+
+
+# ------------------------------------------------------------------------------ the runs
+
+
+def test_it_runs_at_once_and_then_on_the_second_whatever_runs_take() -> None:
+    """Each run starts at the end of its window plus the delay: nothing adds up."""
+    machine = Machine(takes=(100.0, 3.0, 250.0, 0.5, 299.0 - 60))
+    machine.watch(3600)
+    assert machine.began[0].wall == START
+    assert ends_of(machine)[0] == moment(14, 0)
+    for number, began in enumerate(machine.began[1:]):
+        end = moment(14, 5) + number * timedelta(minutes=5)
+        assert machine.done[number + 1].end == end
+        assert abs(began.wall - end - timedelta(seconds=DELAY)) < timedelta(milliseconds=1)
+    assert len(machine.began) == 13
+    assert not any(each.missed for each in machine.done)
+
+
+def test_a_run_longer_than_its_window_leaves_out_what_it_missed() -> None:
+    """With --max-seconds beyond the window: no second run beside it, and the next tells of it."""
+    machine = Machine(takes=(1.0, 1000.0, 1.0))
+    machine.watch(1800, max_seconds=3600.0)
+    assert ends_of(machine)[:4] == [
+        moment(14, 0),
+        moment(14, 5),
+        moment(14, 20),
+        moment(14, 25),
+    ]
+    assert [each.missed for each in machine.done[:4]] == [0, 0, 2, 0]
+    assert machine.began[2].passed >= machine.ended[1]
+
+
+def test_a_run_that_hangs_ends_before_the_next_is_due() -> None:
+    """The deadline of each run is the start of the next; what is left is said."""
+    machine = Machine(takes=(math.inf,))
+    machine.watch(1400)
+    assert len(machine.done) == 6
+    for number, done in enumerate(machine.done[:-1]):
+        assert done.report is not None
+        assert not done.report.complete
+        assert done.trouble == "its time ran out before anything was done"
+        assert machine.ended[number] < machine.began[number + 1].passed
+    assert not any(each.missed for each in machine.done)
+
+
+def test_max_seconds_is_the_time_of_each_run() -> None:
+    """A shorter limit than the window holds."""
+    machine = Machine(takes=(math.inf,))
+    machine.watch(700, max_seconds=20.0)
+    assert all(each.seconds <= 20 for each in machine.done)
+
+
+@given(
+    takes=st.lists(st.floats(0, 2 * WINDOW), min_size=1, max_size=10),
+    steps=st.lists(st.tuples(st.floats(1, 2000), st.floats(-4000, 4000)), max_size=6),
+)
+def test_no_overlap_no_double_run_no_busy_loop(
+    takes: list[float], steps: list[tuple[float, float]]
+) -> None:
+    """Whatever runs take and however the clock jumps (NTP, suspend and resume)."""
+    total = 4 * 3600.0
+    machine = Machine(takes=takes)
+
+    async def set_clock(_: Watch) -> None:
+        for after, step in steps:
+            await anyio.sleep(after)
+            machine.offset += step
+
+    machine.watch(total, set_clock, max_seconds=10_000.0)
+    for before, after in zip(machine.ended, machine.began[1:], strict=False):
+        assert after.passed >= before
+    # Each step of the clock makes one run more at most, and a run is never made again at once.
+    assert len(machine.began) <= total / WINDOW + 2 + len(steps)
+    assert machine.pauses <= total / GLANCE + 3 * (len(machine.began) + len(steps))
+    ends = ends_of(machine)
+    assert all(one != other for one, other in pairwise(ends))
+    if all(step >= 0 for _, step in steps) or sum(abs(step) for _, step in steps) < WINDOW:
+        assert ends == sorted(set(ends))
+    quiet = [each for each in machine.began if each.passed > sum(after for after, _ in steps)]
+    gaps = [other.passed - one.passed for one, other in pairwise(quiet)]
+    assert all(gap <= 2 * WINDOW + max(takes) + GLANCE for gap in gaps)
+
+
+def test_after_a_suspend_the_run_that_is_due_is_made_within_a_glance() -> None:
+    """The wall clock jumps ahead by hours: one run at once for all that were missed."""
+    machine = Machine()
+
+    async def suspend(_: Watch) -> None:
+        await anyio.sleep(200)
+        machine.offset += 7200
+
+    machine.watch(600, suspend)
+    resumed = machine.began[2]
+    assert 200 <= resumed.passed <= 200 + GLANCE
+    assert machine.done[2].missed == 23
+
+
+async def test_files_of_every_window_are_counted_by_the_run_after_it() -> None:
+    """A producer at work all the while: each window's files are in one run, none comes late."""
+    now, written = START, 0
+    done: list[WatchedRun] = []
+    store = MemoryStore(lambda: now)
+
+    async def produce(seconds: float) -> None:
+        nonlocal now, written
+        await store.put(f"runs/{written:03}.json", run_data(written))
+        written += 1
+        now += timedelta(seconds=seconds)
+        if now > START + timedelta(hours=1):
+            watching.stop()
+        await anyio.lowlevel.checkpoint()
+
+    watching = Watch(Settings(), told=done.append, now=lambda: now, sleep=produce)
+    await watching.run(store)
+    reports = [each.report for each in done if each.report is not None]
+    assert len(reports) == 13
+    assert all(len(each.windows) == 1 for each in reports[1:])
+    assert sum(each.total.counted for each in reports) + reports[-1].waiting <= written
+    left = [key for key in store._objects if key.startswith("runs/")]
+    assert sum(each.total.archived for each in reports) == written - len(left)
+    assert not any(each.total.late or each.total.left for each in reports)
+
+
+# ------------------------------------------------------------------------------ failures
+
+
+def test_trouble_that_passes_is_told_and_the_next_run_goes_on() -> None:
+    """At the start too."""
+    machine = Machine(failures={0: TransientError("reset"), 2: TransientError("timeout")})
+    machine.watch(1000)
+    assert [each.trouble for each in machine.done] == ["reset", "", "timeout", ""]
+    assert machine.done[0].as_dict() == {
+        "event": "failed",
+        "missed": 0,
+        "duration_seconds": 0.0,
+        "at": moment(14, 0).isoformat(),
+        "error": "TransientError",
+        "reason": "reset",
+    }
+    assert machine.done[1].as_dict()["event"] == "run"
+
+
+def test_a_wrong_set_up_at_the_start_ends_it() -> None:
+    """Nobody waits five minutes to learn that a permission is missing."""
+    machine = Machine(failures={0: AccessDeniedError("no permission")})
+    with pytest.raises(AccessDeniedError, match="no permission"):
+        run_expecting(machine)
+    assert len(machine.began) == 1
+
+
+def run_expecting(machine: Machine) -> None:
+    """Watch, and raise the one failure."""
+    try:
+        machine.watch(1000)
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+
+
+def test_a_permission_lost_later_is_waited_for() -> None:
+    """The watch goes on, in its usual pace, until somebody has mended it."""
+    machine = Machine(failures={1: AccessDeniedError("lost"), 2: AccessDeniedError("lost")})
+    machine.watch(1000)
+    assert [each.trouble for each in machine.done] == ["", "lost", "lost", ""]
+    assert not any(each.missed for each in machine.done)
+
+
+# ------------------------------------------------------------------------------ the end
+
+
+def test_stopped_between_two_runs_it_ends_at_once() -> None:
+    """Nothing is waited for."""
+    machine = Machine()
+
+    async def look(_: Watch) -> None:
+        await anyio.sleep(100)
+        machine.offset = 1  # marks that the time passed
+
+    machine.watch(50, look)
+    assert machine.offset == 0
+    assert len(machine.done) == 1
+
+
+@pytest.mark.parametrize(("takes", "told"), [(12.0, 1), (100.0, 0)])
+def test_a_run_under_way_has_the_grace_to_end(takes: float, told: int) -> None:
+    """Within it, it is told like any; after it, it is cut short, and the store is as it was."""
+    machine = Machine(takes=(takes,))
+    machine.watch(10, grace=5)
+    assert (len(machine.began), len(machine.done)) == (1, told)
+
+
+def test_stopped_before_it_began_it_does_not_begin() -> None:
+    """A signal may come while the store is being opened."""
+    machine = Machine()
+
+    async def work() -> None:
+        watching = Watch(Settings(), told=machine.note, now=machine.now)
+        watching.stop()
+        await watching.run(HookedStore(machine.store, machine.work))
+
+    run_virtually(work)
+    assert machine.began == []
+
+
+# ------------------------------------------------------------------------------ the connections
+
+
+@pytest.mark.parametrize("plane", ["lean", "boto"])
+async def test_connections_that_died_meanwhile_are_no_trouble(plane: str) -> None:
+    """A server drops every connection between two runs: they run all the same."""
+    machine_now = START
+    done: list[WatchedRun] = []
+    async with (
+        S3Server([BUCKET], clock=lambda: machine_now) as server,
+        open_s3(server, plane) as (store, settings),
+    ):
+
+        async def five_minutes(seconds: float) -> None:
+            nonlocal machine_now
+            machine_now += timedelta(seconds=seconds)
+            server.put(BUCKET, f"runs/{machine_now:%H%M%S}.json", run_data(len(done)))
+            server.drop_connections()
+            if len(done) == 3:
+                watching.stop()
+            await anyio.lowlevel.checkpoint()
+
+        watching = Watch(settings, told=done.append, now=lambda: machine_now, sleep=five_minutes)
+        await watching.run(store)
+    assert [each.trouble for each in done] == ["", "", ""]
+    reports = [each.report for each in done if each.report is not None]
+    assert all(each.total.counted for each in reports[1:])
+    assert not any(each.total.deferred for each in reports)

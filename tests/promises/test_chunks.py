@@ -1,0 +1,274 @@
+"""Chunks that grow with their window: a few commits for many files, and every promise as before."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import count, pairwise
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from testkit.promises import (
+    Original,
+    check_after_clean_run,
+    check_at_any_moment,
+    final_bytes,
+    of_memory,
+    originals_of,
+)
+from testkit.scenario import (
+    AT,
+    Clock,
+    HookedStore,
+    Leaps,
+    Stopped,
+    deadline,
+    fill_memory,
+    in_thread,
+    moment,
+    run_data,
+)
+from testkit.strategies import run_files
+
+import asyncagg.aggregate.spool as spool_module
+import asyncagg.store.memory as memory_store
+from asyncagg.aggregate.spool import open_spool
+from asyncagg.job import pipeline
+from asyncagg.job.chunk import WindowBatch
+from asyncagg.job.listing import KeyRange
+from asyncagg.job.pipeline import GROWTH, MOST_BATCHES, run
+from asyncagg.model import RunFile
+from asyncagg.settings import Settings
+from asyncagg.store.memory import MemoryStore
+
+AGGREGATE = "aggregates/20251021t1400Z.json"
+BAD = {"runs/05.json", "runs/11.json"}
+SETTINGS = Settings(chunk_files=1, concurrency=3)
+
+FEW, MANY = 14, 60
+"""Files of a window whose chunks are made to grow fast, and of one where they grow as they do."""
+
+
+class Inbox(NamedTuple):
+    """Files of one window, ready to be put into a store, and the aggregate that one chunk gives."""
+
+    store: MemoryStore
+    originals: Sequence[Original]
+    expected: Mapping[str, bytes]
+
+    def check_now(self, store: MemoryStore) -> None:
+        """Check promises 1 to 3."""
+        check_at_any_moment(of_memory(store), self.originals)
+
+    def check_done(self, store: MemoryStore) -> None:
+        """Check every promise, and that the aggregate is that of one chunk."""
+        check_after_clean_run(of_memory(store), self.originals, at=AT)
+        assert final_bytes(of_memory(store)) == self.expected
+
+
+@lru_cache
+def inbox(files: int) -> Inbox:
+    """Return an inbox with so many files, two of them bad."""
+
+    async def prepare() -> Inbox:
+        clock = Clock(moment(13, 57))
+        store = MemoryStore(clock)
+        for number in range(files):
+            key = f"runs/{number:02}.json"
+            await store.put(key, b"{not json" if key in BAD else run_data(number))
+        undisturbed = fill_memory(store)
+        await run(undisturbed, Settings(), at=AT)
+        originals = originals_of(of_memory(store), bad=BAD)
+        return Inbox(store, originals, final_bytes(of_memory(undisturbed)))
+
+    prepared: Inbox = in_thread(prepare)
+    return prepared
+
+
+@pytest.fixture
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the listing have one key a page, and temporary files about two a block."""
+    monkeypatch.setattr(memory_store, "_PAGE", 1)
+    monkeypatch.setattr(spool_module, "BLOCK", 256)
+
+
+@pytest.fixture
+def fast_growth(small_pages: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    """Let each chunk have as many files as were committed: 1, 1, 2, 4 and 6 of `FEW`."""
+    monkeypatch.setattr(pipeline, "GROWTH", 1)
+
+
+# ------------------------------------------------------------------------------ the files of one
+
+
+@given(st.lists(st.lists(run_files, min_size=1, max_size=4), min_size=1), st.data())
+async def test_a_group_gives_its_files_as_often_as_needed(
+    parts: list[list[RunFile]], data: st.DataObject
+) -> None:
+    """Wherever they were put away meanwhile, they come in order, about a batch at a time."""
+    batch = data.draw(st.integers(1, 5))
+    everything = [file for part in parts for file in part]
+    async with open_spool(100) as spool:
+        group = WindowBatch(batch)
+        put_away = False
+        for part in parts:
+            group.held.extend(part)
+            if data.draw(st.booleans()):
+                put_away = True
+                await group.put_away(spool)
+        assert len(group) == len(everything)
+        assert group.first_key == everything[0].key
+        for _ in range(2):
+            batches = [list(each) async for each in group.batches()]
+            assert [file for each in batches for file in each] == everything
+            assert all(batches)
+            if not put_away:
+                assert len(batches) == 1
+
+
+# ------------------------------------------------------------------------------ how they grow
+
+
+@pytest.mark.usefixtures("small_pages")
+async def test_chunks_grow_with_their_window() -> None:
+    """Each commit adds at least a quarter of what stood before, but ten chunks at the most."""
+    large = inbox(MANY)
+    store = fill_memory(large.store)
+    named = [0]
+
+    async def look(operation: str, key: str, when: str) -> None:
+        if (operation, key, when) == ("put", AGGREGATE, "after"):
+            files = json.loads(store._objects[AGGREGATE].data)["files"]
+            named.append(files["counted"] + files["quarantined"])
+            large.check_now(store)
+
+    report = await run(HookedStore(store, look), SETTINGS, at=AT)
+    steps = [after - before for before, after in pairwise(named)]
+    enough = [min(max(1, before // GROWTH), MOST_BATCHES) for before in named[:-1]]
+    assert steps[:-1] == enough[:-1]
+    assert 0 < steps[-1] <= enough[-1] == MOST_BATCHES
+    assert named[-1] == MANY
+    assert report.total.counted == MANY - len(BAD)
+    assert report.total.late == 0
+    large.check_done(store)
+
+
+@pytest.mark.usefixtures("small_pages")
+async def test_chunks_of_several_windows_do_not_grow() -> None:
+    """Where the files of two windows take turns, no more than a chunk of references is held."""
+    store = fill_memory(inbox(MANY).store)
+    clock = store._clock
+    assert isinstance(clock, Clock)
+    clock.now = moment(13, 52)
+    for number in range(0, MANY, 2):
+        await store.put(f"runs/{number:02}-other.json", run_data(number))
+    clock.now = AT
+    commits = 0
+
+    async def look(operation: str, _key: str, when: str) -> None:
+        nonlocal commits
+        commits += (operation, when) == ("put", "after")
+
+    await run(HookedStore(store, look), Settings(chunk_files=3, concurrency=3), at=AT)
+    assert commits >= MANY // 2  # chunks of three, of two windows each
+    assert not [key for key in of_memory(store) if key.startswith("runs/")]
+
+
+# ------------------------------------------------------------------------------ what may go wrong
+
+
+@pytest.mark.usefixtures("fast_growth")
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_cancelled_at_every_request_of_a_large_window(when: str) -> None:
+    """Cancelled at any request, the promises hold; the next run ends as if nothing had been."""
+    large = inbox(FEW)
+    for number in count(1):
+        store = fill_memory(large.store)
+        stopped = Stopped(store, number, when)
+        stopped.task = asyncio.create_task(run(stopped.store, SETTINGS, at=AT))
+        await asyncio.wait([stopped.task])
+        if not stopped.step:
+            await stopped.task
+            break
+        large.check_now(store)
+        await run(store, SETTINGS, at=AT)
+        large.check_done(store)
+    assert number > 3 * FEW
+    large.check_done(store)
+
+
+@pytest.mark.usefixtures("fast_growth")
+@pytest.mark.parametrize("commit", range(1, 6))
+async def test_another_runner_commits_while_a_chunk_is_fetched(commit: int) -> None:
+    """What both have fetched is counted once, though a large chunk's files are read from disk."""
+    large = inbox(FEW)
+    store = fill_memory(large.store)
+    commits = 0
+
+    async def overtake(operation: str, key: str, when: str) -> None:
+        nonlocal commits
+        if (operation, key, when) == ("put", AGGREGATE, "before"):
+            commits += 1
+            if commits == commit:
+                await run(store, Settings(chunk_files=9), at=AT)
+
+    report = await run(HookedStore(store, overtake), SETTINGS, at=AT)
+    assert commits >= commit
+    assert not report.failures
+    large.check_done(store)
+
+
+@pytest.mark.usefixtures("fast_growth")
+@pytest.mark.parametrize(("stage", "leap"), [("get", 60), ("get", 1000), ("copy", 1000)])
+async def test_time_runs_out_in_a_large_chunk(
+    stage: str, leap: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was fetched by then is committed, what is left is told exactly, the next run goes on."""
+    large = inbox(FEW)
+    clock = Leaps(monkeypatch)
+    for number in range(1, FEW - len(BAD)):
+        store = fill_memory(large.store)
+        seen = 0
+
+        async def late(operation: str, _key: str, when: str, number: int = number) -> None:
+            nonlocal seen
+            seen += operation == stage and when == "before"
+            if operation == stage and when == "before" and seen == number:
+                clock.leap(leap)
+                await asyncio.Event().wait()
+            if when == "before":  # an answer that is lost to the cancellation could not be told
+                await asyncio.sleep(0)
+
+        report = await run(HookedStore(store, late), SETTINGS, at=AT, deadline=deadline())
+        large.check_now(store)
+        waiting = {key for key in of_memory(store) if key.startswith("runs/")}
+        assert report.complete == (leap < 100)
+        assert 0 < report.total.left <= len(waiting)
+        if report.complete:
+            assert report.total.left == len(waiting)
+        await run(store, SETTINGS, at=AT)
+        large.check_done(store)
+
+
+@pytest.mark.usefixtures("fast_growth")
+async def test_time_that_goes_by_before_the_first_file_does_not_stall_a_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where an aggregate takes most of the time to be read, files are fetched in the rest of it."""
+    large = inbox(FEW)
+    store = fill_memory(large.store)
+    await run(store, Settings(), at=AT, keys=[KeyRange(last="runs/02.json")])
+    clock = Leaps(monkeypatch)
+
+    async def slow(operation: str, _key: str, when: str) -> None:
+        if (operation, when) == ("stream", "before"):
+            clock.leap(60)
+            await asyncio.sleep(0)
+
+    report = await run(HookedStore(store, slow), Settings(), at=AT, deadline=deadline())
+    assert report.total.counted > 0
+    large.check_now(store)

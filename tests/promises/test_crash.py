@@ -1,0 +1,266 @@
+"""Stopped after any request, in any way, the job loses nothing and counts nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from testkit import crash_driver, s3server
+from testkit.promises import (
+    PROBE,
+    Snapshot,
+    check_after_clean_run,
+    check_at_any_moment,
+    final_bytes,
+    of_directory,
+    of_memory,
+    of_server,
+)
+from testkit.s3server import DropError, Request, S3Server, ThreadedS3Server
+from testkit.scenario import (
+    AT,
+    BUCKET,
+    PLANES,
+    PreparedDirectory,
+    Stopped,
+    fill_directory,
+    fill_memory,
+    fill_server,
+    in_thread,
+    memory_of,
+    open_s3,
+    prepared,
+    prepared_directory,
+    s3_settings,
+)
+
+import asyncagg.store.memory as memory_store
+from asyncagg.job.pipeline import run
+from asyncagg.settings import Settings
+
+PAGE = 6
+"""Objects a page, and files a chunk, where several commits per window are wanted."""
+
+FEW = ("again", "left-over", "refused", "c01", "c04", "c08", "d10", "d11", "e13", "g17")
+"""What the names of those files begin with that are enough where every step takes long."""
+
+
+class Driver:
+    """A warm process that forks for each job: see crash_driver.py."""
+
+    def __init__(self) -> None:
+        script = Path(crash_driver.__file__)
+        root = str(Path(__file__).parents[2])
+        self._process = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": root},
+        )
+
+    def start(self, job: dict[str, Any]) -> int:
+        """Fork a process that waits to begin; return its id."""
+        self._say(json.dumps(job))
+        return self._hear()
+
+    def finish(self) -> int:
+        """Let it begin, and return its status once it has ended."""
+        self._say("go")
+        return self._hear()
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
+    def _hear(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate()
+
+
+@pytest.fixture
+def driver(no_real_aws: None) -> Iterator[Driver]:  # noqa: ARG001 - its environment is inherited
+    """The process that forks."""
+    driver = Driver()
+    yield driver
+    driver.close()
+
+
+def check_crashed(seen: Snapshot, step: str) -> None:
+    """Check promises 1 to 3 at the moment of a crash."""
+    scenario = prepared()
+    with named(step):
+        check_at_any_moment(seen, scenario.originals, foreign=scenario.foreign)
+
+
+def check_done(seen: Snapshot, step: str) -> None:
+    """Check every promise, and that the aggregates are those of an undisturbed run."""
+    scenario = prepared()
+    with named(step):
+        check_after_clean_run(seen, scenario.originals, at=AT, foreign=scenario.foreign)
+        assert final_bytes(seen) == scenario.expected
+
+
+@contextmanager
+def named(step: str) -> Iterator[None]:
+    """Say of a failed check after which step it failed."""
+    try:
+        yield
+    except AssertionError as failure:
+        failure.add_note(f"stopped at {step}")
+        raise
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("chunk", [20_000, PAGE - 1], ids=["one chunk", "many chunks"])
+async def test_cancelled_at_every_request(
+    chunk: int, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled at any request, the promises hold; the next run ends as if nothing had been."""
+    if chunk <= PAGE:
+        monkeypatch.setattr(memory_store, "_PAGE", PAGE)
+    settings = Settings(chunk_files=chunk, concurrency=4)
+    for number in count(1):
+        store = fill_memory(prepared().store)
+        stopped = Stopped(store, number, when)
+        stopped.task = asyncio.create_task(run(stopped.store, settings, at=AT))
+        await asyncio.wait([stopped.task])
+        if not stopped.step:
+            await stopped.task
+            break
+        assert stopped.task.cancelled(), stopped.step
+        check_crashed(of_memory(store), stopped.step)
+        await run(store, settings, at=AT)
+        check_done(of_memory(store), stopped.step)
+    assert number > 60
+    check_done(of_memory(store), "no request")
+
+
+@pytest.mark.parametrize("plane", PLANES)
+async def test_promises_hold_before_every_request(plane: str) -> None:
+    """In an undisturbed run too, promises 1 to 3 hold whenever the next request arrives."""
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        fill_server(server, prepared().store)
+        server.on_request = lambda request: check_crashed(of_server(server), str(request))
+        async with open_s3(server, plane) as (store, settings):
+            report = await run(store, settings, at=AT)
+        server.on_request = None
+        check_done(of_server(server), "no request")
+        assert report.exit_code == 3  # there are bad files
+        kept = ("runs/", "quarantine/", "archive/")
+        lost = [each for each in server.audit.lost if each.key.startswith(kept)]
+        assert not [each for each in lost if PROBE not in each.key]
+
+
+class Killer:
+    """Kills a process when the server sees its n-th request; the server executes it or not."""
+
+    def __init__(self, pid: int, at: int, when: str) -> None:
+        self.step = ""
+        self._pid = pid
+        self._at = at
+        self._when = when
+        self._seen = 0
+
+    def __call__(self, request: Request) -> None:
+        """Look at a request that arrives."""
+        self._seen += 1
+        if self._seen < self._at:
+            return
+        if not self.step:
+            os.kill(self._pid, signal.SIGKILL)
+            self.step = f"request {self._at}, {request.operation} {request.key!r}"
+            if self._when == "after":
+                return
+        raise DropError(reset=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_every_request(
+    plane: str, when: str, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed by SIGKILL at any request to S3, the promises hold, and the next run ends it all."""
+    monkeypatch.setattr(s3server, "MAX_KEYS", 2 * PAGE)
+    with ThreadedS3Server(S3Server([BUCKET], clock=lambda: AT)) as threaded:
+        server = threaded.server
+        settings = s3_settings(threaded.url, plane, chunk_files=2 * PAGE - 1)
+        job = {"settings": msgspec.to_builtins(settings), "at": AT.isoformat()}
+        # The planes send the same requests: half of them are enough for the one that takes long.
+        for number in count(1, 2 if plane == "boto" else 1):
+            threaded.call(refill, server)
+            killer = Killer(driver.start(job), number, when)
+            server.on_request = killer
+            status = driver.finish()
+            while server.connections:  # it has ended; what it had sent is still being answered
+                time.sleep(0.0001)
+            seen = threaded.call(of_server, server)
+            if not killer.step:
+                break
+            assert status == -signal.SIGKILL, killer.step
+            check_crashed(seen, killer.step)
+            left = memory_of(seen)
+            in_thread(partial(run, left, Settings(), at=AT))
+            check_done(of_memory(left), killer.step)
+        assert status == 3  # there are bad files
+        assert number > 60
+        check_done(seen, "no request")
+
+
+def refill(server: S3Server) -> None:
+    """Put the scenario into the server as it was at the start."""
+    server.on_request = None
+    server.clear()
+    fill_server(server, prepared().store)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_killed_at_every_change_of_a_directory(driver: Driver, tmp_path: Path) -> None:
+    """Killed by SIGKILL before any change to the file system, a directory keeps the promises."""
+    scenario = prepared_directory(tmp_path, only=FEW)
+    for number in count(1):
+        root = fill_directory(scenario.root, tmp_path / "store")
+        settings = {"store": str(root), "chunk_files": PAGE - 1, "concurrency": 4}
+        driver.start({"settings": settings, "at": AT.isoformat(), "page": PAGE, "kill_at": number})
+        status = driver.finish()
+        if status != -signal.SIGKILL:
+            break
+        with named(f"change {number}"):
+            seen = of_directory(root)
+            check_at_any_moment(seen, scenario.originals, foreign=scenario.foreign)
+            driver.start({"settings": settings, "at": AT.isoformat()})
+            assert driver.finish() in {0, 3}  # 3 where it is the one to find the bad files
+            check_directory(scenario, root)
+        shutil.rmtree(root)
+    assert status == 3
+    assert number > 100
+    check_directory(scenario, root)
+
+
+def check_directory(scenario: PreparedDirectory, root: Path) -> None:
+    """Check every promise, and that the aggregates are those of an undisturbed run."""
+    seen = of_directory(root)
+    check_after_clean_run(seen, scenario.originals, at=AT, foreign=scenario.foreign)
+    assert final_bytes(seen) == scenario.expected

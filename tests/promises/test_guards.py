@@ -1,0 +1,147 @@
+"""A store that lacks a guard is found out before the first commit, whichever way it lacks it."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+from testkit.promises import PROBE, Snapshot, check_after_clean_run, final_bytes, of_server
+from testkit.s3server import Guard, Request, S3Server
+from testkit.scenario import AT, BUCKET, PLANES, fill_server, open_s3, prepared
+
+import asyncagg.store.s3.store as s3_module
+from asyncagg.errors import ConfigurationError
+from asyncagg.job.pipeline import run
+from asyncagg.job.settle import MAX_COMMIT_ATTEMPTS
+
+REQUIRED = {
+    "put_if_absent": "put_if_absent",
+    "put_if_match": "put_if_match",
+    "copy_source_if_match": "copy_if_match",
+    "delete_etag": "delete_if_match",
+}
+"""The server's switches, and what the package calls those guards."""
+
+LACKING: list[Guard] = [guard for guard in get_args(Guard) if guard != "honour"]
+pytestmark = pytest.mark.parametrize("plane", PLANES)
+
+
+def without_probe(seen: Snapshot) -> Snapshot:
+    """Leave out what a probe could not remove again, for want of the very guard."""
+    return {key: each for key, each in seen.items() if PROBE not in key}
+
+
+def check_done(seen: Snapshot) -> None:
+    """Check every promise on the scenario, and its aggregates to the byte."""
+    scenario = prepared()
+    check_after_clean_run(seen, scenario.originals, at=AT, foreign=scenario.foreign)
+    assert final_bytes(seen) == scenario.expected
+
+
+@pytest.mark.parametrize("how", LACKING)
+@pytest.mark.parametrize("switch", REQUIRED)
+async def test_a_missing_guard_is_found_before_the_first_commit(
+    switch: str, how: Guard, plane: str
+) -> None:
+    """Ignored, refused or always failing: the error names the guard, and nothing is touched."""
+    written: list[str] = []
+
+    def watch(request: Request) -> None:
+        if request.method != "GET" and PROBE not in request.key:
+            written.append(f"{request.operation} {request.key}")
+
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        fill_server(server, prepared().store)
+        before = of_server(server)
+        setattr(server.faults.guards, switch, how)
+        server.on_request = watch
+        async with open_s3(server, plane) as (store, settings):
+            with pytest.raises(ConfigurationError, match=f"not honour.* {REQUIRED[switch]}[:,]"):
+                await run(store, settings, at=AT)
+        assert without_probe(of_server(server)) == before
+        # The probe's own; a HEAD and a refused file's copy may already be on their way.
+        assert not [each for each in written if each.startswith(("PutObject", "CopyObject"))]
+
+
+@pytest.mark.parametrize("how", LACKING)
+@pytest.mark.parametrize("switch", REQUIRED)
+async def test_without_required_guards_one_runner_still_is_right(
+    switch: str, how: Guard, plane: str
+) -> None:
+    """With ``conditional_writes=off`` one runner alone ends as on a store that has every guard."""
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        fill_server(server, prepared().store)
+        setattr(server.faults.guards, switch, how)
+        async with open_s3(server, plane, conditional_writes="off") as (store, settings):
+            report = await run(store, settings, at=AT)
+        assert report.total.deferred == 0
+        check_done(without_probe(of_server(server)))
+
+
+@pytest.mark.parametrize("how", get_args(Guard))
+async def test_the_guard_of_a_copys_target_may_be_missing(how: Guard, plane: str) -> None:
+    """A store older than October 2025 needs no setting: the archive is looked at first."""
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        fill_server(server, prepared().store)
+        server.faults.guards.copy_if_absent = how
+        async with open_s3(server, plane) as (store, settings):
+            report = await run(store, settings, at=AT)
+        assert report.total.deferred == 0
+        assert not report.failures
+        check_done(without_probe(of_server(server)))
+
+
+@pytest.mark.parametrize("guard", ["put_if_match", "put_if_absent"])
+async def test_a_condition_that_always_fails_never_loops(guard: str, plane: str) -> None:
+    """A store that turns bad after the probe is given up on after so many commits."""
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        fill_server(server, prepared().store)
+        async with open_s3(server, plane) as (store, settings):
+            await store.guards()
+            setattr(server.faults.guards, guard, "always_fail")
+            before = server.audit.counts["PutObject"]
+            report = await run(store, settings, at=AT)
+            # One of the four windows has an aggregate that stands.
+            windows = 1 if guard == "put_if_match" else 3
+            assert (
+                server.audit.counts["PutObject"]
+                == before + (4 - windows) + windows * MAX_COMMIT_ATTEMPTS
+            )
+            assert report.total.deferred > 0
+            setattr(server.faults.guards, guard, "honour")
+            await run(store, settings, at=AT)
+        check_done(of_server(server))
+
+
+async def test_all_guards_are_probed_with_few_requests(plane: str) -> None:
+    """On a store that has them all, the probe is short and leaves nothing behind."""
+    async with S3Server([BUCKET]) as server, open_s3(server, plane) as (store, _):
+        guards = await store.guards()
+        assert guards.missing == ()
+        assert server.keys(BUCKET) == []
+        assert server.ordinal <= 20
+
+
+async def test_commits_in_parts_are_guarded_too(
+    plane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An aggregate that is written as a multipart upload is as conditional as a small one."""
+    monkeypatch.setattr(s3_module, "PART_BYTES", 1000)
+    raced = False
+
+    async def race(request: Request) -> None:
+        nonlocal raced
+        if request.operation == "CompleteMultipartUpload" and not raced:
+            raced = True
+            async with open_s3(server, plane) as (store, settings):
+                await run(store, settings, at=AT)
+
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        server.faults.allow_small_parts = True
+        fill_server(server, prepared().store)
+        async with open_s3(server, plane) as (store, settings):
+            server.on_request = race
+            await run(store, settings, at=AT)
+        assert raced
+        assert server.buckets[BUCKET].uploads == {}
+        check_done(of_server(server))

@@ -1,0 +1,113 @@
+"""The stores that the conformance suite runs on, and what each of them can and cannot hold."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+from anyio import to_thread
+from moto.server import ThreadedMotoServer
+
+from asyncagg.settings import settings_from
+from asyncagg.store import Store
+from asyncagg.store.directory import DirectoryStore
+from asyncagg.store.memory import MemoryStore
+from asyncagg.store.opening import open_store
+from asyncagg.store.s3.boto import open_control
+from testkit.s3server import S3Server
+
+BUCKET = "conformance"
+
+
+class Capabilities(NamedTuple):
+    """What a store can do beyond the contract.
+
+    Attributes:
+        holds_any_key: It takes keys with empty, ``.`` and ``..`` names, and a key below another.
+        holds_control_characters: It takes keys with a newline or a tab.
+        guards_copies: It honours the conditions of a copy itself: one of many wins.
+    """
+
+    holds_any_key: bool = True
+    holds_control_characters: bool = True
+    guards_copies: bool = True
+
+
+@asynccontextmanager
+async def _memory(_root: Path) -> AsyncIterator[Store]:
+    yield MemoryStore()
+
+
+@asynccontextmanager
+async def _directory(root: Path) -> AsyncIterator[Store]:
+    yield DirectoryStore(root)
+
+
+async def _opened(stack: AsyncExitStack, plane: str, endpoint: str, bucket: str) -> Store:
+    settings = settings_from(
+        {
+            "store": f"s3://{bucket}",
+            "endpoint_url": endpoint,
+            "data_plane": plane,
+            "retry_attempts": 1,
+            "conditional_writes": "off",
+        }
+    )
+    return await stack.enter_async_context(open_store(settings))
+
+
+def _s3(plane: str) -> Callable[[Path], AbstractAsyncContextManager[Store]]:
+    @asynccontextmanager
+    async def own(_root: Path) -> AsyncIterator[Store]:
+        async with S3Server([BUCKET]) as server, AsyncExitStack() as stack:
+            yield await _opened(stack, plane, server.url, BUCKET)
+
+    return own
+
+
+@cache
+def moto_endpoint() -> str:
+    """Start moto's server, once per process, and return its address."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    atexit.register(server.stop)
+    return "http://{}:{}".format(*server.get_host_and_port())
+
+
+def _moto(plane: str) -> Callable[[Path], AbstractAsyncContextManager[Store]]:
+    @asynccontextmanager
+    async def moto(_root: Path) -> AsyncIterator[Store]:
+        endpoint = await to_thread.run_sync(moto_endpoint)
+        bucket = f"{BUCKET}-{uuid4().hex}"
+        async with AsyncExitStack() as stack:
+            async with open_control(endpoint_url=endpoint, connections=1) as control:
+                await control.client.create_bucket(Bucket=bucket)
+            yield await _opened(stack, plane, endpoint, f"{bucket}/a prefix")
+
+    return moto
+
+
+STORES: dict[str, Callable[[Path], AbstractAsyncContextManager[Store]]] = {
+    "memory": _memory,
+    "directory": _directory,
+    "s3-own-boto": _s3("boto"),
+    "s3-moto-boto": _moto("boto"),
+    "s3-own-lean": _s3("lean"),
+    "s3-moto-lean": _moto("lean"),
+}
+
+CAPABILITIES: dict[str, Capabilities] = {
+    "memory": Capabilities(),
+    "directory": Capabilities(holds_any_key=False),
+    "s3-own-boto": Capabilities(),
+    "s3-own-lean": Capabilities(),
+    "s3-moto-lean": Capabilities(holds_control_characters=False, guards_copies=False),
+    "s3-moto-boto": Capabilities(holds_control_characters=False, guards_copies=False),
+}

@@ -1,0 +1,131 @@
+"""The log: what each line says, that nobody can forge one, and that no secret is in it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from testkit.invocations import BUCKET, EVENT, Context, put, run_file
+from testkit.s3server import S3Server, ThreadedS3Server
+
+from asyncagg import handler
+from asyncagg.runtime import logs
+
+HOSTILE = 'runs/a\n{"level":"ERROR","message":"forged"}\r\u2028.json'
+SECRET = "wJalrXUtnFEMI-very-secret"
+TOKEN = "a-session-token-that-nobody-sees"
+CONTENT = "content-of-a-run-file"
+
+
+@pytest.fixture(autouse=True)
+def package_logger() -> Iterator[logging.Logger]:
+    """The package's logger, put back as it was."""
+    logger = logging.getLogger("asyncagg")
+    before = (logger.handlers, logger.level, logger.propagate)
+    yield logger
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedS3Server]:
+    """A server, the environment that names it, and credentials that are to be kept quiet."""
+    with ThreadedS3Server(S3Server([BUCKET])) as threaded:
+        monkeypatch.setenv("SAM_MATCHING_OUT_RUNS_BUCKET", BUCKET)
+        monkeypatch.setenv("ASYNCAGG_ENDPOINT_URL", threaded.url)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
+        monkeypatch.setattr(handler, "_warm", None)
+        yield threaded
+        handler.close()
+
+
+def invoke(capsys: pytest.CaptureFixture[str], **context: Any) -> list[dict[str, Any]]:
+    """Invoke the handler; return its log, each line of which must be an object."""
+    handler.lambda_handler(EVENT, Context(**context))
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("form", "value"), [("text", repr(HOSTILE)), ("json", json.dumps(HOSTILE))]
+)
+def test_a_hostile_key_stays_on_its_own_line(form: str, value: str) -> None:
+    """Line breaks, quotes and Unicode's own separators are escaped in both formats."""
+    stream = io.StringIO()
+    logs.configure("info", json=form == "json", stream=stream)
+    logging.getLogger("asyncagg.test").info("deferred", extra={"key": HOSTILE})
+    (line,) = stream.getvalue().splitlines()
+    assert value in line
+
+
+def test_a_hostile_key_cannot_forge_a_line_of_the_lambda(
+    server: ThreadedS3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bad file with such a name is told of in one line, the key in it as it is."""
+    put(server, HOSTILE, b"not JSON")
+    lines = invoke(capsys)
+    (told,) = [line for line in lines if line["message"] == "quarantined"]
+    assert (told["level"], told["key"]) == ("WARNING", HOSTILE)
+    assert not [line for line in lines if line["message"] == "forged"]
+
+
+def test_each_line_names_the_invocation(
+    server: ThreadedS3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Level, time, service, ids, cold start and trace, under the names that Powertools uses."""
+    monkeypatch.setenv("_X_AMZN_TRACE_ID", "Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1")
+    monkeypatch.setenv("POWERTOOLS_SERVICE_NAME", "stack")
+    put(server, "runs/1.json", run_file(1))
+    for request_id, cold in (("first", True), ("second", False)):
+        for line in invoke(capsys, aws_request_id=request_id):
+            assert line["level"] == "INFO"
+            assert datetime.fromisoformat(line["timestamp"]).tzinfo == UTC
+            assert line["service"] == "stack"
+            assert line["function_request_id"] == line["correlation_id"] == request_id
+            assert line["cold_start"] is cold
+            assert line["xray_trace_id"] == "1-5759e988-bd862e3fe1be46a994272793"
+
+
+def test_the_id_of_the_event_correlates(
+    server: ThreadedS3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An event that is delivered twice has one correlation id and two request ids."""
+    put(server, "runs/1.json", run_file(1))
+    answer = handler.lambda_handler(EVENT | {"id": "the-event"}, Context())
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert answer["correlation_id"] == "the-event"
+    assert {line["correlation_id"] for line in lines} == {"the-event"}
+    assert {line["function_request_id"] for line in lines} == {"5a1c7b4e"}
+
+
+def test_nothing_secret_is_logged(
+    server: ThreadedS3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No credentials even at debug and in trouble, no file's content above debug."""
+    monkeypatch.setenv("ASYNCAGG_LOG_LEVEL", "debug")
+    put(server, "runs/bad.json", b'{"total_opportunities": "%s"}' % CONTENT.encode())
+    put(server, "runs/worse.json", b'{"run_id": "%s", ' % CONTENT.encode())
+    put(server, "runs/good.json", b'{"run_id": "%s"}' % CONTENT.encode())
+    server.call(lambda: server.server.faults.update({"internal_error": 0.2}))
+    handler.lambda_handler(EVENT, Context())
+    told = "".join(capsys.readouterr())
+    assert '"DEBUG"' in told
+    for secret in (SECRET, TOKEN, CONTENT, "AWS4-HMAC", "X-Amz-Signature"):
+        assert secret not in told
+
+
+@pytest.mark.usefixtures("server")
+def test_a_failure_is_one_structured_line_and_is_raised(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Lambda reports the error; the log can be searched for its kind."""
+    with pytest.raises(Exception, match="noon"):
+        handler.lambda_handler({"time": "noon"}, Context())
+    (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (line["level"], line["message"], line["error"]) == ("ERROR", "failed", "UsageError")
+    assert "event time 'noon'" in line["reason"]

@@ -1,0 +1,78 @@
+"""What the package promises to those who import it."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+import asyncagg
+
+MODULES = sorted(
+    info.name
+    for info in pkgutil.walk_packages(asyncagg.__path__, "asyncagg.")
+    if not any(part.startswith("_") for part in info.name.split("."))
+)
+
+NOT_ON_LAMBDA = (
+    "typer",
+    "rich",
+    "click",
+    "moto",
+    "dask",
+    "distributed",
+    "matplotlib",
+    "asyncagg.backfill",
+    "asyncagg.cli",
+    "asyncagg.doctor",
+    "asyncagg.report",
+    "asyncagg.verify",
+    "asyncagg.watch",
+    "pytest",
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_module_says_what_is_public(name: str) -> None:
+    """`__all__` is a sorted tuple of names that the module has, each with a docstring."""
+    module = importlib.import_module(name)
+    assert module.__doc__
+    public = getattr(module, "__all__", ())
+    assert isinstance(public, tuple)
+    assert list(public) == sorted(public, key=lambda each: (not each.isupper(), each))
+    for each in public:
+        assert hasattr(module, each), f"{name}.{each}"
+
+
+def test_the_handler_imports_only_what_a_lambda_needs() -> None:
+    """No command line, moto, plotting or cluster library comes with the handler."""
+    script = "import sys, asyncagg.handler; print('\\n'.join(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    unwanted = [name for name in NOT_ON_LAMBDA if name in loaded]
+    assert "asyncagg.job.pipeline" in loaded
+    assert not unwanted
+
+
+def test_the_core_does_not_import_s3() -> None:
+    """A directory needs no AWS client: it is imported only where a bucket is opened."""
+    script = "import sys, asyncagg; print('\\n'.join(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert not {"aioboto3", "botocore", "aiohttp"} & set(done.stdout.split())
+
+
+def test_the_package_is_typed_and_carries_its_schema() -> None:
+    """`py.typed` and the JSON Schema are in what is installed."""
+    files = {str(file) for file in metadata.files("asyncagg") or ()}
+    installed = importlib.resources.files("asyncagg")
+    assert installed.joinpath("py.typed").is_file()
+    assert installed.joinpath("aggregate", "aggregate.schema.json").is_file()
+    assert not any(name.startswith("tests/") for name in files)

@@ -1,0 +1,299 @@
+"""Every setting is declared once, and every refusal says what is accepted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args, get_origin
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from testkit.strategies import json_values, prefixes, texts
+
+from asyncagg.errors import UsageError
+from asyncagg.settings import (
+    ENV_BUCKET,
+    ENV_PREFIX,
+    Setting,
+    Settings,
+    described,
+    from_environment,
+    settings_from,
+    unknown_variables,
+)
+from asyncagg.windows import MINUTES_A_DAY
+
+SETTINGS = {setting.name: setting for setting in described()}
+
+# What every setting refuses, and what it says that it accepts.
+REFUSED: list[tuple[str, Any, str]] = [
+    ("store", 5, "a text"),
+    ("endpoint_url", None, "a text"),
+    ("runs_prefix", 1.5, "a text"),
+    ("aggregate_prefix", [], "a text"),
+    ("archive_prefix", {}, "a text"),
+    ("quarantine_prefix", b"x/", "a text"),
+    ("rollup_prefix", 2, "a text"),
+    ("work_prefix", {}, "a text"),
+    *[
+        ("window_minutes", value, "a whole number from 1 to 1440")
+        for value in (0, -5, 1441, "0", "5.5", "five", "", " 5", True, None, 5.5, "\u0665", "nan")
+    ],
+    ("window_by", "size", "last_modified or name"),
+    ("window_by", "", "last_modified or name"),
+    ("window_by", 1, "last_modified or name"),
+    ("concurrency", 0, "a whole number from 1 to 1024"),
+    ("concurrency", "1025", "a whole number from 1 to 1024"),
+    ("chunk_files", 1_000_001, "a whole number from 1 to 1000000"),
+    ("chunk_files", "many", "a whole number from 1 to 1000000"),
+    ("max_inflight_bytes", 1023, "a whole number from 1024"),
+    ("max_inflight_bytes", "16M", "a whole number from 1024"),
+    ("stream_bytes", "1_000_000", "a whole number from 1024"),
+    ("max_file_bytes", 0, "a whole number from 1"),
+    ("spool_bytes", -1, "a whole number from 0"),
+    ("max_seconds", "soon", "a number from 1"),
+    ("max_seconds", "", "a number from 1"),
+    ("max_seconds", 0.99, "a number from 1"),
+    ("max_seconds", -1, "a number from 1"),
+    ("max_seconds", "nan", "a number from 1"),
+    ("conditional_writes", "on", "required or off"),
+    ("data_plane", "curl", "lean or boto"),
+    ("retry_attempts", 0, "a whole number from 1 to 50"),
+    ("retry_attempts", 51, "a whole number from 1 to 50"),
+    ("log_level", "DEBUG", "debug or info or warning or error"),
+]
+
+BAD_PREFIXES = ["runs", "/runs/", "/", "a/b", "runs/x"]
+
+# Inner, outer: the first must not lie in the second.
+APART = [
+    ("runs_prefix", "archive_prefix"),
+    ("runs_prefix", "quarantine_prefix"),
+    ("aggregate_prefix", "archive_prefix"),
+    ("aggregate_prefix", "quarantine_prefix"),
+    ("archive_prefix", "quarantine_prefix"),
+    ("quarantine_prefix", "archive_prefix"),
+    ("runs_prefix", "work_prefix"),
+    ("rollup_prefix", "work_prefix"),
+    ("work_prefix", "archive_prefix"),
+    ("aggregate_prefix", "rollup_prefix"),
+    ("work_prefix", "rollup_prefix"),
+]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(("name", "value", "accepted"), REFUSED)
+    def test_names_setting_value_and_accepted(self, name: str, value: Any, accepted: str) -> None:
+        """A refusal is one sentence with the setting, the value seen and what is accepted."""
+        with pytest.raises(UsageError) as refusal:
+            settings_from({name: value})
+        # What is a number, but out of the range that no type declares, is shown as one.
+        number = name == "max_seconds" and value in (-1, "nan")
+        told = float(value) if number else value
+        assert str(refusal.value) == f"{name} {told!r}: expected {accepted}"
+
+    def test_every_setting_has_a_refusal(self) -> None:
+        """The list above leaves no setting out, and says what the declaration says."""
+        assert {name for name, _, _ in REFUSED} == set(SETTINGS)
+        assert all(SETTINGS[name].accepted == accepted for name, _, accepted in REFUSED)
+
+    @pytest.mark.parametrize("minutes", [7, 11, 721, "1439"])
+    def test_a_window_divides_a_day(self, minutes: object) -> None:
+        """A length that does not divide a day is refused, with lengths that do."""
+        with pytest.raises(UsageError, match=rf"window_minutes {minutes}: .*divides 1440.*5, 15"):
+            settings_from({"window_minutes": minutes})
+
+    @pytest.mark.parametrize("name", [name for name in SETTINGS if name.endswith("_prefix")])
+    @pytest.mark.parametrize("prefix", BAD_PREFIXES)
+    def test_a_prefix_is_a_folder(self, name: str, prefix: str) -> None:
+        """A prefix that does not end with a slash, or starts with one, is refused."""
+        with pytest.raises(UsageError) as refusal:
+            settings_from({name: prefix})
+        assert str(refusal.value) == (
+            f"{name} {prefix!r}: expected an empty text, or one that ends with / and does not "
+            "start with it, such as runs/"
+        )
+
+    @pytest.mark.parametrize(("inner", "outer"), APART)
+    @pytest.mark.parametrize("below", ["", "deeper/"])
+    def test_prefixes_that_would_mix(self, inner: str, outer: str, below: str) -> None:
+        """A prefix in another whose files would come out as something else is refused."""
+        with pytest.raises(UsageError) as refusal:
+            settings_from({inner: f"same/{below}", outer: "same/"})
+        told = str(refusal.value)
+        assert told.endswith(": expected a prefix outside of it")
+        assert f"{inner} 'same/{below}' lies in {outer} 'same/'" in told or not below
+
+    @pytest.mark.parametrize("outer", ["archive_prefix", "quarantine_prefix"])
+    def test_nothing_takes_the_whole_store(self, outer: str) -> None:
+        """An empty archive or quarantine prefix would hold the inbox: refused."""
+        with pytest.raises(UsageError, match=f"'runs/' lies in {outer} ''"):
+            settings_from({outer: ""})
+
+    def test_an_unknown_setting(self) -> None:
+        """A name that is no setting is refused with the names that are."""
+        with pytest.raises(UsageError) as refusal:
+            settings_from({"windows": 5, "Concurrency": 5})
+        assert str(refusal.value).startswith("setting 'Concurrency', 'windows': expected one of ")
+        assert all(name in str(refusal.value) for name in SETTINGS)
+
+    @given(st.sampled_from(sorted(SETTINGS)), texts | json_values)
+    def test_any_value_is_accepted_or_named(self, name: str, value: Any) -> None:
+        """Whatever a setting is given, it holds it or names itself."""
+        try:
+            settings_from({name: value})
+        except UsageError as refusal:
+            assert name in str(refusal)  # noqa: PT017 - either outcome is right
+
+
+class TestAccepted:
+    @pytest.mark.parametrize(
+        "minutes", [n for n in range(1, MINUTES_A_DAY + 1) if MINUTES_A_DAY % n == 0]
+    )
+    def test_every_divisor_of_a_day(self, minutes: int) -> None:
+        """Each number of minutes that divides a day is a window's length, as text too."""
+        assert settings_from({"window_minutes": minutes}).window_minutes == minutes
+        assert settings_from({"window_minutes": str(minutes)}).window_minutes == minutes
+
+    @pytest.mark.parametrize(
+        "given_prefixes",
+        [
+            ("runs/raw/", "runs/", "runs/archive/", "runs/quarantine/"),
+            ("runs/", "runs/", "archive/", "quarantine/"),
+            ("runs/", "runs/", "runs/archive/", "runs/quarantine/"),
+            ("", "", "archive/", "quarantine/"),
+            ("", "out/", "archive/", "quarantine/"),
+            ("in/", "", "archive/", "quarantine/"),
+            ("out/runs/", "out/", "out/archive/", "out/bad/"),
+        ],
+    )
+    def test_prefixes_may_nest(self, given_prefixes: tuple[str, str, str, str]) -> None:
+        """Prefixes may nest, and aggregates may stand among the run files."""
+        runs, aggregates, archive, quarantine = given_prefixes
+        settings = settings_from(
+            {
+                "runs_prefix": runs,
+                "aggregate_prefix": aggregates,
+                "archive_prefix": archive,
+                "quarantine_prefix": quarantine,
+            }
+        )
+        assert settings.runs_prefix == runs
+
+    @given(prefixes, prefixes, prefixes, prefixes)
+    def test_accepted_prefixes_are_apart(
+        self, runs: str, aggregates: str, archive: str, quarantine: str
+    ) -> None:
+        """Prefixes are accepted if and only if none of the mixtures is there."""
+        values = {
+            "runs_prefix": runs,
+            "aggregate_prefix": aggregates,
+            "archive_prefix": archive,
+            "quarantine_prefix": quarantine,
+        }
+        mixed = any(
+            values[inner].startswith(values[outer])
+            for inner, outer in APART
+            if {inner, outer} <= set(values)
+        )
+        try:
+            settings_from(values)
+        except UsageError:
+            assert mixed
+        else:
+            assert not mixed
+
+    def test_limits_are_included(self) -> None:
+        """The ends of a range are in it."""
+        settings = settings_from(
+            {"concurrency": 1024, "chunk_files": 1, "spool_bytes": 0, "max_seconds": 1}
+        )
+        assert (settings.concurrency, settings.chunk_files, settings.spool_bytes) == (1024, 1, 0)
+        assert settings.max_seconds == 1
+
+    def test_constructor_checks_as_well(self) -> None:
+        """What spans several settings is checked however they are made."""
+        with pytest.raises(UsageError, match="window_minutes 7"):
+            Settings(window_minutes=7)
+        with pytest.raises(UsageError, match="max_seconds nan"):
+            Settings(max_seconds=math.nan)
+
+
+class TestEnvironment:
+    def test_empty(self) -> None:
+        """An empty environment gives the defaults."""
+        assert from_environment({}) == Settings()
+
+    def test_the_services_own_bucket(self) -> None:
+        """The matching service's variable names the bucket, until ASYNCAGG_STORE does."""
+        assert from_environment({ENV_BUCKET: "b"}).store == "s3://b"
+        assert from_environment({ENV_BUCKET: ""}).store == ""
+        both = {ENV_BUCKET: "b", "ASYNCAGG_STORE": "./data"}
+        assert from_environment(both).store == "./data"
+        assert from_environment(both, store="s3://c/d").store == "s3://c/d"
+
+    def test_given_values_override(self) -> None:
+        """A value that is given wins, None is not given, and unrelated variables do not matter."""
+        environ = {"ASYNCAGG_CONCURRENCY": "7", "ASYNCAGG_NO_SETTING": "1", "CONCURRENCY": "9"}
+        assert from_environment(environ).concurrency == 7
+        assert from_environment(environ, concurrency=None).concurrency == 7
+        assert from_environment(environ, concurrency="8").concurrency == 8
+
+    @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+    def test_each_default_can_be_said(self, setting: Setting) -> None:
+        """Each default, written into its variable, is what holds without it."""
+        if setting.default is None:
+            pytest.skip("has no default to say")
+        assert from_environment({setting.variable: str(setting.default)}) == Settings()
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [(name, value) for name, value, _ in REFUSED if isinstance(value, str)],
+    )
+    def test_refusals_are_the_same(self, name: str, value: str) -> None:
+        """A variable's value is refused as an option's is."""
+        with pytest.raises(UsageError, match=f"^{name} .*: expected {SETTINGS[name].accepted}"):
+            from_environment({SETTINGS[name].variable: value})
+
+    def test_a_refused_variable_is_named(self) -> None:
+        """Where a value comes from is told of a variable, and not of an option that overrides."""
+        with pytest.raises(UsageError, match=r"or name; it comes from ASYNCAGG_WINDOW_BY$"):
+            from_environment({"ASYNCAGG_WINDOW_BY": "day"})
+        with pytest.raises(UsageError, match=r"or name$"):
+            from_environment({"ASYNCAGG_WINDOW_BY": "name"}, window_by="day")
+
+    def test_variables_that_are_no_settings(self) -> None:
+        """Only those that look like one."""
+        environ = {
+            "ASYNCAGG_WINDOW_BY": "x",
+            "ASYNCAGG_WINDOWBY": "x",
+            "HOME": "/",
+            ENV_BUCKET: "b",
+        }
+        assert list(unknown_variables(environ)) == ["ASYNCAGG_WINDOWBY"]
+
+
+class TestDeclaration:
+    def test_one_declaration(self) -> None:
+        """Variables and options follow from the fields of `Settings`, in their order."""
+        fields = msgspec.structs.fields(Settings)
+        assert [setting.name for setting in described()] == [field.name for field in fields]
+        assert [setting.default for setting in described()] == [field.default for field in fields]
+        assert SETTINGS["window_minutes"].variable == f"{ENV_PREFIX}WINDOW_MINUTES"
+        assert SETTINGS["window_minutes"].option == "--window-minutes"
+
+    @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+    def test_each_is_described(self, setting: Setting) -> None:
+        """Each setting has a sentence, and each number of something has its unit."""
+        assert setting.description.endswith(".")
+        assert setting.accepted
+        numeric = setting.kind is int or float in get_args(setting.kind)
+        assert bool(setting.unit) == numeric
+        if get_origin(setting.kind) is not None:
+            assert setting.default is None or setting.default in get_args(setting.kind)
+
+    def test_immutable(self) -> None:
+        """Settings do not change under a run."""
+        with pytest.raises(AttributeError):
+            Settings().concurrency = 1  # type: ignore[misc] # that is the point

@@ -1,0 +1,292 @@
+"""A large run file, parsed as a stream: as the small ones are, and never held whole.
+
+Where the two ways may differ, and why; every case of the corpus that does says so:
+
+- a name said twice in one object: a file is read from its start, so that a first ``top_matches``
+  with a bad match in it, or a first value that is nested too deep, refuses the file, though
+  another one follows that holds;
+- an integer of more than 4,300 digits, which ``int`` does not take, and a number whose exponent has
+  eighteen digits or more, which ``decimal`` does not take, though nobody reads it;
+- a text, a name or a stretch of white space of more than a MiB: the parser holds it whole;
+- a match of more than `MAX_MATCH_BYTES` bytes as it stands, though it would be written in less;
+- which of several reasons is told.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tracemalloc
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from testkit.corpus import CORPUS, Case
+from testkit.fuzz_parsing import disagreement
+from testkit.parsers import FILE, best_of, check, in_chunks, streamed, whole
+from testkit.strategies import chunkings, gzip_files, odd_run_objects, run_objects
+
+from asyncagg.errors import RefusedError
+from asyncagg.ingest.parsing import MAX_MATCH_BYTES
+from asyncagg.ingest.streaming import MAX_VALUE_BYTES
+from asyncagg.model import RunFile, RunResult
+
+KIB = 1024
+MIB = 1024 * 1024
+
+
+def outcome(parse: Callable[[], RunResult]) -> tuple[Any, ...] | str:
+    """Return what parsing comes to: all that a result adds to an aggregate, or ``refused``."""
+    try:
+        return best_of(parse())
+    except RefusedError:
+        return "refused"
+
+
+class TestSameAsWhole:
+    @given(run_objects(12), st.data())
+    def test_at_every_chunking(self, run: dict[str, Any], data: st.DataObject) -> None:
+        """However a good file arrives, its result is that of the whole."""
+        text = orjson.dumps(run)
+        assert best_of(streamed(data.draw(chunkings(text)))) == best_of(whole(text))
+
+    @given(odd_run_objects, st.data())
+    def test_of_any_json(self, value: Any, data: st.DataObject) -> None:
+        """Any JSON is counted with the same result, or refused, as it is as a whole."""
+        text = orjson.dumps(value)
+        chunks = data.draw(chunkings(text))
+        assert outcome(lambda: streamed(chunks)) == outcome(lambda: whole(text))
+
+    @given(run_objects(3), st.data())
+    def test_of_gzip(self, run: dict[str, Any], data: st.DataObject) -> None:
+        """Members, padding, any level, any chunking: the result is that of the plain file."""
+        text = orjson.dumps(run)
+        chunks = data.draw(chunkings(data.draw(gzip_files(text))))
+        assert best_of(streamed(chunks, gzipped=True)) == best_of(whole(text))
+
+    @given(run_objects(2), st.data())
+    def test_of_damaged_json(self, run: dict[str, Any], data: st.DataObject) -> None:
+        """With bytes changed, taken out or put in, both ways count the same or both refuse."""
+        text = orjson.dumps(run)
+        at = data.draw(st.integers(0, len(text)))
+        new = data.draw(
+            st.binary(max_size=2) | st.text('{}[]":,0.eE-tn \\u\f\v', max_size=3).map(str.encode)
+        )
+        damaged = text[:at] + new + text[at + data.draw(st.integers(0, 2)) :]
+        assert disagreement(damaged, data.draw(st.integers(1, 20))) is None
+
+    @given(st.text('\\uUdD89abcCeEfF0"xé', max_size=40), st.integers(1, 14))
+    def test_of_any_escapes(self, inside: str, size: int) -> None:
+        """Escapes and halves of surrogate pairs are taken or refused alike, across all borders."""
+        assert disagreement(b'{"run_id":"%b"}' % inside.encode(), size) is None
+
+    @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 4096])
+    def test_fields_and_matches(self, size: int) -> None:
+        """A file with everything in it gives the same at any chunk size."""
+        text = orjson.dumps(
+            {
+                "x": {"top_matches": [1, {"errors": 5}], "errors": "no"},
+                "run_id": "é\U0001f389",
+                "timestamp": "2025-10-21T13:56:00Z",
+                "total_opportunities": 2**53 - 1,
+                "top_matches": [
+                    {"match_score": n % 7 / 2, "deep": {"a": [[n, None], {"b": {"c": []}}], "": {}}}
+                    for n in range(30)
+                ],
+                "errors": 3,
+                "processing_time_seconds": 1e-9,
+                "y": [{"top_matches": [{}]}],
+            }
+        )
+        assert best_of(streamed(in_chunks(text, size))) == best_of(whole(text))
+
+    def test_no_chunk_at_all(self) -> None:
+        """A body without a byte is an empty file."""
+        with pytest.raises(RefusedError, match="not JSON"):
+            streamed([])
+        with pytest.raises(RefusedError, match="bad gzip: cut short"):
+            streamed([], gzipped=True)
+
+    @pytest.mark.parametrize("case", CORPUS, ids=lambda case: case.name)
+    @pytest.mark.parametrize("size", [1, 100_000])
+    def test_corpus(self, case: Case, size: int) -> None:
+        """Each file of the corpus has its outcome as a stream: but for a few, that of the whole."""
+        if size == 1 and len(case.data) > 20_000:
+            pytest.skip("too long to come byte by byte")
+        file = RunFile(case.key, len(case.data), "etag", FILE.last_modified)
+        refused = case.refused if case.streamed is None else case.streamed
+        chunks = in_chunks(case.data, size)
+        if not refused:
+            check(case, streamed(chunks, file=file, gzipped=case.gzipped))
+            return
+        with pytest.raises(RefusedError) as refusal:
+            streamed(chunks, file=file, gzipped=case.gzipped)
+        assert refused in refusal.value.reason
+        assert len(refusal.value.reason) < 300
+        assert "b'" not in refusal.value.reason
+
+    def test_few_differ(self) -> None:
+        """At most a dozen files fare differently as a stream, and none of them is let through."""
+        differing = [case for case in CORPUS if case.streamed is not None]
+        assert len(differing) <= 12
+        assert all(case.streamed for case in differing)
+
+    @pytest.mark.parametrize("limit", [9, 10, 11])
+    def test_limit_of_the_unzipped_size(self, limit: int) -> None:
+        """The limit holds for what is unzipped, and is itself accepted."""
+        text = b'{"x":1234}'
+        assert len(text) == 10
+        packed = [gzip.compress(text)]
+        if limit >= 10:
+            assert streamed(packed, gzipped=True, max_bytes=limit) == whole(text)
+            return
+        with pytest.raises(RefusedError, match=r"^too large: more than 9 bytes unzipped"):
+            streamed(packed, gzipped=True, max_bytes=limit)
+
+    def test_an_error_of_the_body_comes_out(self) -> None:
+        """What the store raises while the body arrives is not taken for a fault of the file."""
+
+        def arriving() -> Iterator[bytes]:
+            yield b'{"errors":'
+            raise ValueError("the store's own")
+
+        with pytest.raises(ValueError, match="the store's own"):
+            streamed(arriving())
+
+
+class TestManyMatches:
+    def test_top_of_fifty_thousand(self) -> None:
+        """Of 50,000 matches the ten best are those of the whole, ties and all; no more are kept."""
+        matches = [
+            {"match_score": n * 7919 % 10_007 // 10, "id": n, "why": "x" * 20}
+            for n in range(50_000)
+        ]
+        text = orjson.dumps({"errors": 1, "top_matches": matches, "matches_found": 50_000})
+        result = streamed(in_chunks(text))
+        assert best_of(result) == best_of(whole(text))
+        assert [match.score for match in result.top_matches] == [1000] * 10
+        assert len(result.top_matches) == 10
+
+    def test_one_bad_match_of_many(self) -> None:
+        """The last of 20,000 matches refuses the file as the first would, and is named."""
+        data = b'{"top_matches":[' + b'{"match_score":1},' * 20_000 + b'{"match_score":"1"}]}'
+        told = r"^top_matches\[20000\]\.match_score: expected int \| float, got str"
+        with pytest.raises(RefusedError, match=told):
+            streamed(in_chunks(data))
+        with pytest.raises(RefusedError, match=told):
+            whole(data)
+
+    @pytest.mark.parametrize("size", [MAX_MATCH_BYTES - 1, MAX_MATCH_BYTES, MAX_MATCH_BYTES + 1])
+    @pytest.mark.parametrize("before", [0, 1, 64 * KIB - 40, 64 * KIB - 1, 100_000])
+    @pytest.mark.parametrize("chunk", [10_000, 64 * KIB, MIB])
+    def test_longest_match(self, size: int, before: int, chunk: int) -> None:
+        """A match of exactly the longest size is kept wherever it begins, a byte more is not."""
+        body = b'{"x":"%b"}' % (b"x" * (size - len('{"x":""}')))
+        data = b'{"%b":0,"top_matches":[{},%b]}' % (b"p" * before, body)
+        if size <= MAX_MATCH_BYTES:
+            assert best_of(streamed(in_chunks(data, chunk))) == best_of(whole(data))
+            return
+        with pytest.raises(RefusedError, match=r"^top_matches\[1\]: "):
+            streamed(in_chunks(data, chunk))
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Return the most memory in bytes that Python held for some work beyond what it held before."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+class Arriving:
+    """A body that is made as it is read: a start, a part again and again, an end."""
+
+    def __init__(self, start: bytes, part: bytes, times: int, end: bytes) -> None:
+        self.read = 0
+        self._chunks = chain([start], repeat(part, times), [end])
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._chunks:
+            self.read += len(chunk)
+            yield chunk
+
+
+BLOCK = 64 * KIB
+TEXT = b"x" * BLOCK
+GIANTS = {
+    "a text that is not read": (b'{"x":"', TEXT, b'"}', "too large: a value of more than 1048576"),
+    "a text that is read": (b'{"run_id":"', TEXT, b'"}', "too large: a value of more than"),
+    "a name": (b'{"', TEXT, b'":1}', "too large: a value of more than"),
+    "white space": (b'{"x":', b" " * BLOCK, b"1}", "too large: a value of more than"),
+    "a number": (b'{"x":1', b"0" * BLOCK, b"}", "too large: a value|not JSON: number"),
+    "a text in a match": (b'{"top_matches":[{"x":"', TEXT, b'"}]}', r"top_matches\[0\]: more than"),
+    "a list in a match": (b'{"top_matches":[{"x":[', b"1," * (BLOCK // 2), b"1]}]}", "more than"),
+    "a match of many names": (
+        b'{"top_matches":[{',
+        b"".join(b'"%05d":0,' % n for n in range(6000)),
+        b'"x":0}]}',
+        r"top_matches\[0\]: more than",
+    ),
+    "empty lists in a match": (b'{"top_matches":[{"x":[', b"[]," * 20_000, b"1]}]}", "more than"),
+    "lists in lists": (b'{"x":', b"[" * BLOCK, b"", "nested deeper than 1024"),
+    "objects in objects": (b'{"x":', b'{"":' * (BLOCK // 4), b"", "nested deeper than 1024"),
+    "lists in lists in a match": (
+        b'{"top_matches":[{"x":',
+        b"[" * BLOCK,
+        b"",
+        "nested deeper than 254",
+    ),
+    "lists from the start": (b"", b"[" * BLOCK, b"", "not an object"),
+}
+
+
+class TestBoundedMemory:
+    @pytest.mark.parametrize("name", GIANTS)
+    def test_a_giant_is_refused_early(self, name: str) -> None:
+        """A giant of 128 MB is refused after little more than a MiB, which is all that it takes."""
+        start, part, end, told = GIANTS[name]
+        body = Arriving(start, part, 2048, end)
+
+        def parse() -> None:
+            with pytest.raises(RefusedError, match=told):
+                streamed(body, max_bytes=1 << 40)
+
+        assert peak_of(parse) < 16 * MIB
+        assert body.read <= MAX_VALUE_BYTES + 3 * BLOCK
+
+    @pytest.mark.parametrize(
+        ("part", "field"),
+        [
+            (b'{"match_score":0.5,"title":"%b"},' % (b"t" * 100), b"top_matches"),
+            (b'{"match_score":0.5,"title":"%b"},' % (b"t" * 100), b"unread"),
+            (b"0.12345,", b"unread"),
+            (b"[],", b"unread"),
+        ],
+    )
+    def test_does_not_grow_with_the_file(self, part: bytes, field: bytes) -> None:
+        """A file three times as long, of matches or of what is not read, takes no more memory."""
+
+        def parse(times: int) -> int:
+            block = part * (BLOCK // len(part))
+            body = Arriving(b'{"%b":[' % field, block, times, b'{"match_score":1}]}')
+            return peak_of(lambda: streamed(body))
+
+        small, large = parse(3), parse(9)
+        assert large < small + 128 * KIB
+        assert large < 8 * MIB
+
+    def test_ten_of_the_longest_matches(self) -> None:
+        """Matches of the greatest size are held ten at a time, however many there are."""
+        match = b'{"match_score":1,"x":"%b"},' % (b"x" * (MAX_MATCH_BYTES - 30))
+
+        def parse(times: int) -> int:
+            body = Arriving(b'{"top_matches":[', match, times, b"{}]}")
+            return peak_of(lambda: streamed(body, max_bytes=1 << 30))
+
+        assert parse(100) < parse(12) + 128 * KIB
+        assert parse(12) < 8 * MIB
