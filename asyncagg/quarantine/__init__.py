@@ -18,10 +18,10 @@ from asyncagg.aggregate.spool import open_spool
 from asyncagg.errors import AggregateError, NotFoundError, RefusedError, UsageError
 from asyncagg.ingest.gzipped import Inflater, is_gzipped
 from asyncagg.ingest.parsing import is_run_file
-from asyncagg.job.fetch import MODIFIED, REASON
+from asyncagg.job.archive import MODIFIED, REASON
 from asyncagg.job.layout import Layout
-from asyncagg.job.reader import Reader
-from asyncagg.job.settle import load
+from asyncagg.job.run_files import RunFileReader
+from asyncagg.job.aggregates import load_aggregate
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.tasks import for_each
 from asyncagg.settings import Settings
@@ -218,14 +218,14 @@ async def show(store: Store, settings: Settings, key: str) -> Shown:
     entry = (await _entries(store, settings, [known])).get(key)
     if entry is not None and not known.reason:
         known = replace(known, reason=str(entry.get("reason", "")))
-    refused = await refusal(Reader(store, settings), known.file)
+    refused = await refusal(RunFileReader(store, settings), known.file)
     async with store.stream(key, if_match=known.file.etag) as body:
         excerpt, unzipped = await _excerpt(key, body)
     came_from = str(entry["key"]) if entry else Layout(settings).inbox_key(key)
     return Shown(known, came_from, entry, refused, excerpt, unzipped)
 
 
-async def refusal(reader: Reader, file: RunFile, *, at: str = "") -> str:
+async def refusal(reader: RunFileReader, file: RunFile, *, at: str = "") -> str:
     """Return why a file would be refused by today's rules; empty where it would be accepted.
 
     Args:

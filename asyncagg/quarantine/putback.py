@@ -33,8 +33,8 @@ from asyncagg.errors import (
 )
 from asyncagg.job.archive import same_bytes, same_content
 from asyncagg.job.layout import KeyKind, Layout
-from asyncagg.job.reader import Reader
-from asyncagg.job.restored import in_archive
+from asyncagg.job.run_files import RunFileReader
+from asyncagg.job.restored import is_archived
 from asyncagg.model import RunFile
 from asyncagg.quarantine import check_key, refusal
 from asyncagg.runtime.tasks import for_each
@@ -82,7 +82,7 @@ class PutBack:
         self._store = store
         self._settings = settings
         self._layout = Layout(settings)
-        self._reader = Reader(store, settings)
+        self._reader = RunFileReader(store, settings)
         self._force = force
 
     async def all(self, told: Callable[[Outcome], None]) -> None:
@@ -140,7 +140,7 @@ class PutBack:
         check_key(self._settings, key)
         mended = (await source.head(name)).file
         present = await self._store.head(key)
-        reader = Reader(source, self._settings)
+        reader = RunFileReader(source, self._settings)
         refused = await refusal(reader, structs.replace(mended, key=key), at=name)
         if refused and not self._force:
             return Outcome(key, "left", reason=f"{name!r} would be refused: {refused}")
@@ -159,7 +159,7 @@ class PutBack:
         return await self.one(key)
 
     def _target(self, file: RunFile) -> str:
-        return self._layout.put_back_key(file)
+        return self._layout.restored_key(file)
 
     async def _put_back(self, file: RunFile) -> Outcome:
         target = self._target(file)

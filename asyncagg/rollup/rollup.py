@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.head import accumulator_of, top_matches, totals
-from asyncagg.aggregate.reading import read_head
+from asyncagg.aggregate.reader import read_head
 from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, UsageError
 from asyncagg.job.layout import Layout
-from asyncagg.job.settle import MAX_COMMIT_ATTEMPTS
+from asyncagg.job.aggregates import MAX_COMMIT_ATTEMPTS
 from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.settings import Settings
@@ -240,7 +240,7 @@ class _Job:
 
     def _start_of(self, key: str, source: Period | None) -> datetime | None:
         if source is None:
-            window = self._layout.aggregate_window(key, self._settings.window_minutes)
+            window = self._layout.aggregate_window(key)
             return None if window is None else window.start
         name = key.removeprefix(self._folder(source)).removesuffix(".json")
         try:
@@ -315,7 +315,7 @@ class _Job:
         return found
 
     async def _entry(self, key: str) -> dict[str, Any]:
-        window = self._layout.aggregate_window(key, self._settings.window_minutes)
+        window = self._layout.aggregate_window(key)
         if window is not None:
             async with self._store.stream(key) as body:
                 head = await read_head(key, window, body.chunks)

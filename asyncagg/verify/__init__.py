@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import anyio
 import msgspec
 
-from asyncagg.aggregate.reading import StoredAggregate
+from asyncagg.aggregate.reader import StoredAggregate
 from asyncagg.errors import NotFoundError, PreconditionFailedError
 from asyncagg.job.archive import same_content
 from asyncagg.job.context import JobContext
@@ -238,7 +238,7 @@ class _Audit:
         return inbox is None and held is None and not await self._was_put_back(entry.moved_to)
 
     async def _was_put_back(self, moved_to: str) -> bool:
-        for start in Layout(self._context.settings).put_back_keys(moved_to):
+        for start in Layout(self._context.settings).restored_prefixes(moved_to):
             async for page in self._context.store.list_pages(start):
                 if page:
                     return True

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from asyncagg.aggregate.reading import StoredAggregate
+from asyncagg.aggregate.reader import StoredAggregate
 from asyncagg.aggregate.spool import open_spool
 from asyncagg.errors import (
     AggregateError,
@@ -24,7 +24,7 @@ from asyncagg.errors import (
 from asyncagg.ingest.parsing import is_run_file
 from asyncagg.job.context import JobContext
 from asyncagg.job.layout import KeyKind, Layout
-from asyncagg.job.settle import MAX_COMMIT_ATTEMPTS, load
+from asyncagg.job.aggregates import MAX_COMMIT_ATTEMPTS, load
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.tasks import for_each
 from asyncagg.verify.ledger import PAGE, CountedRow, InboxRow, Ledger, Listing, RefusedRow
@@ -121,10 +121,10 @@ class Inventory:
         async for page in self._context.store.list_pages(layout.aggregate_prefix):
             found = []
             for file in page:
-                window = layout.aggregate_window(file.key, minutes)
+                window = layout.aggregate_window(file.key)
                 if window is not None and (self._wanted is None or self._wanted(window)):
                     found.append((window, file.etag))
-                elif self.whole and first and layout.misnamed_aggregate(file.key, minutes):
+                elif self.whole and first and layout.is_misnamed_aggregate(file.key):
                     self.misnamed.append(file.key)
             yield found
 
