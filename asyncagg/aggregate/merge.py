@@ -49,9 +49,7 @@ class RowSource(Protocol):
         ...
 
 
-async def merge_rows(
-    sources: Sequence[RowSource], table: Table
-) -> AsyncIterator[Sequence[bytes]]:
+async def merge_rows(sources: Sequence[RowSource], table: Table) -> AsyncIterator[Sequence[bytes]]:
     """Yield the rows of a table of all sources, in the order of key and etag.
 
     Raises:

@@ -58,11 +58,13 @@ class StoredAggregate:
     _tables: Sequence[_Span]
 
     async def known(self, files: Iterable[RunFile]) -> tuple[set[str], set[str]]:
-        """Return the keys of the files that it has already: (counted, quarantined).
+        """Check all rows, and return the keys of files that it has: (counted, quarantined).
 
         Raises:
             AggregateError: Its rows are damaged or not in order.
         """
+        async for _ in self._lines(Table.SUMMARIES):
+            pass  # only their shape: they may be copied without parsing
         etags = {file.key: file.etag for file in files}
         known: list[set[str]] = []
         for table in (Table.SOURCES, Table.QUARANTINED):

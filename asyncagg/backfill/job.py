@@ -1,4 +1,4 @@
-"""The order of a backfill, which is decided in one process: survey, settle or fold, commit, archive.
+"""The order of a backfill, decided in one process: survey, settle or fold, commit, archive.
 
 Where the tasks run is decided by the engine: on this event loop, or on the workers of a cluster.
 """
@@ -151,14 +151,16 @@ class _Shared:
         files: How many files it has.
         archived: How many of them have left the inbox.
         unfolded: How many pieces are not folded yet.
-        parts: Its partial aggregates so far; None after a commit failed: fold again.
+        parts: Its partial aggregates so far.
+        stale: Whether a commit of the parts has failed, so that they must be folded again.
     """
 
     keys: list[KeyRange] = field(default_factory=list)
     files: int = 0
     archived: int = 0
     unfolded: int = 0
-    parts: list[Part] | None = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    stale: bool = False
 
 
 class _Backfill:
@@ -263,7 +265,7 @@ class _Backfill:
         self._show_progress()
 
     async def _fold(self, piece: Piece) -> list[Window]:
-        """Fold the files of a piece whose windows are in parts; return windows that are complete."""
+        """Fold the files of a piece whose windows are in parts; return the complete windows."""
         if piece.shared:
             try:
                 await self._fold_parts(piece.keys, piece.shared)
@@ -282,9 +284,7 @@ class _Backfill:
         folded = await self._engine.run(tasks.fold_windows, tuple(keys), windows, until)
         self.report.add(folded.report)
         for part in folded.parts:
-            parts = self._shared[part.window].parts
-            assert parts is not None  # folded again only after it is emptied
-            parts.append(part)
+            self._shared[part.window].parts.append(part)
 
     async def _finish(self, window: Window) -> None:
         """Commit a window that has all its parts, and archive its files."""
@@ -305,22 +305,22 @@ class _Backfill:
             OverlapError: Likewise.
         """
         shared = self._shared[window]
-        if shared.parts is None:
-            shared.parts = []
+        if shared.stale:
+            shared.parts.clear()
             await self._fold_parts(shared.keys, frozenset({window}))
-        parts, shared.parts = shared.parts, None
-        if parts:
-            keys = await self._merge(window, [part.key for part in sorted(parts)])
+        shared.stale = True  # unless this attempt succeeds
+        if shared.parts:
+            keys = await self._merge(window, [part.key for part in sorted(shared.parts)])
             committed = await self._engine.run(tasks.commit_parts, window, keys)
             self.report.add_window(committed)
             if committed.failure:
                 return
-            await self._archive(window, parts)
+            await self._archive(window)
         work_folder = self._layout.work_folder(window)
         await self._engine.run(tasks.remove_parts, work_folder, self._interval)
         del self._shared[window]
 
-    async def _archive(self, window: Window, parts: Sequence[Part]) -> None:
+    async def _archive(self, window: Window) -> None:
         shared = self._shared[window]
 
         async def archive(part: Part) -> None:
@@ -330,7 +330,7 @@ class _Backfill:
             self._status.files_cleared += report.tally.resolved
             self._show_progress()
 
-        await for_each(parts, archive, workers=self._at_once)
+        await for_each(shared.parts, archive, workers=self._at_once)
 
     async def _merge(self, window: Window, keys: Sequence[str]) -> Sequence[str]:
         """Merge partial aggregates, several at a time, until few are left."""
@@ -338,9 +338,7 @@ class _Backfill:
             # Neighbours are merged, so that the results do not overlap either.
             share = math.ceil(len(keys) / math.ceil(len(keys) / FAN_IN))
             keys = await self._all(
-                partial(
-                    self._engine.run, tasks.merge_parts, window, keys[start : start + share]
-                )
+                partial(self._engine.run, tasks.merge_parts, window, keys[start : start + share])
                 for start in range(0, len(keys), share)
             )
         return keys

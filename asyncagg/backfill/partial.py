@@ -153,7 +153,7 @@ async def commit_parts(context: JobContext, window: Window, keys: Sequence[str])
             stored = await load_aggregate(context, window, spool)
             fresh = merge_accumulators(part.accumulator for part in parts)
             late = stored is not None
-            await add_to_aggregate(context, window, stored, fresh, parts, report, late=late)
+            await add_to_aggregate(context, window, stored, fresh, parts, report=report, late=late)
     except AggregateError as error:
         report.failure = str(error)
     return report

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import pairwise
-from os.path import commonprefix
 from string import ascii_letters, digits
 
 from asyncagg.job.listing import KeyRange
@@ -47,7 +46,8 @@ def remainder(first: str, last: str, keys: KeyRange) -> list[KeyRange]:
         last: Its last key.
         keys: The range.
     """
-    common = len(commonprefix([first, last]))
+    pairs = enumerate(zip(first, last, strict=False))
+    common = next((place for place, (one, other) in pairs if one != other), len(first))
     borders = {
         last[:place] + digit
         for place, character in enumerate(last[: common + 1])

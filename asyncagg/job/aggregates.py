@@ -91,8 +91,8 @@ async def add_to_aggregate(
     stored: StoredAggregate | None,
     fresh: Accumulator,
     sources: Sequence[RowSource],
-    report: WindowReport,
     *,
+    report: WindowReport,
     late: bool,
 ) -> str:
     """Commit files that are not in the aggregate of a window yet, and return its new etag.

@@ -65,7 +65,8 @@ class Mover:
             Its key there, or None if the file stays in the inbox for now; the tally has why.
         """
         ascii_reason = reason.encode("ascii", "backslashreplace").decode("ascii")
-        metadata = {REASON: " ".join(ascii_reason.split()), MODIFIED: file.last_modified.isoformat()}
+        modified = file.last_modified.isoformat()
+        metadata = {REASON: " ".join(ascii_reason.split()), MODIFIED: modified}
         return await self._ensure_copied(file, self._layout.quarantine_key(file.key), metadata)
 
     async def _move(

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _REASON_LIMIT = 500
 
 Quarantine = Callable[[RunFile, str], Awaitable[str | None]]
-"""Puts a copy of a file into quarantine for a reason. Returns its key there, or None if it failed."""
+"""Copies a file to quarantine for a reason; returns its key there, or None if that failed."""
 
 
 class Read(Protocol):

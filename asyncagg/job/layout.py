@@ -101,7 +101,7 @@ class Layout:
         return f"{self.work_prefix}{window.name}/"
 
     def work_window(self, key: str) -> Window | None:
-        """Return the window whose partial aggregate has this key, or None if it is not such a key."""
+        """Return the window whose partial aggregate has this key, or None if there is none."""
         return self._window(key.removeprefix(self.work_prefix).partition("/")[0])
 
     def _window(self, name: str) -> Window | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -206,27 +206,17 @@ class _Planner:
         self._report.oldest_seconds = max(self._report.oldest_seconds, age)
 
 
+@dataclass(frozen=True, slots=True)
 class _Pipeline:
     """Lists the inbox one page ahead, and settles it chunk by chunk."""
 
-    def __init__(
-        self,
-        context: JobContext,
-        report: RunReport,
-        deadline: Deadline,
-        planner: _Planner,
-        settler: Settler,
-        keys: Sequence[KeyRange],
-        progress: Callable[[RunReport], object] | None,
-    ) -> None:
-        self._context = context
-        self._settings = context.settings
-        self._report = report
-        self._deadline = deadline
-        self._planner = planner
-        self._settler = settler
-        self._keys = keys
-        self._progress = progress
+    context: JobContext
+    report: RunReport
+    deadline: Deadline
+    planner: _Planner
+    settler: Settler
+    keys: Sequence[KeyRange]
+    progress: Callable[[RunReport], object] | None
 
     async def work(self) -> None:
         async with task_group() as group:
@@ -240,7 +230,7 @@ class _Pipeline:
         async with pages:
             before = perf_counter()
             async for page in self._pages():
-                self._report.seconds["list"] += perf_counter() - before
+                self.report.seconds["list"] += perf_counter() - before
                 try:
                     await pages.send(page)
                 except anyio.BrokenResourceError:
@@ -248,9 +238,9 @@ class _Pipeline:
                 before = perf_counter()
 
     async def _pages(self) -> AsyncIterator[Sequence[RunFile]]:
-        prefix = self._settings.runs_prefix
-        for keys in self._keys:
-            async for page in list_range(self._context.store, prefix, keys):
+        prefix = self.context.settings.runs_prefix
+        for keys in self.keys:
+            async for page in list_range(self.context.store, prefix, keys):
                 yield page
 
     async def _settle_chunks(
@@ -263,8 +253,8 @@ class _Pipeline:
                     chunk: dict[Window, WindowBatch] = {}
                     more = await self._fill(chunk, pages, stack)
                     await self._settle_chunk(chunk)
-                if more and self._deadline.intake_ends() <= anyio.current_time():
-                    self._report.complete = False
+                if more and self.deadline.intake_ends() <= anyio.current_time():
+                    self.report.complete = False
                     listing.cancel()
                     return
 
@@ -278,29 +268,29 @@ class _Pipeline:
         spool: Spool | None = None
         size = 0
         async for page in pages:
-            size += self._planner.add(page, chunk)
-            if size < self._settings.chunk_files:
+            size += self.planner.add(page, chunk)
+            if size < self.context.settings.chunk_files:
                 continue
-            if size >= self._planner.chunk_size(chunk):
+            if size >= self.planner.chunk_size(chunk):
                 return True
             if spool is None:
-                spool = await stack.enter_async_context(self._context.open_spool())
+                spool = await stack.enter_async_context(self.context.open_spool())
             for batch in chunk.values():  # only one: see `chunk_size`
                 await batch.move_to(spool)
         return False
 
     async def _settle_chunk(self, chunk: dict[Window, WindowBatch]) -> None:
-        at_once = max(1, min(WINDOWS_AT_ONCE, len(chunk), self._settings.concurrency))
-        workers = self._settings.concurrency // at_once
+        at_once = max(1, min(WINDOWS_AT_ONCE, len(chunk), self.context.settings.concurrency))
+        workers = self.context.settings.concurrency // at_once
 
         async def settle(item: tuple[Window, WindowBatch]) -> None:
             window, files = item
-            report = self._report.window(window, self._context.layout.aggregate_key(window))
-            if self._report.dry_run:
+            report = self.report.window(window, self.context.layout.aggregate_key(window))
+            if self.report.dry_run:
                 report.tally.left += len(files)
             else:
-                await self._settler.settle(window, files, report, workers=workers)
-            if self._progress is not None:
-                self._progress(self._report)
+                await self.settler.settle(window, files, report, workers=workers)
+            if self.progress is not None:
+                self.progress(self.report)
 
         await for_each(sorted(chunk.items()), settle, workers=at_once)

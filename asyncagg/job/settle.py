@@ -66,9 +66,7 @@ class Outcomes:
         self.tally.left += len(files)
         self._marks.extend(bytes(len(files)))
 
-    async def split(
-        self, batch: WindowBatch
-    ) -> AsyncIterator[tuple[list[RunFile], list[RunFile]]]:
+    async def split(self, batch: WindowBatch) -> AsyncIterator[tuple[list[RunFile], list[RunFile]]]:
         """Yield the (counted, quarantined) files of the batch, some at a time."""
         start = 0
         async for files in batch.batches():
@@ -289,7 +287,7 @@ class Committer:
             stored,
             fresh,
             [rows],
-            settlement.report,
+            report=settlement.report,
             late=stored is not None and not self._is_own(window, stored),
         )
         totals = [fresh, stored.accumulator] if stored else [fresh]

@@ -15,13 +15,14 @@ import orjson
 from msgspec import structs
 
 from asyncagg.aggregate.spool import open_spool
-from asyncagg.errors import AggregateError, NotFoundError, RefusedError, UsageError
+from asyncagg.errors import AggregateError, InvalidRunFileError, NotFoundError, UsageError
 from asyncagg.ingest.gzipped import Inflater, is_gzipped
 from asyncagg.ingest.parsing import is_run_file
+from asyncagg.job.aggregates import load_aggregate
 from asyncagg.job.archive import MODIFIED, REASON
+from asyncagg.job.context import JobContext
 from asyncagg.job.layout import Layout
 from asyncagg.job.run_files import RunFileReader
-from asyncagg.job.aggregates import load_aggregate
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.tasks import for_each
 from asyncagg.settings import Settings
@@ -190,11 +191,11 @@ async def _entries(
     for window, keys in asked.items():
         async with open_spool(settings.spool_bytes) as spool:
             try:
-                existing = await load(store, Layout(settings).aggregate_key(window), window, spool)
+                existing = await load_aggregate(JobContext(store, settings), window, spool)
             except AggregateError:
                 continue  # it says nothing that could be believed; `asyncagg verify` tells of it
             if existing is not None:
-                async for _, _, line in existing.quarantined():
+                async for _, _, line in existing.quarantined_rows():
                     row = orjson.loads(line)
                     if row.get("moved_to") in keys:
                         found[row["moved_to"]] = row
@@ -236,8 +237,8 @@ async def refusal(reader: RunFileReader, file: RunFile, *, at: str = "") -> str:
     if not is_run_file(file.key):
         return f"{file.key!r} is no run file: expected a name that ends with .json or .json.gz"
     try:
-        await reader.read(file, at=at)
-    except RefusedError as error:
+        await reader.read(file, key=at)
+    except InvalidRunFileError as error:
         return error.reason
     return ""
 
@@ -253,7 +254,7 @@ async def _excerpt(key: str, body: StreamedBody) -> tuple[bytes, bool]:
                     unzipped += part
                     if len(unzipped) >= EXCERPT_BYTES:
                         break
-            except RefusedError:
+            except InvalidRunFileError:
                 inflater = None
         if len(raw if inflater is None else unzipped) >= EXCERPT_BYTES:
             break

@@ -33,8 +33,8 @@ from asyncagg.errors import (
 )
 from asyncagg.job.archive import same_bytes, same_content
 from asyncagg.job.layout import KeyKind, Layout
-from asyncagg.job.run_files import RunFileReader
 from asyncagg.job.restored import is_archived
+from asyncagg.job.run_files import RunFileReader
 from asyncagg.model import RunFile
 from asyncagg.quarantine import check_key, refusal
 from asyncagg.runtime.tasks import for_each
@@ -202,7 +202,7 @@ class PutBack:
         if await same_content(self._store, file, target):
             return False
         for key in (*self._originals(file), target):
-            if await in_archive(self._store, self._layout, file, key):
+            if await is_archived(self._store, self._layout, file, key):
                 return True
         try:
             await self._store.copy(file.key, target, if_match=file.etag, metadata={})

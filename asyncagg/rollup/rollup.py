@@ -25,8 +25,8 @@ from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.head import accumulator_of, top_matches, totals
 from asyncagg.aggregate.reader import read_head
 from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, UsageError
-from asyncagg.job.layout import Layout
 from asyncagg.job.aggregates import MAX_COMMIT_ATTEMPTS
+from asyncagg.job.layout import Layout
 from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.settings import Settings

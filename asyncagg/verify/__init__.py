@@ -24,7 +24,7 @@ from asyncagg.verify.claims import claim, rebuild_blocker
 from asyncagg.verify.findings import FindingKind, VerifyReport
 from asyncagg.verify.inventory import AT_ONCE, Inventory
 from asyncagg.verify.ledger import Clash, OrphanEntry, open_ledger
-from asyncagg.verify.recompute import Recomputed, examine
+from asyncagg.verify.recompute import Recomputed, recompute_or_raise
 
 __all__ = ("verify",)
 
@@ -115,7 +115,7 @@ class _Audit:
         async def seen(existing: StoredAggregate) -> None:
             await self._inventory.note(window, existing)
 
-        outcome = await examine(self._each, window, seen=seen)
+        outcome = await recompute_or_raise(self._each, window, on_loaded=seen)
         if outcome.failure or outcome.differences:
             self._troubles[window] = _Trouble(
                 lost=outcome.lost,

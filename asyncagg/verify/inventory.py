@@ -14,17 +14,15 @@ from typing import TypeVar
 import msgspec
 
 from asyncagg.aggregate.reader import StoredAggregate
-from asyncagg.aggregate.spool import open_spool
 from asyncagg.errors import (
     AggregateError,
     NotFoundError,
-    PreconditionFailedError,
     TransientError,
 )
 from asyncagg.ingest.parsing import is_run_file
+from asyncagg.job.aggregates import load_aggregate, retry_commit
 from asyncagg.job.context import JobContext
 from asyncagg.job.layout import KeyKind, Layout
-from asyncagg.job.aggregates import MAX_COMMIT_ATTEMPTS, load
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.tasks import for_each
 from asyncagg.verify.ledger import PAGE, CountedRow, InboxRow, Ledger, Listing, RefusedRow
@@ -117,7 +115,7 @@ class Inventory:
 
     async def _aggregates(self, *, first: bool = False) -> AsyncIterator[list[tuple[Window, str]]]:
         """Yield the windows that have an aggregate, and its etag, page by page."""
-        layout, minutes = self.layout, self._context.settings.window_minutes
+        layout = self.layout
         async for page in self._context.store.list_pages(layout.aggregate_prefix):
             found = []
             for file in page:
@@ -132,25 +130,18 @@ class Inventory:
         self.damaged.pop(window, None)
         self.unread.pop(window, None)
         try:
-            for _ in range(MAX_COMMIT_ATTEMPTS):
-                try:
-                    await read(window)
-                except PreconditionFailedError:
-                    continue
-                except AggregateError as error:
-                    await self._salvage(window, error.what)
-                return
-            self.unread[window] = f"others committed it {MAX_COMMIT_ATTEMPTS} times meanwhile"
+            try:
+                await retry_commit(lambda: read(window))
+            except AggregateError as error:
+                await self._salvage(window, error.what)
         except NotFoundError:
             await self.ledger.forget(window.name)
         except TransientError as error:
             self.unread[window] = str(error)
 
     async def _load(self, window: Window) -> None:
-        settings = self._context.settings
-        async with open_spool(settings.spool_bytes, self._context.temporary) as spool:
-            key = self.layout.aggregate_key(window)
-            existing = await load(self._context.store, key, window, spool)
+        async with self._context.open_spool() as spool:
+            existing = await load_aggregate(self._context, window, spool)
             if existing is None:
                 await self.ledger.forget(window.name)
             else:
@@ -165,10 +156,10 @@ class Inventory:
         await existing.known(())  # only to see that the rows are in order
         await self.ledger.note_aggregate(window.name, existing.etag)
         try:
-            async for rows in _paged(existing.counted()):
+            async for rows in _paged(existing.counted_rows()):
                 files = [run_file(msgspec.json.decode(row.source)) for row in rows]
                 await self._note_counted(window, files, sound=True)
-            async for refused in _paged(existing.quarantined()):
+            async for refused in _paged(existing.quarantined_rows()):
                 entries = [_refused(window, row.row) for row in refused]
                 await self.ledger.note_refused(entries)
         except msgspec.DecodeError as error:

@@ -295,9 +295,7 @@ async def _compare(
         head = await read_head(stored.key, window, body.chunks)
     expected = totals(true, stored.late) | {"top_matches": top_matches(true)}
     differences = {
-        name: (head.get(name), value)
-        for name, value in expected.items()
-        if head.get(name) != value
+        name: (head.get(name), value) for name, value in expected.items() if head.get(name) != value
     }
     differing = 0
     true_rows = rows.counted_rows()

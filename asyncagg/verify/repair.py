@@ -16,6 +16,7 @@ from asyncagg.job.archive import Mover
 from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import Tally
 from asyncagg.model import RunFile, Window
+from asyncagg.store import Matches
 from asyncagg.verify import verify
 from asyncagg.verify.claims import claim, rebuild_blocker
 from asyncagg.verify.findings import RepairReport, VerifyReport
@@ -23,7 +24,6 @@ from asyncagg.verify.inventory import Inventory
 from asyncagg.verify.ledger import open_ledger
 from asyncagg.verify.recompute import Recomputed, fold_archived, recompute_or_raise
 from asyncagg.verify.salvage import Remains
-from asyncagg.store import Matches
 from asyncagg.windows import parse_window
 
 __all__ = ("repair",)
