@@ -55,7 +55,7 @@ class Sketch:
         return self.zeros + sum(self.bins.values())
 
     def quantile(self, q: float) -> float | None:
-        """Return the value below which a share ``q`` of the values is; ``None`` if there are none."""
+        """Return the ``q`` quantile (0 to 1) of the values; ``None`` if there are none."""
         if not self.count:
             return None
         rank_left = math.floor(q * (self.count - 1)) - self.zeros
