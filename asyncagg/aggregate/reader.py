@@ -20,7 +20,7 @@ from asyncagg.aggregate.spool import LONGEST_LINE, Spool
 from asyncagg.errors import AggregateError
 from asyncagg.model import RunFile, Window
 
-__all__ = ("StoredAggregate", "read_aggregate", "read_head", "read_quarantined")
+__all__ = ("Known", "StoredAggregate", "read_aggregate", "read_head", "read_quarantined")
 
 T = TypeVar("T")
 
@@ -31,6 +31,20 @@ _LONGEST_ROW = 64 * 1024
 
 _SEPARATOR = re.compile(rb'\n\],\n("\w+":\[(?=\n))')
 _LONGEST_SEPARATOR = len(b"\n],\n") + max(map(len, MARKS))
+
+
+class Known(NamedTuple):
+    """The keys of files that an aggregate has already.
+
+    Attributes:
+        counted: Those that it counts.
+        quarantined: Those that it records as quarantined.
+        redelivered: Those that it counts with other etags, which are the values.
+    """
+
+    counted: set[str]
+    quarantined: set[str]
+    redelivered: dict[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +71,8 @@ class StoredAggregate:
     _spool: Spool
     _tables: Sequence[_Span]
 
-    async def known(self, files: Iterable[RunFile]) -> tuple[set[str], set[str]]:
-        """Check all rows, and return the keys of files that it has: (counted, quarantined).
+    async def known(self, files: Iterable[RunFile]) -> Known:
+        """Check all rows, and return which of the files it has.
 
         Raises:
             AggregateError: Its rows are damaged or not in order.
@@ -66,19 +80,20 @@ class StoredAggregate:
         async for _ in self._lines(Table.SUMMARIES):
             pass  # only their shape: they may be copied without parsing
         etags = {file.key: file.etag for file in files}
-        known: list[set[str]] = []
-        for table in (Table.SOURCES, Table.QUARANTINED):
-            keys: set[str] = set()
+        known = Known(set(), set(), {})
+        for table, keys in ((Table.SOURCES, known.counted), (Table.QUARANTINED, known.quarantined)):
             previous = ("", "")
             async for line, row in self._parsed(table):
                 identity = (row["key"], row["etag"])
                 if identity <= previous:
                     raise _damaged(self.key, f"a row is out of order: {line[:80]!r}")
                 previous = identity
-                if etags.get(row["key"]) == row["etag"]:
+                etag = etags.get(row["key"])
+                if etag == row["etag"]:
                     keys.add(row["key"])
-            known.append(keys)
-        return known[0], known[1]
+                elif etag is not None and table is Table.SOURCES:
+                    known.redelivered.setdefault(row["key"], []).append(row["etag"])
+        return known
 
     async def files(self) -> AsyncIterator[list[RunFile]]:
         """Yield its counted files, in the order of key and etag, many at a time."""

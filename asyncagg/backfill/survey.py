@@ -14,6 +14,7 @@ from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from asyncagg.backfill.ranges import remainder
+from asyncagg.errors import ConfigurationError
 from asyncagg.job.context import JobContext
 from asyncagg.job.layout import KeyKind
 from asyncagg.job.listing import KeyRange, list_range
@@ -70,11 +71,20 @@ async def survey(
         keys: The range.
         interval: The wanted windows.
         pages: How many pages to list; the rest is returned as ranges.
+
+    Raises:
+        ConfigurationError: The listing is not in key order, so ranges of keys mean nothing.
     """
     layout = context.layout
     cutter = _Cutter(keys.after, min(SEGMENT, context.settings.chunk_files))
     async for page in list_range(context.store, layout.runs_prefix, keys):
         for file in page:
+            if file.key <= cutter.last_listed:
+                raise ConfigurationError(
+                    f"listing of {layout.runs_prefix!r} in {context.store.url!r}: {file.key!r} "
+                    f"comes after {cutter.last_listed!r}; a backfill expects each key once, in key "
+                    "order, as Amazon S3 lists general purpose buckets. A run needs no order"
+                )
             is_run_file = layout.kind(file.key) is KeyKind.RUN_FILE
             window = context.window_of(file) if is_run_file else None
             if window is None or not interval.holds(window):
@@ -95,7 +105,7 @@ class _Cutter:
         self._segments: list[Segment] = []
         self._seen: set[Window] = set()
         self._before = after  # the key before the segment's first
-        self._at = after  # the key listed last
+        self.last_listed = after
         self._last = after  # the last wanted key
         self._files = Counter[Window]()
         self._bytes = 0
@@ -108,15 +118,15 @@ class _Cutter:
             self._cut()
             self._seen.add(window)
         if not self._files:
-            self._before = self._at
+            self._before = self.last_listed
         self._files[window] += 1
         self._bytes += file.size
         self._skipped = 0
-        self._at = self._last = file.key
+        self.last_listed = self._last = file.key
 
     def skip(self, file: RunFile) -> None:
         """Skip any other key."""
-        self._at = file.key
+        self.last_listed = file.key
         self._skipped += 1
 
     def finish(self) -> list[Segment]:

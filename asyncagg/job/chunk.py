@@ -41,6 +41,11 @@ class WindowBatch:
         """The key of the first file; there must be one."""
         return self._first_key or self.held[0].key
 
+    def sort(self) -> None:
+        """Put the files in memory in key order, each key once; the version listed last remains."""
+        by_key = {file.key: file for file in self.held}
+        self.held = [by_key[key] for key in sorted(by_key)]
+
     async def move_to(self, spool: Spool) -> None:
         """Move the files in memory to a spool, which must be the same each time.
 

@@ -24,15 +24,22 @@ class KeyRange(NamedTuple):
     after: str = ""
     last: str | None = None
 
+    def __contains__(self, key: object) -> bool:
+        """Return whether a key is in the range."""
+        return isinstance(key, str) and key > self.after and (self.last is None or key <= self.last)
+
 
 async def list_range(store: Store, prefix: str, keys: KeyRange) -> AsyncIterator[Sequence[RunFile]]:
     """Yield the objects below a prefix whose keys are in a range, page by page, in key order."""
-    async for page in store.list_pages(prefix, start_after=keys.after):
-        if keys.last is None or not page or page[-1].key <= keys.last:
+    if keys == KeyRange():
+        async for page in store.list_pages(prefix):
             yield page
-            continue
-        yield [file for file in page if file.key <= keys.last]
         return
+    async for page in store.list_pages(prefix, start_after=keys.after):
+        # Each key is in one range only, even if the server lists others.
+        yield [file for file in page if file.key in keys]
+        if keys.last is not None and page and page[-1].key > keys.last:
+            return
 
 
 async def list_aggregate_windows(

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from operator import lt
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -163,6 +164,19 @@ class _Planner:
         self._only = only
         self._committed = committed
         self._oldest = datetime.max.replace(tzinfo=UTC)
+        self._last_key = ""
+        self.in_order = True
+
+    def check_order(self, page: Sequence[RunFile]) -> None:
+        """Notice a page that is not in key order, or repeats a key: `in_order` is false from then.
+
+        Amazon S3 lists in key order, except directory buckets; some other servers do not.
+        """
+        keys = [self._last_key, *[file.key for file in page]]
+        if self.in_order and not all(map(lt, keys, keys[1:])):
+            self.in_order = False
+            _log.warning("listing out of order", extra={"after": self._last_key})
+        self._last_key = keys[-1]
 
     def add(self, page: Sequence[RunFile], chunk: dict[Window, WindowBatch]) -> int:
         """Add the run files of a page to a chunk; return how many are to be settled."""
@@ -195,7 +209,7 @@ class _Planner:
         with what this run has committed of it, and a large window costs as much per file as a
         small one.
         """
-        if len(chunk) > 1:
+        if len(chunk) > 1 or not self.in_order:
             return self._chunk_files
         grown = sum(map(self._committed, chunk)) // CHUNK_GROWTH
         return min(max(self._chunk_files, grown), MAX_CHUNK_GROWTH * self._chunk_files)
@@ -247,11 +261,12 @@ class _Pipeline:
         self, pages: ObjectReceiveStream[Sequence[RunFile]], listing: anyio.CancelScope
     ) -> None:
         more = True
+        held: list[Sequence[RunFile]] = []
         async with pages:
             while more:
                 async with AsyncExitStack() as stack:
                     chunk: dict[Window, WindowBatch] = {}
-                    more = await self._fill(chunk, pages, stack)
+                    more = await self._fill(chunk, pages, held, stack)
                     await self._settle_chunk(chunk)
                 if more and self.deadline.intake_ends() <= anyio.current_time():
                     self.report.complete = False
@@ -262,12 +277,21 @@ class _Pipeline:
         self,
         chunk: dict[Window, WindowBatch],
         pages: ObjectReceiveStream[Sequence[RunFile]],
+        held: list[Sequence[RunFile]],
         stack: AsyncExitStack,
     ) -> bool:
-        """Fill a chunk from the listing; return whether there may be more of it."""
+        """Fill a chunk from the listing; return whether there may be more of it.
+
+        A page that cannot be added is held for the next chunk.
+        """
         spool: Spool | None = None
-        size = 0
+        size = sum(self.planner.add(page, chunk) for page in held)
+        held.clear()
         async for page in pages:
+            self.planner.check_order(page)
+            if spool is not None and not self.planner.in_order:
+                held.append(page)  # only files in memory can be sorted
+                return True
             size += self.planner.add(page, chunk)
             if size < self.context.settings.chunk_files:
                 continue
@@ -285,6 +309,8 @@ class _Pipeline:
 
         async def settle(item: tuple[Window, WindowBatch]) -> None:
             window, files = item
+            if not self.planner.in_order:
+                files.sort()
             report = self.report.window(window, self.context.layout.aggregate_key(window))
             if self.report.dry_run:
                 report.tally.left += len(files)

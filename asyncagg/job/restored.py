@@ -1,13 +1,16 @@
-"""Files restored from quarantine: whether they were counted before.
+"""Files that may have been counted before under another etag or key: the archive decides.
+
+A producer may deliver the same bytes again under the same key. Their etag differs in a directory,
+for encrypted objects and for multipart uploads.
 
 After a lost response, an operator cannot tell whether a file was already restored, and a run may
 have counted it since. That run put its content into the archive before it deleted the file from
-the inbox. So the archive is checked before a restored file is counted.
+the inbox. So the archive is checked before such a file is counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from asyncagg.errors import NotFoundError, PreconditionFailedError
 from asyncagg.job.archive import same_content
@@ -19,7 +22,9 @@ from asyncagg.store import Store
 __all__ = ("find_counted", "is_archived")
 
 
-async def is_archived(store: Store, layout: Layout, file: RunFile, key: str) -> bool:
+async def is_archived(
+    store: Store, layout: Layout, file: RunFile, key: str, etags: Iterable[str] = ()
+) -> bool:
     """Return whether the archive has a file's content where it keeps a key of the inbox.
 
     Args:
@@ -27,32 +32,35 @@ async def is_archived(store: Store, layout: Layout, file: RunFile, key: str) -> 
         layout: The keys.
         file: The file, wherever it is now.
         key: A key in the inbox.
+        etags: Other etags under which it may have been archived.
     """
     archived = layout.archive_key(key)
-    conflict = layout.conflict_key(archived, file.etag)
-    return await same_content(store, file, archived) or await same_content(store, file, conflict)
+    conflicts = [layout.conflict_key(archived, etag) for etag in (file.etag, *etags)]
+    for place in (archived, *conflicts):
+        if await same_content(store, file, place):
+            return True
+    return False
 
 
 async def find_counted(
-    store: Store, layout: Layout, files: Iterable[RunFile], *, workers: int
+    store: Store, layout: Layout, files: Mapping[RunFile, Sequence[str]], *, workers: int
 ) -> set[str]:
-    """Return the keys of restored files that were counted before.
+    """Return the keys of files whose content is in the archive already, under their key.
 
     Args:
         store: Where they are.
         layout: The keys.
-        files: Files in the inbox, restored or not.
+        files: Files in the inbox, and the other etags that their aggregate has for their keys.
         workers: Requests in flight.
     """
     counted: set[str] = set()
 
     async def check(file: RunFile) -> None:
         try:
-            if await is_archived(store, layout, file, file.key):
+            if await is_archived(store, layout, file, file.key, files[file]):
                 counted.add(file.key)
         except (NotFoundError, PreconditionFailedError):
             return  # moved or overwritten; the fetch sees that too
 
-    restored = [file for file in files if layout.was_restored(file.key)]
-    await for_each(restored, check, workers=min(workers, len(restored)))  # mostly none
+    await for_each(files, check, workers=min(workers, len(files)))  # mostly none
     return counted

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import anyio
 
 from asyncagg.aggregate.accumulator import Accumulator
-from asyncagg.aggregate.reader import StoredAggregate
+from asyncagg.aggregate.reader import Known, StoredAggregate
 from asyncagg.aggregate.rows import RowSpool
 from asyncagg.errors import AggregateError, TransientError
 from asyncagg.job.aggregates import add_to_aggregate, load_aggregate, retry_commit
@@ -118,11 +118,17 @@ class Settlement:
     ) -> tuple[set[str], set[str]]:
         """Return the keys of files that were settled before: (counted, quarantined)."""
         with self.run.timed("load"):
-            counted, quarantined = await stored.known(files) if stored else (set(), set())
-            counted |= await find_counted(
-                self.context.store, self.context.layout, files, workers=self.workers
+            known = await stored.known(files) if stored else Known(set(), set(), {})
+            layout = self.context.layout
+            doubtful = {
+                file: known.redelivered.get(file.key, [])
+                for file in files
+                if file.key in known.redelivered or layout.was_restored(file.key)
+            }
+            known.counted.update(
+                await find_counted(self.context.store, layout, doubtful, workers=self.workers)
             )
-        return counted, quarantined
+        return known.counted, known.quarantined
 
     async def fetch(
         self, files: Sequence[RunFile], rows: RowSpool, tally: Tally, *, until: float

@@ -197,14 +197,15 @@ class TestReadingBack:
         asked = data.draw(st.lists(st.sampled_from(listed), unique=True)) if listed else []
         changed = [RunFile(each.key, each.size, "changed", each.last_modified) for each in asked]
         async with loaded(await written(entries)) as existing:
-            counted, refused = await existing.known(asked)
+            counted, refused, _ = await existing.known(asked)
             assert counted | refused == {file.key for file in asked}
             assert counted == {
                 each.file.key
                 for each in entries
                 if each.file in asked and isinstance(each.outcome, RunResult)
             }
-            assert await existing.known(changed) == (set(), set())
+            known = await existing.known(changed)
+            assert (known.counted, known.quarantined) == (set(), set())
 
     async def test_sums_above_64_bits(self) -> None:
         """Sums that no 64-bit integer holds are written, valid, and read back exactly."""
@@ -384,7 +385,7 @@ async def test_spooled_is_as_in_memory(
     monkeypatch.setattr(spool_module, "BLOCK", block)
     monkeypatch.setattr(writing_module, "BLOCK", block)
     async with loaded(await written(entries[::2], memory=memory), memory=memory) as existing:
-        counted, refused = await existing.known([each.file for each in entries])
+        counted, refused, _ = await existing.known([each.file for each in entries])
         assert len(counted) == len(refused) == 20
         merged = await written(entries[1::2], existing=existing, memory=memory)
     assert without_history(merged) == without_history(whole)
@@ -603,6 +604,6 @@ class TestDamage:
                 pass
         assert str(failure.value) == (
             "aggregate 'aggregates/a.json': its parts are not where they belong; expected a "
-            "document that asyncagg wrote. It is not changed: move it away, and the next run settles "
-            "its window"
+            "document that asyncagg wrote. It is not changed: move it away, and the next run "
+            "settles its window"
         )

@@ -1,0 +1,155 @@
+"""Listings that repeat keys, are out of order, or name objects that do not exist: counted once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from testkit.promises import Places, check_after_clean_run, of_memory, originals_of
+from testkit.scenario import run_data
+
+from asyncagg.backfill import LocalEngine, backfill
+from asyncagg.errors import ConfigurationError
+from asyncagg.job.context import JobContext
+from asyncagg.job.pipeline import run
+from asyncagg.model import Interval, RunFile
+from asyncagg.settings import Settings
+from asyncagg.store.memory import MemoryStore
+from asyncagg.verify import verify
+
+START = datetime(2025, 10, 21, 13, 50, tzinfo=UTC)
+AT = START + timedelta(minutes=15)
+SETTINGS = Settings(store="s3://bucket", window_by="last_modified", chunk_files=4)
+
+Listing = list[RunFile]
+
+
+class HostileStore(MemoryStore):
+    """A store whose listing of the inbox is what a test says, in pages of some size."""
+
+    def __init__(self, page: int = 1000) -> None:
+        self.now = AT
+        super().__init__(lambda: self.now)
+        self.page = page
+        self.listing: Listing | None = None
+
+    async def list_pages(
+        self, prefix: str, *, start_after: str = ""
+    ) -> AsyncIterator[Sequence[RunFile]]:
+        """Yield the listing, as far as it still exists."""
+        if self.listing is None or prefix != "runs/":
+            async for page in super().list_pages(prefix, start_after=start_after):
+                yield page
+            return
+        for start in range(0, len(self.listing), self.page):
+            yield self.listing[start : start + self.page]
+
+
+async def filled(count: int, page: int) -> HostileStore:
+    """Return a store with run files of three windows, and a listing of them in order."""
+    store = HostileStore(page)
+    for number in range(count):
+        stamp = START + timedelta(minutes=number * 15 // count, seconds=number)
+        store.now = stamp
+        await store.put(f"runs/{stamp:%Y%m%dt%H%M%SZ}_{number}.json", run_data(number))
+    store.now = AT
+    store.listing = [
+        file async for files in MemoryStore.list_pages(store, "runs/") for file in files
+    ]
+    return store
+
+
+def ghost(file: RunFile) -> RunFile:
+    """Return a file that does not exist."""
+    return msgspec.structs.replace(file, key=file.key.replace(".json", "-ghost.json"))
+
+
+def foreign(file: RunFile) -> RunFile:
+    """Return a file with an etag that it does not have."""
+    return msgspec.structs.replace(file, etag="0" * 32)
+
+
+@st.composite
+def hostile(draw: st.DrawFn, honest: Listing) -> Listing:
+    """Draw a listing that names each file at least once, among other things."""
+    listing = list(honest)
+    for file in draw(st.lists(st.sampled_from(honest), max_size=12)):
+        change = draw(st.sampled_from([lambda file: file, ghost, foreign]))
+        listing.insert(draw(st.integers(0, len(listing))), change(file))
+    if draw(st.booleans()):
+        listing = draw(st.permutations(listing))
+    return listing
+
+
+async def check_counted_once(store: HostileStore, originals: Sequence[Any]) -> None:
+    """Check all promises, and that the aggregates are accepted by our own reader."""
+    check_after_clean_run(of_memory(store), originals, at=AT)
+    report = await verify(JobContext(store, SETTINGS))
+    assert report.found == {}
+
+
+@given(st.data(), st.integers(1, 9), st.integers(1, 5))
+async def test_each_file_is_counted_once(data: st.DataObject, count: int, page: int) -> None:
+    """Whatever a listing repeats, misorders or invents, and however often the job runs."""
+    store = await filled(count, page)
+    originals = originals_of(of_memory(store))
+    honest = list(store.listing or ())
+    for _ in range(2):
+        store.listing = data.draw(hostile(honest))
+        await run(store, SETTINGS, at=AT)
+    store.listing = None
+    await run(store, SETTINGS, at=AT)
+    await check_counted_once(store, originals)
+
+
+def _adjacent(files: Listing) -> Listing:
+    return [file for file in files for _ in range(2)]
+
+
+def _page_again(files: Listing) -> Listing:
+    return [*files[:3], *files[:3], *files[3:]]
+
+
+def _last_key_again(files: Listing) -> Listing:
+    return [*files[:3], files[2], *files[3:]]
+
+
+@pytest.mark.parametrize("repeated", [_adjacent, _page_again, _last_key_again, lambda f: f[::-1]])
+@pytest.mark.parametrize("chunk_files", [2, 1000])
+async def test_nine_files_are_nine(repeated: Any, chunk_files: int) -> None:
+    """Three windows of three files: neither 10 nor 18."""
+    store = await filled(9, 3)
+    originals = originals_of(of_memory(store))
+    store.listing = repeated(store.listing)
+    settings = msgspec.structs.replace(SETTINGS, chunk_files=chunk_files)
+    report = await run(store, settings, at=AT)
+    assert report.total.counted == 9
+    await check_counted_once(store, originals)
+
+
+async def test_a_window_that_grew_on_disk_is_sorted_from_there() -> None:
+    """Disorder that appears after references went to disk ends the chunk; no file is lost."""
+    store = await filled(40, 3)
+    one = msgspec.structs.replace(SETTINGS, window_minutes=60, chunk_files=3)
+    originals = originals_of(of_memory(store))
+    files = list(store.listing or ())
+    store.listing = [*files[:30], *files[10:20], *files[30:][::-1]]
+    report = await run(store, one, at=AT + timedelta(hours=1))
+    assert report.total.counted == 40
+    places = Places(minutes=60)
+    check_after_clean_run(of_memory(store), originals, places, at=AT + timedelta(hours=1))
+
+
+async def test_a_backfill_refuses_a_listing_without_order() -> None:
+    """Ranges of keys mean nothing there; nothing is written."""
+    store = await filled(9, 3)
+    store.listing = (store.listing or [])[::-1]
+    before = of_memory(store)
+    with pytest.raises(ConfigurationError, match="expects each key once, in key order"):
+        await backfill(LocalEngine(JobContext(store, SETTINGS)), SETTINGS, Interval(START, AT))
+    assert of_memory(store) == before
