@@ -28,6 +28,7 @@ class AggregateWriter:
         window: Its window.
         accumulator: All that is folded into it.
         revision: How often it was committed, this time included.
+        commit_id: A name of this commit that no other has.
         late: How many of its files were added after its first commit.
         written_at: The time of the write.
         sources: Where its rows come from.
@@ -36,6 +37,7 @@ class AggregateWriter:
     window: Window
     accumulator: Accumulator
     revision: int
+    commit_id: str
     late: int
     written_at: datetime
     sources: Sequence[RowSource]
@@ -57,6 +59,7 @@ class AggregateWriter:
             "schema_version": SCHEMA_VERSION,
             "window": window_member(self.window),
             "revision": self.revision,
+            "commit_id": self.commit_id,
             "aggregation_timestamp": self.written_at.astimezone(UTC).isoformat(),
             "aggregation_window_minutes": self.window.minutes,
             **totals(self.accumulator, self.late),

@@ -7,10 +7,16 @@ from typing import TypeVar
 
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.merge import RowSource
-from asyncagg.aggregate.reader import StoredAggregate, read_aggregate
+from asyncagg.aggregate.reader import StoredAggregate, read_aggregate, read_head
 from asyncagg.aggregate.spool import Spool
 from asyncagg.aggregate.writer import AggregateWriter
-from asyncagg.errors import NotFoundError, OverlapError, PreconditionFailedError, TransientError
+from asyncagg.errors import (
+    AggregateError,
+    NotFoundError,
+    OverlapError,
+    PreconditionFailedError,
+    TransientError,
+)
 from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import WindowReport
 from asyncagg.model import Window
@@ -66,6 +72,9 @@ async def commit_aggregate(
 ) -> str:
     """Write an aggregate in one conditional step and return its etag.
 
+    If the response of a write is lost, its retry fails on the condition. So a failed condition is
+    a success if the aggregate that is there is this very one.
+
     Args:
         context: Where to write it.
         window: Its window.
@@ -80,9 +89,26 @@ async def commit_aggregate(
         PreconditionFailedError: Another runner committed it first.
         OverlapError: Two sources have the same file.
     """
-    document = AggregateWriter(window, total, revision, late, context.now(), sources)
+    commit_id = context.new_id()
+    document = AggregateWriter(window, total, revision, commit_id, late, context.now(), sources)
     key = key or context.layout.aggregate_key(window)
-    return await context.store.put(key, document, condition=condition)
+    try:
+        return await context.store.put(key, document, condition=condition)
+    except PreconditionFailedError:
+        etag = await _find_commit(context, window, key, commit_id)
+        if etag is None:
+            raise
+        return etag
+
+
+async def _find_commit(context: JobContext, window: Window, key: str, commit_id: str) -> str | None:
+    """Return the etag of an aggregate if it was written by this commit, else None."""
+    try:
+        async with context.store.stream(key) as body:
+            head = await read_head(key, window, body.chunks)
+            return body.etag if head.get("commit_id") == commit_id else None
+    except (AggregateError, NotFoundError):
+        return None  # the next load reports it
 
 
 async def add_to_aggregate(

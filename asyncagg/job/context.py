@@ -6,8 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from secrets import token_hex
 
 from asyncagg.aggregate.spool import Spool, open_spool
 from asyncagg.job.layout import Layout
@@ -29,12 +30,14 @@ class JobContext:
         settings: The prefixes, the window and the bounds.
         temporary: Folder for data that does not fit in memory; default: the system's.
         now: The clock of ``aggregation_timestamp``.
+        new_id: Returns a name that is unique among all runners.
     """
 
     store: Store
     settings: Settings
     temporary: Path | None = None
     now: Callable[[], datetime] = utc_now
+    new_id: Callable[[], str] = partial(token_hex, 8)
 
     @cached_property
     def layout(self) -> Layout:

@@ -95,6 +95,9 @@ async def test_totals_are_exact_despite_faults(
         seen = of_server(server)
     assert not report.failures
     assert report.total.deferred == 0
+    undisturbed = await run(fill_memory(prepared().store), Settings(), at=AT)
+    assert report.total.counted == undisturbed.total.counted
+    assert report.total.matches == undisturbed.total.matches
     check_done(seen)
 
 

@@ -38,7 +38,7 @@ WINDOW = Window(datetime(2025, 10, 21, 14, tzinfo=UTC), 5)
 IN_MEMORY = 1 << 30
 ON_DISK = 0
 
-_HISTORY = (b'"revision":', b'"aggregation_timestamp":')
+_HISTORY = (b'"revision":', b'"commit_id":', b'"aggregation_timestamp":')
 
 
 class Entry(NamedTuple):
@@ -86,6 +86,7 @@ async def document(
             window=window,
             accumulator=total,
             revision=existing.revision + 1 if existing else 1,
+            commit_id="c0ffee",
             late=late + (existing.late if existing else 0),
             written_at=window.end,
             sources=[rows, existing] if existing else [rows],

@@ -534,6 +534,7 @@ def _check_totals(books: _Books, counted: Sequence[Original]) -> None:
 _HISTORY = (
     re.compile(rb'^"aggregation_timestamp":"[^"]*",\n', re.MULTILINE),
     re.compile(rb'^"revision":\d+,\n', re.MULTILINE),
+    re.compile(rb'^"commit_id":"[0-9a-f]{16}",\n', re.MULTILINE),
     re.compile(rb'(?<=,)"late":\d+,(?="bytes":)'),
 )
 

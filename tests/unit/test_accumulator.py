@@ -64,7 +64,7 @@ def merged(*values: Accumulator) -> Accumulator:
 def shown(value: Accumulator) -> bytes:
     """Return the bytes of an aggregate's head: all that an accumulator says."""
     nothing = RowSpool(Spool(None, None), Spool(None, None))
-    document = AggregateWriter(WINDOW, value, 1, 0, WINDOW.end, [nothing])
+    document = AggregateWriter(WINDOW, value, 1, "", 0, WINDOW.end, [nothing])
     return document._head()
 
 

@@ -441,6 +441,7 @@ class TestDamage:
         """
         derived = (
             b'{"match_score"',
+            b'"commit_id"',
             b'"aggregation_timestamp"',
             b'"aggregation_window_minutes"',
             b'"processing_time_seconds"',
