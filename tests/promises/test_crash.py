@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from testkit import crash_driver, s3server
+from testkit import crash_driver
 from testkit.promises import (
     PROBE,
     Snapshot,
@@ -30,7 +30,7 @@ from testkit.promises import (
     of_memory,
     of_server,
 )
-from testkit.s3server import DropError, Request, S3Server, ThreadedS3Server
+from testkit.s3server import DropError, Request, S3Server, ThreadedS3Server, operations
 from testkit.scenario import (
     AT,
     BUCKET,
@@ -202,7 +202,7 @@ def test_killed_at_every_request(
     plane: str, when: str, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed by SIGKILL at any request to S3, the promises hold, and the next run ends it all."""
-    monkeypatch.setattr(s3server, "MAX_KEYS", 2 * PAGE)
+    monkeypatch.setattr(operations, "MAX_KEYS", 2 * PAGE)
     with ThreadedS3Server(S3Server([BUCKET], clock=lambda: AT)) as threaded:
         server = threaded.server
         settings = s3_settings(threaded.url, plane, chunk_files=2 * PAGE - 1)

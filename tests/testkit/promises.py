@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from asyncagg.store.memory import MemoryStore
-from testkit.s3server import Store as ServerState
+from testkit.s3server import S3Server
 
 __all__ = (
     "Original",
@@ -146,7 +146,7 @@ def window_end(original: Original, minutes: int = 5) -> datetime:
 # ------------------------------------------------------------------------------ what stands
 
 
-def of_server(server: ServerState, bucket: str = "b") -> Snapshot:
+def of_server(server: S3Server, bucket: str = "b") -> Snapshot:
     """See all that stands in a bucket of the test server."""
     return {
         key: Seen(

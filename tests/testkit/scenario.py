@@ -45,7 +45,6 @@ from asyncagg.store.protocol import Body, ObjectInfo, StreamedBody
 from asyncagg.store.retry import Retry, RetryPolicy
 from testkit.promises import Original, Snapshot, final_bytes, of_directory, of_memory, originals_of
 from testkit.s3server import S3Server
-from testkit.s3server import Store as ServerState
 
 __all__ = (
     "AT",
@@ -252,7 +251,7 @@ def memory_of(seen: Snapshot) -> MemoryStore:
     return store
 
 
-def fill_server(server: ServerState, template: MemoryStore, bucket: str = BUCKET) -> None:
+def fill_server(server: S3Server, template: MemoryStore, bucket: str = BUCKET) -> None:
     """Put all that the template has into a bucket of the test server."""
     for key, each in template._objects.items():
         headers = {"content-type": each.info.content_type or "application/json"}
