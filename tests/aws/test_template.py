@@ -5,17 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
-import yaml
 from testkit.iam import Judge
 from testkit.promises import check_after_clean_run, of_server
 from testkit.s3server import Request, S3Error, S3Server
 from testkit.scenario import AT, BUCKET, PLANES, fill_server, open_s3, prepared
-from testkit.template import PARAMETERS, TEMPLATE, Resolver, _Loader, role, template
+from testkit.template import PARAMETERS, TEMPLATE, Resolver, resources, role, template
 
 import asyncagg.store.s3.store as s3_module
 from asyncagg.aws.events import request_of
@@ -23,31 +20,6 @@ from asyncagg.aws.metrics import Usage, measurements
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.pipeline import run
 from asyncagg.settings import from_environment
-
-# ------------------------------------------------------------------------- reading the template
-
-
-def _function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
-    value: Any
-    if isinstance(node, yaml.ScalarNode):
-        value = loader.construct_scalar(node)
-    elif isinstance(node, yaml.SequenceNode):
-        value = loader.construct_sequence(node, deep=True)
-    else:
-        assert isinstance(node, yaml.MappingNode)
-        value = loader.construct_mapping(node, deep=True)
-    return {name if name == "Ref" else f"Fn::{name}": value}
-
-
-_Loader.add_multi_constructor("!", _function)
-
-
-def resources(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the resources of a type, resolved."""
-    for name, each in template()["Resources"].items():
-        if each["Type"] == kind:
-            yield name, Resolver({}).properties(name)
-
 
 # ------------------------------------------------------------------------------- the permissions
 

@@ -55,7 +55,7 @@ async def test_reset_before_and_after(server: S3Server, client: Any) -> None:
     with pytest.raises((BotoConnectionError, HTTPClientError)):
         await client.put_object(Bucket="b", Key="k", Body=b"")
     assert server.keys("b") == ["k"]
-    # aiohttp repeats a PUT once by itself when its connection breaks, whatever botocore's settings are.
+    # aiohttp repeats a PUT once by itself when its connection breaks, whatever botocore says.
     statuses = [entry.status for entry in server.audit.log]
     assert statuses in ([0, 200, 0], [0, 0, 200, 0, 200, 0])
 

@@ -80,7 +80,7 @@ async def test_listing_survives_changes_between_pages(server: S3Server, client: 
 
 
 async def test_url_encoded_listing(server: S3Server) -> None:
-    """With encoding-type=url a space is a plus, and a character that XML cannot hold is a percent code."""
+    """With encoding-type=url a space is a plus, and control characters are percent codes."""
     server.put("b", "a b+c/\x01é", b"")
     request = b"GET /b?list-type=2%b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     assert b"<Key>a+b%2Bc/%01%C3%A9</Key>" in await send_raw(

@@ -64,7 +64,7 @@ def test_a_taken_port_is_an_error() -> None:
 
 
 def test_control() -> None:
-    """The control requests audit, set faults and reset; an unknown switch is refused with its name."""
+    """Control requests audit, set faults and reset; an unknown switch is named in the error."""
     with ThreadedS3Server(S3Server(["b"])) as threaded:
         server = threaded.server
         threaded.call(server.put, "b", "runs/k", b"x")
