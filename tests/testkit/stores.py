@@ -1,4 +1,4 @@
-"""The stores that the conformance suite runs on, and what each of them can and cannot hold."""
+"""The stores that the conformance suite runs on, and the capabilities of each."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Capabilities(NamedTuple):
     """What a store can do beyond the contract.
 
     Attributes:
-        holds_any_key: It takes keys with empty, ``.`` and ``..`` names, and a key below another.
-        holds_control_characters: It takes keys with a newline or a tab.
-        guards_copies: It honours the conditions of a copy itself: one of many wins.
+        holds_any_key: It stores keys with empty, ``.`` and ``..`` parts, and a key below another.
+        holds_control_characters: It stores keys with a newline or a tab.
+        guards_copies: It honours the conditions of a copy: of several copies at once, one succeeds.
     """
 
     holds_any_key: bool = True
