@@ -125,7 +125,7 @@ class Places:
         )
 
     def moved(self, key: str, original: str, prefix: str) -> bool:
-        """Return whether ``key`` is a run file's place below ``prefix``, with or without a suffix."""
+        """Return whether a run file's place below ``prefix`` is ``key``, suffix allowed."""
         plain = prefix + original.removeprefix(self.runs)
         folder, slash, name = plain.rpartition("/")
         stem, dot, ending = name.partition(".json")
