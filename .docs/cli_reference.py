@@ -1,6 +1,6 @@
-"""The reference of the command line, made from its own help: ``python .docs/cli_reference.py``.
+"""Write docs/reference/cli.md from the help of the commands: ``python .docs/cli_reference.py``.
 
-It writes docs/reference/cli.md. `tests/commands/test_cli_help.py` fails if it is out of date.
+`tests/commands/test_cli_help.py` fails if the page is out of date.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ and no width.
 
 
 def reference() -> str:
-    """Return the whole page: the same on every terminal."""
+    """Return the whole page, which does not depend on the terminal."""
     whole = application()
     parts = [_HEAD, _section("asyncagg", whole)]
     parts += [_section(" ".join(("asyncagg", *names)), each) for names, each in commands(whole)]
