@@ -50,3 +50,12 @@ def test_every_message_of_the_log_is_explained() -> None:
     }
     assert {"run", "window", "quarantined", "deferred"} <= messages
     assert not [each for each in sorted(messages) if f"| `{each}` |" not in text]
+
+
+def test_every_path_in_the_documents_exists() -> None:
+    """A file or folder that a page names in backticks is in the repository."""
+    paths = re.compile(r"`((?:asyncagg|benchmarks|docs|tests|\.docs|\.lambda)/[\w./*-]*)[` ]")
+    pages = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("docs/**/*.md")]
+    named = {(page.name, path) for page in pages for path in paths.findall(page.read_text("utf-8"))}
+    assert len(named) > 10
+    assert not [each for each in sorted(named) if not any(ROOT.glob(each[1].rstrip("/")))]
