@@ -97,7 +97,7 @@ def run(started: str, files: int, windows: int, seconds: float) -> dict[str, Any
         audit = store.control("audit")
     assert rest.answer is not None, rest.stderr
     answer = done.answer
-    both = {theirs: answer[ours] + rest.answer[ours] for theirs, ours in SUMS.items()}
+    both = {name: answer[field] + rest.answer[field] for name, field in SUMS.items()}
     after = audit["buckets"][BUCKET]
     exact = (
         both == {name: totals[name] for name in SUMS}

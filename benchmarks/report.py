@@ -54,10 +54,10 @@ def section(name: str) -> str:
 def ratios(results: list[dict[str, Any]]) -> str:
     """Return the ratios of the lean plane's CPU per file to others."""
     cpu = {each["name"]: each["at_0_ms"]["cpu_us"] for each in results}
-    ours = cpu.get("asyncagg-lean")
-    if ours is None:
+    lean = cpu.get("asyncagg-lean")
+    if lean is None:
         return ""
-    compared = [f"{ours / cpu[name]:.3g} {words}" for name, words in GOALS if name in cpu]
+    compared = [f"{lean / cpu[name]:.3g} {words}" for name, words in GOALS if name in cpu]
     return f"CPU per file of the lean plane: {', '.join(compared)}."
 
 

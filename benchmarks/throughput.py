@@ -212,7 +212,7 @@ def _summary(
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
     """Return the results as a Markdown table, the cheapest first."""
-    ours = next((each for each in results if each["name"] == "asyncagg-lean"), None)
+    lean = next((each for each in results if each["name"] == "asyncagg-lean"), None)
     rows = []
     for each in sorted(results, key=lambda each: float(each["at_0_ms"]["cpu_us"])):
         near, far = each["at_0_ms"], each["at_20_ms"]
@@ -221,7 +221,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
                 each["contender"],
                 f"{each['files']:,}",
                 f"{near['cpu_us']:,.0f}",
-                f"{near['cpu_us'] / ours['at_0_ms']['cpu_us']:.2f}" if ours else "",
+                f"{near['cpu_us'] / lean['at_0_ms']['cpu_us']:.2f}" if lean else "",
                 f"{near['cpu_with_start_us']:,.0f}",
                 f"{far['cpu_us']:,.0f}",
                 f"{near['wall_us']:,.0f}",

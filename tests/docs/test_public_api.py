@@ -25,7 +25,7 @@ API = shown("api.md")
 
 
 def find(name: str) -> tuple[ModuleType, Any]:
-    """Import what a dotted name stands for; return its module and itself."""
+    """Import a dotted name; return its module and its value."""
     module_name, _, attribute = name.rpartition(".")
     module = importlib.import_module(module_name)
     return module, getattr(module, attribute)

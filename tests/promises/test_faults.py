@@ -294,12 +294,12 @@ async def test_producer_at_work_over_http(seed: int, plane: str) -> None:
             server.on_request = None
             await run(store, settings, at=AT)
         check_with(producer, of_server(server), at=AT)
-        ours = [
+        lost = [
             each
             for each in server.audit.lost
             if each.operation != "put" and not each.key.startswith(("aggregates/", "archive/asy"))
         ]
-        assert ours == []
+        assert lost == []
 
 
 @pytest.mark.parametrize("operation", ["CopyObject", "DeleteObjects"])

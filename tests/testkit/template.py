@@ -70,7 +70,7 @@ class Resolver:
         defaults = {name: str(each["Default"]) for name, each in declared if "Default" in each}
         self.parameters = defaults | _PSEUDO | PARAMETERS | self.given
 
-    def resolve(self, value: Any) -> Any:
+    def resolve(self, value: Any) -> Any:  # noqa: PLR0911 (one case for each function)
         """Return a value without functions."""
         if isinstance(value, list):
             resolved = [self.resolve(each) for each in value]
