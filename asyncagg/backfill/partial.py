@@ -33,7 +33,7 @@ from asyncagg.job.outcome import WindowReport
 from asyncagg.job.settle import MAX_COMMIT_ATTEMPTS, Settled, Settler, load
 from asyncagg.model import RunFile, Window
 from asyncagg.settings import Settings
-from asyncagg.store import DELETE_BATCH, Store
+from asyncagg.store import DELETE_BATCH, Absent, Matches, Store
 
 __all__ = ("FAN_IN", "Folder", "Part", "clear", "commit", "merge", "sweep")
 
@@ -138,7 +138,7 @@ def _partial(
 
 async def _put_once(store: Store, key: str, document: AggregateWriter) -> None:
     try:
-        await store.put(key, document, if_absent=True)
+        await store.put(key, document, condition=Absent())
     except PreconditionFailedError:
         return  # its name says what is in it
 
@@ -216,8 +216,7 @@ async def _commit(
     await context.store.put(
         report.aggregate_key,
         document,
-        if_match=existing.etag if existing else None,
-        if_absent=existing is None,
+        condition=Matches(existing.etag) if existing else Absent(),
     )
     report.revision = document.revision
     report.tally.take(fresh)

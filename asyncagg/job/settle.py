@@ -35,7 +35,7 @@ from asyncagg.job.reader import Reader
 from asyncagg.job.restored import counted_before
 from asyncagg.model import RunFile, Window
 from asyncagg.settings import Settings
-from asyncagg.store import Store
+from asyncagg.store import Absent, Matches, Store
 
 __all__ = ("MAX_COMMIT_ATTEMPTS", "Settled", "Settler", "load")
 
@@ -228,8 +228,7 @@ class Settler:
         etag = await self._store.put(
             self._layout.aggregate_key(window),
             document,
-            if_match=existing.etag if existing else None,
-            if_absent=existing is None,
+            condition=Matches(existing.etag) if existing else Absent(),
         )
         self._committed[window] = _Committed(etag, total.counted + total.quarantined)
         report.revision = document.revision

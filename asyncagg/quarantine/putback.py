@@ -39,7 +39,7 @@ from asyncagg.model import RunFile
 from asyncagg.quarantine import check_key, refusal
 from asyncagg.runtime.tasks import for_each
 from asyncagg.settings import Settings
-from asyncagg.store import Store
+from asyncagg.store import Matches, Store
 
 __all__ = ("Outcome", "PutBack")
 
@@ -151,7 +151,7 @@ class PutBack:
                 await self._store.put(
                     key,
                     _Content(source, mended),
-                    if_match=present.file.etag,
+                    condition=Matches(present.file.etag),
                     metadata=present.metadata,
                 )
             except PreconditionFailedError:

@@ -30,7 +30,7 @@ from asyncagg.job.settle import MAX_COMMIT_ATTEMPTS
 from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.settings import Settings
-from asyncagg.store import Store
+from asyncagg.store import Absent, Matches, Store
 
 __all__ = ("SCHEMA_VERSION", "Period", "RolledUp", "RollupReport", "Span", "rollup", "schema")
 
@@ -290,7 +290,8 @@ class _Job:
         inputs = [entry for entry in found if entry is not None]
         revision = 1 + old.get("revision", 0)
         document = self._document(span, revision, inputs)
-        await self._store.put(key, _dumps(document), if_match=etag, if_absent=etag is None)
+        condition = Absent() if etag is None else Matches(etag)
+        await self._store.put(key, _dumps(document), condition=condition)
         counted = document["files"]["counted"]
         self.report.written.append(RolledUp(key, revision, len(inputs), len(changed), counted))
 

@@ -32,7 +32,7 @@ from asyncagg.job.reader import Reader
 from asyncagg.job.settle import load
 from asyncagg.model import RunFile, RunResult, Window
 from asyncagg.settings import Settings
-from asyncagg.store import Store
+from asyncagg.store import Matches, Store
 
 __all__ = (
     "SHOWN",
@@ -201,7 +201,7 @@ async def _recompute(
             written_at=context.now(),
             rows=rows,
         )
-        await context.store.put(outcome.aggregate_key, document, if_match=existing.etag)
+        await context.store.put(outcome.aggregate_key, document, condition=Matches(existing.etag))
         outcome.written = True
 
 

@@ -17,6 +17,7 @@ from asyncagg.job.archive import Mover
 from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import Tally
 from asyncagg.model import RunFile, Window
+from asyncagg.store import Matches
 from asyncagg.verify import verify
 from asyncagg.verify.claims import claim, rebuild_blocker
 from asyncagg.verify.findings import RepairReport, VerifyReport
@@ -136,7 +137,9 @@ class _Repair:
                 written_at=self._context.now(),
                 rows=rows,
             )
-            await self._context.store.put(outcome.aggregate_key, document, if_match=remains.etag)
+            await self._context.store.put(
+                outcome.aggregate_key, document, condition=Matches(remains.etag)
+            )
         return ""
 
     async def rewrite(self) -> None:
