@@ -12,6 +12,8 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testkit.hooked import HookedStore, Stopped
+from testkit.leaps import Leaps, deadline
 from testkit.promises import (
     Original,
     check_after_clean_run,
@@ -20,18 +22,7 @@ from testkit.promises import (
     of_memory,
     originals_of,
 )
-from testkit.scenario import (
-    AT,
-    Clock,
-    HookedStore,
-    Leaps,
-    Stopped,
-    deadline,
-    fill_memory,
-    in_thread,
-    moment,
-    run_data,
-)
+from testkit.scenario import AT, Clock, fill_memory, in_thread, moment, run_data
 from testkit.strategies import run_files
 
 import asyncagg.aggregate.spool as spool_module

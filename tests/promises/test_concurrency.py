@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anyio.lowlevel
 import pytest
+from testkit.hooked import HookedStore
 from testkit.promises import (
     check_after_clean_run,
     check_at_any_moment,
@@ -21,7 +22,6 @@ from testkit.scenario import (
     AT,
     BUCKET,
     PLANES,
-    HookedStore,
     fill_directory,
     fill_memory,
     fill_server,

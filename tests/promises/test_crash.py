@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import pytest
 from testkit import crash_driver
+from testkit.hooked import Stopped
 from testkit.promises import (
     PROBE,
     Snapshot,
@@ -36,7 +37,6 @@ from testkit.scenario import (
     BUCKET,
     PLANES,
     PreparedDirectory,
-    Stopped,
     fill_directory,
     fill_memory,
     fill_server,

@@ -10,6 +10,8 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from testkit.hooked import HookedStore
+from testkit.leaps import Leaps, deadline
 from testkit.loops import until
 from testkit.promises import (
     Original,
@@ -26,9 +28,6 @@ from testkit.scenario import (
     AT,
     BUCKET,
     PLANES,
-    HookedStore,
-    Leaps,
-    deadline,
     fill_memory,
     fill_server,
     moment,
