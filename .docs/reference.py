@@ -1,9 +1,9 @@
-"""Write the parts of the documents that follow from the code: settings and document formats.
+"""Write the generated parts of the documents: the tables of settings and of document formats.
 
     python .docs/reference.py          # after a change of settings.py or of a schema
 
-Between ``<!-- NAME -->`` and ``<!-- end -->`` it puts what `SECTIONS` makes. A document that says
-something else fails tests/docs/test_reference.py.
+It replaces the text between ``<!-- NAME -->`` and ``<!-- end -->`` by the output of `SECTIONS`.
+tests/docs/test_reference.py fails if a document is out of date.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def settings() -> str:
 
 
 def schema(name: str) -> str:
-    """Return the table of the fields of a document."""
+    """Return the table of the fields of a document format."""
     whole = json.loads(
         resources.files(f"asyncagg.{name}").joinpath(f"{name}.schema.json").read_text()
     )
@@ -47,7 +47,7 @@ def schema(name: str) -> str:
 
 
 def fields(node: dict[str, Any], definitions: dict[str, Any], path: str) -> Iterator[str]:
-    """Yield a row for each field of an object, and below it for each of its own."""
+    """Yield a row for each field of an object, each followed by those of its own fields."""
     for name, given in node.get("properties", {}).items():
         field = resolved(given, definitions)
         inner = f"{path}{name}"
@@ -59,13 +59,13 @@ def fields(node: dict[str, Any], definitions: dict[str, Any], path: str) -> Iter
 
 
 def resolved(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return a node with what it refers to; its own words win."""
+    """Return a node with its ``$ref`` resolved; its own keywords take precedence."""
     target = definitions[node["$ref"].rpartition("/")[2]] if "$ref" in node else {}
     return {**target, **node}
 
 
 def kind(field: dict[str, Any]) -> str:
-    """Return what a field holds, in words."""
+    """Describe the values of a field."""
     if "const" in field:
         return f"`{field['const']}`"
     if "enum" in field:
@@ -89,17 +89,17 @@ SECTIONS: dict[str, Callable[[], str]] = {
 
 
 def renewed(text: str) -> str:
-    """Return a document with its sections as they should be; other marks are left alone."""
+    """Return a document with its sections up to date; marks with other names are not changed."""
 
     def section(place: re.Match[str]) -> str:
-        made = SECTIONS.get(place[2])
-        return place[0] if made is None else f"{place[1]}{made()}\n{place[3]}"
+        write = SECTIONS.get(place[2])
+        return place[0] if write is None else f"{place[1]}{write()}\n{place[3]}"
 
     return _PLACE.sub(section, text)
 
 
 def main() -> None:
-    """Put the sections where they belong."""
+    """Update every document."""
     for document in DOCUMENTS:
         document.write_text(renewed(document.read_text("utf-8")), "utf-8")
 

@@ -2,11 +2,12 @@
 
     tox -e lambda                      # dist/lambda-arm64.zip and dist/lambda-x86_64.zip
     tox -e lambda -- x86_64            # only one of them
-    tox -e lambda -- --keep            # and keep the numbers in docs/how-to/deploy.md
+    tox -e lambda -- --keep            # and write the numbers to docs/how-to/deploy.md
 
-The dependencies are those of requirements.txt, pinned and hashed. The same sources make the same
-bytes. What the Lambda never loads is left out; bytecode is put in, since Lambda's folder is
-read-only: without it, every cold start would compile all modules again.
+The dependencies are those of requirements.txt, pinned and hashed. The build is reproducible: the
+same sources give the same bytes. Files that the Lambda never loads are left out. Bytecode is
+included, because Lambda's folder is read-only: without it, every cold start would compile all
+modules.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ROOT = HERE.parent
 PYTHON = "3.13"
 MACHINES = {"arm64": "aarch64", "x86_64": "x86_64"}
 GLIBC = range(34, 16, -1)
-"""Minor versions of glibc 2 that wheels may ask for: Amazon Linux 2023 has 2.34."""
+"""Minor versions of glibc 2 that wheels may require: Amazon Linux 2023 has 2.34."""
 
 UNUSED = (
     "bin",
@@ -41,7 +42,7 @@ UNUSED = (
     "**/*.pyi",
     "**/*.[ch]",
     "**/*.p[xy][dxi]",
-    # The command line, and what only it needs.
+    # The command line and the workflows behind it.
     "asyncagg/__main__.py",
     "asyncagg/backfill",
     "asyncagg/cli",
@@ -64,7 +65,7 @@ UNUSED = (
     "aws_lambda_powertools/event_handler",
     "aws_lambda_powertools/metrics/provider/datadog",
     "aws_lambda_powertools/utilities/*",
-    # Of each package's metadata all but its licence.
+    # Metadata of packages, except licences.
     "*.dist-info/*",
 )
 SERVICES = ("s3", "sts")
@@ -96,7 +97,7 @@ ENVIRONMENT = {
 
 
 def find_python(version: str) -> str | None:
-    """Return an interpreter of a version: this one, one on the path, or one of pyenv's."""
+    """Return an interpreter of a version: this one, or one on the path or of pyenv; else None."""
     homes = (Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python{version}")
     for candidate in (sys.executable, shutil.which(f"python{version}"), *map(str, homes)):
         if candidate and _version(candidate) == version:
@@ -111,10 +112,10 @@ def _version(python: str) -> str:
 
 
 def install(folder: Path, requirements: Path, arch: str, version: str = PYTHON) -> None:
-    """Install locked requirements into a folder, for another machine than this if need be.
+    """Install locked requirements into a folder, for any architecture.
 
     Raises:
-        subprocess.CalledProcessError: A wheel cannot be had, or is not the one that was locked.
+        subprocess.CalledProcessError: A wheel cannot be downloaded, or its hash is wrong.
     """
     _pip(folder, arch, version, "--require-hashes", "--requirement", str(requirements))
 
@@ -130,18 +131,18 @@ def _pip(folder: Path, arch: str, version: str, *words: str) -> None:
 
 
 def assemble(folder: Path, arch: str, version: str = PYTHON) -> None:
-    """Fill a folder with what the zip is to hold.
+    """Fill an empty folder with the content of the zip.
 
     Args:
-        folder: An empty one.
+        folder: The folder.
         arch: ``arm64`` or ``x86_64``.
-        version: Of Python.
+        version: The version of Python.
     """
     install(folder, HERE / "requirements.txt", arch, version)
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as wheels:
         command = [sys.executable, "-m", "pip", "--quiet", "wheel", "--no-deps", "--wheel-dir"]
-        subprocess.run([*command, made, str(ROOT)], check=True)
-        (wheel,) = Path(made).glob("asyncagg-*.whl")
+        subprocess.run([*command, wheels, str(ROOT)], check=True)
+        (wheel,) = Path(wheels).glob("asyncagg-*.whl")
         _pip(folder, arch, version, str(wheel))
     strip(folder)
     slim(folder / "botocore" / "data")
@@ -149,7 +150,7 @@ def assemble(folder: Path, arch: str, version: str = PYTHON) -> None:
 
 
 def strip(folder: Path) -> None:
-    """Remove what the Lambda never loads."""
+    """Remove the files that the Lambda never loads."""
     used = {path for pattern in USED for path in folder.glob(pattern)}
     for pattern in UNUSED:
         for path in list(folder.glob(pattern)):
@@ -162,24 +163,24 @@ def strip(folder: Path) -> None:
 
 
 def slim(data: Path) -> None:
-    """Leave out of botocore's data what no client of S3 reads: it would be held in memory."""
+    """Remove what no S3 client reads from botocore's data: botocore holds it all in memory."""
     endpoints = json.loads((data / "endpoints.json").read_bytes())
     for partition in endpoints["partitions"]:
         services = partition["services"]
         partition["services"] = {name: services[name] for name in SERVICES if name in services}
     (data / "endpoints.json").write_bytes(_compact(endpoints))
     for model in data.glob("*/*/service-2.json.gz"):
-        told = json.loads(gzip.decompress(model.read_bytes()))
-        model.write_bytes(gzip.compress(_compact(_without_prose(told)), mtime=0))
+        content = json.loads(gzip.decompress(model.read_bytes()))
+        model.write_bytes(gzip.compress(_compact(_undocumented(content)), mtime=0))
 
 
-def _without_prose(value: Any) -> Any:
+def _undocumented(value: Any) -> Any:
     if isinstance(value, list):
-        return [_without_prose(each) for each in value]
+        return [_undocumented(each) for each in value]
     if not isinstance(value, dict):
         return value
     return {
-        name: "" if name == "documentation" and isinstance(each, str) else _without_prose(each)
+        name: "" if name == "documentation" and isinstance(each, str) else _undocumented(each)
         for name, each in value.items()
     }
 
@@ -189,17 +190,17 @@ def _compact(value: Any) -> bytes:
 
 
 def add_bytecode(folder: Path, version: str) -> None:
-    """Compile all modules, to bytecode that no source's time or content is compared with."""
+    """Compile all modules, to bytecode that Python never checks against the source."""
     python = find_python(version)
     if python is None:
-        print(f"no python{version} here: the zip goes without bytecode, cold starts take longer")
+        print(f"no python{version} found: the zip has no bytecode, and cold starts take longer")
         return
     words = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
     subprocess.run([python, *words, "-s", folder, "-p", "/var/task", folder], check=True)
 
 
 def pack(folder: Path, target: Path) -> None:
-    """Write a zip that depends on names and contents alone."""
+    """Write a zip that depends only on the names and contents of the files."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for path in sorted(_files(folder)):
             info = zipfile.ZipInfo(path.relative_to(folder).as_posix(), (1980, 1, 1, 0, 0, 0))
@@ -214,15 +215,15 @@ def _files(folder: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Built:
-    """One zip, in numbers.
+    """The numbers of one zip.
 
     Attributes:
-        arch: Its architecture.
-        target: Where it is.
-        sha256: Of its bytes.
-        zipped: Bytes.
-        unzipped: Bytes.
-        cold_start: CPU-seconds and peak bytes of a cold start; None where it cannot run here.
+        arch: The architecture.
+        target: The file.
+        sha256: The digest of the file.
+        zipped: The size of the file in bytes.
+        unzipped: The size of its content in bytes.
+        cold_start: CPU-seconds and peak bytes of a cold start; None if it cannot run here.
     """
 
     arch: str
@@ -233,7 +234,7 @@ class Built:
     cold_start: tuple[float, int] | None
 
     def row(self) -> str:
-        """Return it as a row of a table."""
+        """Return the numbers as a row of a Markdown table."""
         cold = "not run on this machine | "
         if self.cold_start:
             cold = f"{self.cold_start[0]:.2f} s | {self.cold_start[1] / 2**20:.0f} MiB"
@@ -246,11 +247,11 @@ def build(arch: str, target: Path, version: str = PYTHON) -> Built:
 
     Args:
         arch: ``arm64`` or ``x86_64``.
-        target: Where to.
-        version: Of Python.
+        target: The file to write.
+        version: The version of Python.
     """
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         assemble(folder, arch, version)
         pack(folder, target)
         return Built(
@@ -264,9 +265,9 @@ def build(arch: str, target: Path, version: str = PYTHON) -> Built:
 
 
 def cold_start(folder: Path, arch: str, version: str = PYTHON) -> tuple[float, int] | None:
-    """Return CPU-seconds and peak bytes of a start to where the first invocation is awaited.
+    """Return CPU-seconds and peak bytes of importing the handler, or None if it cannot run here.
 
-    The best of three: what else the machine does is not the Lambda's.
+    The best of three runs, because other processes on the machine add to the time.
     """
     python = find_python(version)
     if python is None or platform.machine() != MACHINES[arch] or sys.platform != "linux":
@@ -283,30 +284,30 @@ def cold_start(folder: Path, arch: str, version: str = PYTHON) -> tuple[float, i
 
 
 def keep(table: str) -> None:
-    """Put the table into docs/how-to/deploy.md, between its marks."""
+    """Write the table to docs/how-to/deploy.md, between its marks."""
     page = ROOT / "docs" / "how-to" / "deploy.md"
     marked = re.compile("(?<=<!-- build -->\n).*(?=<!-- end build -->)", re.DOTALL)
     page.write_text(marked.sub(lambda _: table + "\n", page.read_text()))
 
 
 def main() -> None:
-    """Build what was asked for, and tell the numbers."""
+    """Build the zips, and print their digests and numbers."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("arch", nargs="*", help=" or ".join(MACHINES), metavar="ARCH")
-    parser.add_argument("--keep", action="store_true", help="keep the sizes in the documentation")
-    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the zips")
-    asked = parser.parse_args()
-    if unknown := set(asked.arch) - set(MACHINES):
+    parser.add_argument("--keep", action="store_true", help="write the sizes to the documentation")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="the folder for the zips")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.arch) - set(MACHINES):
         parser.error(f"{', '.join(sorted(unknown))}: expected {' or '.join(MACHINES)}")
-    asked.out.mkdir(parents=True, exist_ok=True)
-    arches = asked.arch or list(MACHINES)
-    built = [build(arch, asked.out / f"lambda-{arch}.zip") for arch in arches]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    arches = arguments.arch or list(MACHINES)
+    built = [build(arch, arguments.out / f"lambda-{arch}.zip") for arch in arches]
     for each in built:
         print(f"{each.sha256}  {each.target}")
     head = "| | zip | unzipped | cold start, CPU | cold start, peak memory |"
     table = "\n".join([head, "| --- | --- | --- | --- | --- |", *(each.row() for each in built)])
     print(table)
-    if asked.keep:
+    if arguments.keep:
         keep(table)
 
 

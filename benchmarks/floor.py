@@ -1,9 +1,10 @@
-"""The floor: the least CPU that a Python client can do the whole job with.
+"""The floor: the least CPU with which a Python client can do the whole job.
 
-List, get, sum, put one aggregate, copy, delete: signed, the copies and deletes conditional, over
-raw asyncio Protocols with the httptools parser on uvloop. No retries, no timeouts, no promises:
-any surprise ends it. None of asyncagg's code is used. A worker is a generator that yields requests
-and is sent the bodies of their answers, so that a request costs no future and no task.
+It lists, gets, sums, puts one aggregate, copies and deletes. Requests are signed, copies and
+deletes are conditional. It uses raw asyncio protocols with the httptools parser on uvloop. It has
+no retries, no timeouts and no promises: any error ends it. It uses none of asyncagg's code. A
+worker is a generator that yields requests and receives the bodies of the responses, so that a
+request needs no future and no task.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ ENTRY = re.compile(r"<Key>([^<]*)</Key>.*?<ETag>(?:&quot;|\")(\w+)")
 TOKEN = re.compile(r"<NextContinuationToken>([^<]*)<")
 
 File: TypeAlias = tuple[str, str]
-"""A key, encoded as in a URL, and its ETag."""
+"""A URL-encoded key and its ETag."""
 
 Work: TypeAlias = Generator[bytes, bytes, None]
-"""Yields a request, is sent the body of its answer."""
+"""Yields requests and receives the bodies of their responses."""
 
 
 class Signer:
-    """Writes signed requests to one bucket; what the requests of a second share is made once."""
+    """Signs requests to one bucket; computes what they share once per second."""
 
     def __init__(self, host: str, bucket: str) -> None:
         self.bucket = bucket
@@ -57,7 +58,7 @@ class Signer:
         for part in scope.split("/"):
             key = hmac.digest(key, part.encode(), "sha256")
         padded = key.ljust(64, b"\0")
-        # An HMAC is two hashes, each of which begins the same for every request.
+        # An HMAC is two hashes; for a given key each has a constant prefix.
         self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded))
         self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
 
@@ -77,11 +78,11 @@ class Signer:
         Args:
             method: The HTTP method.
             path: The path in the bucket, encoded.
-            lines: The headers to sign but ``x-amz-date``, the last: sorted, each with a line feed.
-            names: Their names and that one, parted by semicolons.
+            lines: The signed headers without ``x-amz-date``, sorted, each with a line feed.
+            names: The names of all signed headers, with semicolons between them.
             query: The canonical query.
             body: The content.
-            payload: Its hash.
+            payload: The SHA-256 of the content.
         """
         second = int(time.time())
         if second != self._second:
@@ -101,7 +102,7 @@ class Signer:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """A socket that carries one worker's requests, one after the other."""
+    """A socket for the requests of one worker, one at a time."""
 
     def __init__(self, buffer: memoryview) -> None:
         self._buffer = buffer
@@ -109,7 +110,7 @@ class Connection(asyncio.BufferedProtocol):
         self._blocks: list[bytes] = []
 
     async def run(self, work: Work) -> None:
-        """Send what the worker yields, until it ends."""
+        """Send the worker's requests until it ends."""
         self._work = work
         self._done = asyncio.get_running_loop().create_future()
         self._next(None)
@@ -124,31 +125,31 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(request)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport."""
+        """Store the transport."""
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the work under way, if there is any."""
+        """Fail the current work, if any."""
         if not self._done.done():
             self._done.set_exception(exc or ConnectionError("the server closed the connection"))
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio calls it
-        """Lend the place to receive bytes, which all connections share."""
+        """Return the receive buffer, which all connections share."""
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Feed the parser."""
         try:
             self._parser.feed_data(self._buffer[:nbytes])
-        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the run
+        except Exception as error:  # noqa: BLE001 - any error ends the run
             self._done.set_exception(error)
 
     def on_body(self, block: bytes) -> None:
-        """Keep a block of the body."""
+        """Store a block of the body."""
         self._blocks.append(block)
 
     def on_message_complete(self) -> None:
-        """Hand the body to the worker, and send what it asks next."""
+        """Pass the body to the worker, and send its next request."""
         status = self._parser.get_status_code()
         blocks = self._blocks
         body = blocks[0] if len(blocks) == 1 else b"".join(blocks)
@@ -174,7 +175,7 @@ def listing(signer: Signer, files: list[File]) -> Work:
 
 
 def reading(signer: Signer, files: Iterator[File], totals: list[int]) -> Work:
-    """Get, parse and sum the files that this worker draws."""
+    """Get, parse and sum files; the workers share one iterator."""
     lines = f"host:{signer.host}\nx-amz-content-sha256:{EMPTY}\n"
     names = "host;x-amz-content-sha256;x-amz-date"
     one, two, three, four = SUMMED
@@ -196,7 +197,7 @@ def putting(signer: Signer, body: bytes) -> Work:
 
 
 def moving(signer: Signer, files: Iterator[File], copied: list[File]) -> Work:
-    """Copy the files that this worker draws; delete what all have copied, in batches."""
+    """Copy files; the workers share one iterator. Delete what they have copied, in batches."""
     start = f"host:{signer.host}\nif-none-match:*\nx-amz-content-sha256:{EMPTY}\n"
     start += f"x-amz-copy-source:{signer.bucket}/"
     names = (
@@ -215,7 +216,7 @@ def moving(signer: Signer, files: Iterator[File], copied: list[File]) -> Work:
 
 
 def deleting(signer: Signer, files: list[File]) -> Work:
-    """Delete files whose copies stand, if they are what was copied."""
+    """Delete copied files, if their ETags are those of the copies."""
     entries = [
         f"<Object><Key>{escape(unquote_plus(key))}</Key><ETag>{etag}</ETag></Object>"
         for key, etag in files

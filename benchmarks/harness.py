@@ -1,6 +1,6 @@
-"""What the benchmarks share: the S3 server in a process of its own, boxes, and measured children.
+"""What the benchmarks share: the S3 server as a process, cgroup limits, and measured children.
 
-Times are CPU-seconds (user + system) of the child alone; the server runs on another core.
+Times are CPU-seconds (user and system) of the child alone; the server runs on another core.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 TESTKIT = HERE.parent / "tests"
-"""The folder of the test kit: the benchmarks share its S3 server and its checks."""
+"""The folder that holds the test kit, whose S3 server and checks the benchmarks use."""
 BUCKET = "bench"
 CREDENTIALS = ("AKIDEXAMPLE", "secretkeyexample")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -34,7 +34,7 @@ MIB = 1024 * 1024
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a child: this one, without any AWS or asyncagg settings."""
+    """Return the environment of a child: this process's, with test credentials and no settings."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -51,7 +51,7 @@ def environment() -> dict[str, str]:
 
 
 def cores() -> tuple[set[int], set[int]]:
-    """Return the cores for the server and for what is measured: two, if there are two."""
+    """Return a core for the server and one for the measured process; they differ if possible."""
     usable = sorted(os.sched_getaffinity(0))
     return {usable[0]}, {usable[-1]}
 
@@ -61,9 +61,9 @@ class Server:
     """The S3 server process, and its control over HTTP.
 
     Attributes:
-        url: Its endpoint.
-        certificate: What a client has to trust, where it speaks TLS.
-        pid: Its process.
+        url: The endpoint.
+        certificate: The file that a client must trust, if the server uses TLS.
+        pid: The process id.
     """
 
     url: str
@@ -71,31 +71,31 @@ class Server:
     pid: int = 0
 
     def control(self, name: str, **parameters: Any) -> Any:
-        """Ask the server something about itself; see `testkit.s3server`."""
+        """Send a control request to the server; see `testkit.s3server`."""
         body = json.dumps(parameters).encode() if name != "audit" else None
-        return json.loads(self._ask(f"_control/{name}", body) or b"null")
+        return json.loads(self._send(f"_control/{name}", body) or b"null")
 
     def read(self, key: str) -> Any:
-        """Return what a JSON object in the bucket holds."""
-        return json.loads(self._ask(f"{BUCKET}/{key}", None))
+        """Return the content of a JSON object in the bucket."""
+        return json.loads(self._send(f"{BUCKET}/{key}", None))
 
     def get(self, key: str) -> bytes:
-        """Return an object in the bucket."""
-        return self._ask(f"{BUCKET}/{key}", None)
+        """Return the bytes of an object in the bucket."""
+        return self._send(f"{BUCKET}/{key}", None)
 
-    def _ask(self, path: str, body: bytes | None) -> bytes:
+    def _send(self, path: str, body: bytes | None) -> bytes:
         request = urllib.request.Request(f"{self.url}/{path}", data=body)  # noqa: S310 - loopback
         trusted = ssl.create_default_context(cafile=self.certificate) if self.certificate else None
         with urllib.request.urlopen(request, timeout=3600, context=trusted) as answer:  # noqa: S310
             return bytes(answer.read())
 
     def settings(self) -> dict[str, str]:
-        """Return the environment that leads asyncagg here."""
+        """Return the environment variables with which asyncagg uses this server."""
         found = {"ASYNCAGG_STORE": f"s3://{BUCKET}", "ASYNCAGG_ENDPOINT_URL": self.url}
         return found | self.trust()
 
     def trust(self) -> dict[str, str]:
-        """Return the environment that makes an S3 client trust the server."""
+        """Return the environment variables with which an S3 client trusts the server."""
         return {"AWS_CA_BUNDLE": str(self.certificate)} if self.certificate else {}
 
     def fill(self, count: int, windows: Sequence[datetime], size: int = 2500) -> dict[str, Any]:
@@ -110,11 +110,11 @@ class Server:
 
 @contextmanager
 def server(*words: str, tls: Path | None = None) -> Iterator[Server]:
-    """Run the S3 server on a core of its own, on a free port of this machine.
+    """Run the S3 server on its own core, on a free port of the loopback interface.
 
     Args:
         words: Further options of its command line.
-        tls: A folder for a certificate of its own: it speaks TLS then.
+        tls: A folder for a new certificate; if given, the server uses TLS.
     """
     certificate = _certificate(tls) if tls else None
     if certificate:
@@ -134,9 +134,9 @@ def server(*words: str, tls: Path | None = None) -> Iterator[Server]:
 
 
 def lost(audit: Mapping[str, Any]) -> list[Any]:
-    """Return the run files that an audit says were lost.
+    """Return the run files that are lost according to an audit.
 
-    Aggregates are meant to be replaced, and the objects that the guards are probed on to be lost.
+    Replaced aggregates and the deleted objects of the guards' probe are not losses.
     """
     return [
         each
@@ -146,7 +146,7 @@ def lost(audit: Mapping[str, Any]) -> list[Any]:
 
 
 def _certificate(folder: Path) -> Path:
-    """Make a certificate for 127.0.0.1 that nobody trusts but who is told to."""
+    """Make a self-signed certificate for 127.0.0.1."""
     made = folder / "certificate.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
     extensions = ("subjectAltName=IP:127.0.0.1", "basicConstraints=critical,CA:FALSE")
@@ -163,15 +163,15 @@ def _certificate(folder: Path) -> Path:
 
 
 def writable(controller: str) -> bool:
-    """Say whether limits of a cgroup (version 1) controller can be set on this machine."""
+    """Return whether limits of a cgroup (version 1) controller can be set on this machine."""
     return os.access(CGROUPS / controller / "cgroup.procs", os.W_OK)
 
 
 @contextmanager
 def box(*, memory_bytes: int | None = None, cpus: float | None = None) -> Iterator[list[Path]]:
-    """Make a box with a hard limit of memory and CPU; yields what a process joins it by.
+    """Make cgroups with hard limits of memory and CPU; yield the files for joining them.
 
-    Nothing is yielded where cgroups are not writable: whoever asks has to say so.
+    The list is empty where cgroups are not writable: the caller should report this.
     """
     made: list[Path] = []
     try:
@@ -185,7 +185,7 @@ def box(*, memory_bytes: int | None = None, cpus: float | None = None) -> Iterat
             folder = CGROUPS / "cpu" / f"asyncagg-{os.getpid()}-{time.monotonic_ns()}"
             folder.mkdir()
             made.append(folder)
-            # Lambda hands out CPU in short slices; 20 ms is of their order.
+            # Lambda schedules CPU in short slices, of about 20 ms.
             (folder / "cpu.cfs_period_us").write_text("20000")
             (folder / "cpu.cfs_quota_us").write_text(str(max(1000, int(20000 * cpus))))
         yield [folder / "cgroup.procs" for folder in made]
@@ -196,16 +196,16 @@ def box(*, memory_bytes: int | None = None, cpus: float | None = None) -> Iterat
 
 @dataclass
 class Measured:
-    """What a child did and cost.
+    """The results of a child process.
 
     Attributes:
-        answer: What it printed, from JSON; None if it died.
-        code: Its exit code, negative for a signal.
+        answer: The last line of its output, from JSON; None if there was none.
+        code: The exit code, negative for a signal.
         cpu_seconds: User and system time, start-up included.
-        wall_seconds: From start to end.
-        peak_bytes: Its largest resident set.
-        samples: Resident set over time, (seconds, bytes now, largest so far).
-        stderr: What it complained of.
+        wall_seconds: The time from start to end.
+        peak_bytes: The largest resident set.
+        samples: The resident set over time: (seconds, bytes, largest so far).
+        stderr: The end of its standard error.
     """
 
     answer: Any
@@ -225,7 +225,7 @@ def measure(
     sample_seconds: float = 0.05,
     timeout: float = 3600,
 ) -> Measured:
-    """Run a child on its own core, in a box or not, and measure it."""
+    """Run a child on its own core, optionally in cgroups, and measure it."""
 
     def enter() -> None:
         for procs in joins:
@@ -240,7 +240,7 @@ def measure(
         stderr=subprocess.PIPE,
         text=True,
         env=environment() | dict(env),
-        preexec_fn=enter,  # noqa: PLW1509 - the box has to be entered before anything is loaded
+        preexec_fn=enter,  # noqa: PLW1509 - the limits must hold from the start
     ) as process:
         samples: list[tuple[float, int, int]] = []
         watching = threading.Thread(
@@ -274,14 +274,14 @@ def _watch(
         except (FileNotFoundError, ProcessLookupError):
             return
         sizes = {line.split(":")[0]: line.split()[1] for line in text.splitlines() if "kB" in line}
-        if "VmHWM" in sizes:  # the kernel's own high-water mark: no peak falls between samples
+        if "VmHWM" in sizes:  # the kernel's own peak, so that none is missed between samples
             now, largest = int(sizes["VmRSS"]) * 1024, int(sizes["VmHWM"]) * 1024
             samples.append((time.perf_counter() - started, now, largest))
         time.sleep(every)
 
 
 def machine() -> dict[str, Any]:
-    """Return what a number has to be read with: machine, versions, date, command."""
+    """Return the context of a result: machine, versions, date, command."""
     model = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -300,12 +300,12 @@ def machine() -> dict[str, Any]:
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table, its first column to the left and the others to the right."""
+    """Return a Markdown table; the first column is aligned left, the others right."""
     lines = [columns, ["---", *["--:"] * (len(columns) - 1)], *rows]
     return "\n".join([f"| {' | '.join(cells)} |" for cells in lines])
 
 
 def keep(name: str, result: Mapping[str, Any]) -> None:
-    """Store a result as JSON beside the benchmarks."""
+    """Store a result as JSON in the folder of results."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")

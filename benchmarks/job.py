@@ -1,6 +1,6 @@
-"""A child of the benchmarks: the real Lambda handler, invoked until the inbox is empty.
+"""A child process of the benchmarks: invokes the real Lambda handler until the inbox is empty.
 
-Prints one line of JSON: what was counted, and CPU and memory as the process itself sees them.
+It prints one line of JSON: the counts, and the CPU time and memory that the process measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class Context:
-    """What the handler reads of Lambda's context: a time that runs."""
+    """The part of Lambda's context that the handler reads: the remaining time."""
 
     aws_request_id = "benchmark"
 
@@ -23,7 +23,7 @@ class Context:
         self._ends = time.monotonic() + seconds
 
     def get_remaining_time_in_millis(self) -> int:
-        """Return the time left, as Lambda does."""
+        """Return the remaining time, as Lambda does."""
         return int((self._ends - time.monotonic()) * 1000)
 
 
@@ -34,7 +34,7 @@ def cpu() -> float:
 
 
 def peak() -> int:
-    """Return the high-water mark of the resident set in bytes."""
+    """Return the peak of the resident set in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
@@ -42,7 +42,7 @@ def peak() -> int:
 
 
 def main() -> None:
-    """Invoke the handler with the event's time and the seconds of one invocation."""
+    """Invoke the handler; the arguments are the event's time, seconds, and most invocations."""
     time_of_event, seconds, invocations = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
     started = time.perf_counter()
     from asyncagg.handler import lambda_handler  # noqa: PLC0415 - the import is measured
@@ -74,7 +74,7 @@ def main() -> None:
         )
     )
     sys.stdout.flush()
-    os._exit(0)  # the warm loop is not closed, as in Lambda
+    os._exit(0)  # as on Lambda, the event loop stays open
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""The real handler in the box of a 128 MB Lambda: how many files does one invocation settle?
+"""The real handler with the limits of a 128 MB Lambda: how many files does one invocation settle?
 
     python benchmarks/lambda_box.py                  # 300 seconds, twice: warm and cold
-    python benchmarks/lambda_box.py --seconds 60     # shorter; what it would come to, it says so
+    python benchmarks/lambda_box.py --seconds 60     # shorter; the table shows an extrapolation
 
-The box is a hard limit of 128 MB and of 0.0723 CPU (128/1769 of one), as cgroups enforce them, and
-each request to the store takes 20 ms longer. The invocation has a deadline of 300 seconds, and is
-killed after them. Its inbox holds more files than it can settle.
+Cgroups limit the process to 128 MB and 0.0723 CPU (128/1769 of one). Each request to the store
+takes 20 ms longer. The invocation has a deadline of 300 seconds, and is killed then. Its inbox
+holds more files than it can settle.
 
-*Warm*: an earlier invocation has left an open client. *Cold*: the package is imported already,
-which Lambda does at full speed and before the time runs, but the client is opened in the box.
+*Warm*: an earlier invocation has left an open client. *Cold*: the package is already imported,
+because Lambda does this at full speed before the invocation's time starts, but the client is not
+open.
 
-Only files that were counted *and* archived are settled. What is left is then settled outside of the
-box, and the sums of both invocations are checked against the server's own truth.
+A file is settled if it is counted *and* archived. A second invocation without limits settles the
+rest, and the sums of both are checked against the totals of the server.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ COLUMNS = (
     "exact",
     "killed",
 )
-SUMS = {  # what the server calls them, and what the handler does
+SUMS = {  # the server's names, and the handler's
     "total_opportunities": "total_opportunities",
     "matches_found": "total_matches",
     "no_matches": "total_no_matches",
@@ -62,7 +63,7 @@ SUMS = {  # what the server calls them, and what the handler does
 
 
 def invoke(store: Server, started: str, seconds: float) -> Measured:
-    """Invoke the handler once in the box."""
+    """Invoke the handler once with the limits."""
     with box(memory_bytes=MEMORY) as memory, box(cpus=CPUS) as cpu:
         return measure(
             [sys.executable, str(HERE / "warm.py"), started, str(seconds), *map(str, cpu)],
@@ -73,7 +74,7 @@ def invoke(store: Server, started: str, seconds: float) -> Measured:
 
 
 def finish(store: Server) -> Measured:
-    """Settle what is left, outside of the box."""
+    """Settle the rest without limits."""
     return measure(
         [sys.executable, str(HERE / "warm.py"), "cold", "3600"],
         env=store.settings() | {"ASYNCAGG_LOG_LEVEL": "warning"},
@@ -95,17 +96,17 @@ def run(started: str, files: int, windows: int, seconds: float) -> dict[str, Any
         rest = finish(store)
         audit = store.control("audit")
     assert rest.answer is not None, rest.stderr
-    told = done.answer
-    both = {theirs: told[ours] + rest.answer[ours] for theirs, ours in SUMS.items()}
+    answer = done.answer
+    both = {name: answer[field] + rest.answer[field] for name, field in SUMS.items()}
     after = audit["buckets"][BUCKET]
     exact = (
         both == {name: totals[name] for name in SUMS}
-        and told["processed_files"] + rest.answer["processed_files"] == files
+        and answer["processed_files"] + rest.answer["processed_files"] == files
         and after["archive/"]["content"] == inbox["content"]
         and "runs/" not in after
         and not lost(audit)
     )
-    settled = min(archived, told["processed_files"])
+    settled = min(archived, answer["processed_files"])
     return {
         "started": started,
         "killed": False,
@@ -113,16 +114,16 @@ def run(started: str, files: int, windows: int, seconds: float) -> dict[str, Any
         "windows": windows,
         "inbox": files,
         "seconds": seconds,
-        "counted": told["processed_files"],
+        "counted": answer["processed_files"],
         "archived": archived,
         "settled": settled,
-        "dry": not told["left_files"] and bool(told["complete"]),
+        "dry": not answer["left_files"] and bool(answer["complete"]),
         "in_300_seconds": settled if seconds == INVOCATION else None,
         "extrapolated": None if seconds == INVOCATION else round(settled * INVOCATION / seconds),
-        "cpu_seconds": round(told["cpu_seconds"], 2),
-        "cpu_us_a_file": round(told["cpu_seconds"] / max(1, settled) * 1e6, 1),
-        "wall_seconds": round(told["wall_seconds"], 1),
-        "peak_mb": round(told["peak_bytes"] / MIB, 1),
+        "cpu_seconds": round(answer["cpu_seconds"], 2),
+        "cpu_us_a_file": round(answer["cpu_seconds"] / max(1, settled) * 1e6, 1),
+        "wall_seconds": round(answer["wall_seconds"], 1),
+        "peak_mb": round(answer["peak_bytes"] / MIB, 1),
     }
 
 
@@ -155,18 +156,18 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Measure the cases of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=INVOCATION, help="of one invocation")
     parser.add_argument("--files", type=int, default=200_000, help="in the inbox")
-    parser.add_argument("--windows", type=int, default=1, help="that they are spread over")
+    parser.add_argument("--windows", type=int, default=1, help="over which they are spread")
     parser.add_argument("--started", nargs="*", choices=["warm", "cold"], default=["warm", "cold"])
-    asked = parser.parse_args()
+    args = parser.parse_args()
     if not (writable("memory") and writable("cpu")):
-        print("cgroups (version 1) are not writable here: there is no box, nothing is measured")
+        print("cgroups (version 1) are not writable here: nothing is measured without limits")
         return
-    results = [run(each, asked.files, asked.windows, asked.seconds) for each in asked.started]
-    if asked.seconds == INVOCATION:
+    results = [run(each, args.files, args.windows, args.seconds) for each in args.started]
+    if args.seconds == INVOCATION:
         keep("lambda_box", {"machine": machine(), "results": results})
     print(table(results))
 

@@ -6,15 +6,14 @@
     python benchmarks/large_window.py --only day           # without the single large window
     python benchmarks/large_window.py --plot               # docs/images/large-window.png too
 
-Each case's result is stored when it is measured: a run that is cut off goes on with ``--go-on``.
+Each result is stored as soon as it is measured: ``--go-on`` continues an interrupted run.
 
-The S3 server is in memory, in one process and on a core of its own, and takes more CPU per file
-than a worker does. Two workers at full speed would share the other core with each other and wait
-for the server. So each worker is in a box with a fixed share of a core (``--share``): small enough
-that two of them and the server fit side by side. What a second worker adds is then its own doing.
-The server's share of its core is told: above 90 % it was the server that was measured. Where
-cgroups (version 1) are not writable there is no box, workers run on all cores, and the table says
-so; ``--share 0`` does the same on purpose.
+The S3 server is in memory, in one process with its own core, and needs more CPU per file than a
+worker. Two workers at full speed would compete for the other core and wait for the server. So
+cgroups limit each worker to a fixed share of a core (``--share``), small enough that two workers
+and the server run without competing. The table shows the server's use of its core: above 90 %, the
+server was the bottleneck. Where cgroups (version 1) are not writable, workers run on all cores
+without a limit, and the table says so; ``--share 0`` does the same.
 """
 
 from __future__ import annotations
@@ -70,12 +69,12 @@ COLUMNS = (
 )
 
 
-# ------------------------------------------------------------------------------ the child
+# ------------------------------------------------------------------------------ child
 
 
 async def backfill_in_child(url: str, workers: int, boxes: list[list[str]], kill: float) -> None:
-    """Start a cluster, put its workers into their boxes, backfill, and print what it took."""
-    import psutil  # noqa: PLC0415 - Dask's own, and the child's
+    """Start a cluster, limit its workers, run the backfill, and print its times and memory."""
+    import psutil  # noqa: PLC0415 - a dependency of Dask, for the child only
 
     from asyncagg.backfill import BackfillProgress, backfill, interval_of  # noqa: PLC0415 - likewise
     from asyncagg.backfill.cluster import start_cluster  # noqa: PLC0415
@@ -90,22 +89,22 @@ async def backfill_in_child(url: str, workers: int, boxes: list[list[str]], kill
         before = {pid: cpu_seconds(pid) for pid in pids}
         victims = pids[:1] if kill else []
 
-        def told(status: BackfillProgress) -> None:
+        def kill_worker(status: BackfillProgress) -> None:
             if victims and status.files_done >= kill * status.files > 0:
                 os.kill(victims.pop(), signal.SIGKILL)
 
-        async def box_the_next() -> None:
+        async def limit_next_worker() -> None:
             known = set(psutil.Process().children())
-            while not (found := set(psutil.Process().children()) - known):  # noqa: ASYNC110 - started by another process
+            while not (found := set(psutil.Process().children()) - known):  # noqa: ASYNC110 - another process starts it
                 await asyncio.sleep(0.05)
             enter(found.pop().pid, boxes[0])
 
-        boxing = asyncio.create_task(box_the_next()) if kill else None
+        limiting = asyncio.create_task(limit_next_worker()) if kill else None
         started = time.perf_counter()
-        report = await backfill(engine, settings, interval, progress=told)
+        report = await backfill(engine, settings, interval, progress=kill_worker)
         wall = time.perf_counter() - started
-        if boxing is not None:
-            await boxing
+        if limiting is not None:
+            await limiting
         alive = [pid for pid in pids if Path(f"/proc/{pid}").exists()]  # noqa: ASYNC240
         answer = {
             "counted": report.total.counted,
@@ -120,13 +119,13 @@ async def backfill_in_child(url: str, workers: int, boxes: list[list[str]], kill
 
 
 def enter(pid: int, joins: list[str]) -> None:
-    """Put a process into its box."""
+    """Move a process into cgroups."""
     for procs in joins:
         Path(procs).write_text(str(pid))
 
 
 async def _pids(engine: Any) -> list[int]:
-    found = await engine._client.run(os.getpid)  # noqa: SLF001 - it is measured, not used
+    found = await engine._client.run(os.getpid)  # noqa: SLF001 - a measurement only
     return list(found.values())
 
 
@@ -137,7 +136,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def peak_bytes(pid: int) -> int:
-    """Return the high-water mark of a process's resident set."""
+    """Return the peak of a process's resident set in bytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
@@ -195,7 +194,7 @@ def _child(
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        preexec_fn=pin,  # its workers inherit the core
+        preexec_fn=pin,  # the workers inherit the core
     )
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -203,10 +202,10 @@ def _child(
 def check(
     answer: dict[str, Any], expected: dict[str, Any], audit: dict[str, Any], *, killed: bool
 ) -> None:
-    """See that what was done is right, by the server's own truth."""
+    """Check the results against the state of the server."""
     places = audit["buckets"][BUCKET]
     assert answer["exit_code"] == 0, answer
-    # What a task has done whose worker died before it could say so is in no report.
+    # If a worker dies, the results that it had not yet reported are missing from the report.
     assert killed or answer["counted"] == answer["archived"] == expected["files"], answer
     assert places["archive/"]["keys"] == expected["files"], places
     assert "runs/" not in places, places
@@ -218,7 +217,7 @@ def check(
 def aggregates_digest(store: Server) -> str:
     """Return a digest of all aggregates without their history."""
     sys.path.append(str(TESTKIT))
-    from testkit.promises import Seen, final_bytes  # noqa: PLC0415 - on the path only now
+    from testkit.promises import Seen, final_bytes  # noqa: PLC0415 - importable only now
 
     digest = hashlib.sha256()
     for number in range(max(WINDOWS.values())):
@@ -262,14 +261,14 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def stored(files: int, share: float) -> list[dict[str, Any]]:
-    """Return the results of an earlier run that was cut off."""
+    """Return the results of an earlier, interrupted run."""
     path = RESULTS / "large-window.json"
     found = json.loads(path.read_text())["results"] if path.exists() else []
     return [each for each in found if (each["files"], each["share"]) == (files, share)]
 
 
 def plot(results: list[dict[str, Any]]) -> None:
-    """Draw files per second and memory, one bar a case."""
+    """Draw files per second and memory, one bar per case."""
     import matplotlib as mpl  # noqa: PLC0415 - only the plot needs it
 
     mpl.use("Agg")
@@ -292,7 +291,7 @@ def plot(results: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Measure the cases that are asked for."""
+    """Measure the cases of the command line."""
     if sys.argv[1:2] == ["--child"]:
         url, workers, boxes, kill = sys.argv[2:]
         asyncio.run(backfill_in_child(url, int(workers), json.loads(boxes), float(kill)))
@@ -301,27 +300,31 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--only", nargs="*", choices=list(WINDOWS), default=list(WINDOWS))
     parser.add_argument("--workers", nargs="*", type=int, default=[1, 2])
-    parser.add_argument("--share", type=float, default=0.3, help="of a core, for each worker")
-    parser.add_argument("--kill", action="store_true", help="with 2 workers again, one is killed")
-    parser.add_argument("--go-on", action="store_true", help="leave out what is stored already")
+    parser.add_argument("--share", type=float, default=0.3, help="of a core for each worker")
+    parser.add_argument(
+        "--kill", action="store_true", help="add a case with 2 workers of which one is killed"
+    )
+    parser.add_argument(
+        "--go-on", action="store_true", help="leave out cases that are stored already"
+    )
     parser.add_argument("--plot", action="store_true", help="draw docs/images/large-window.png")
-    asked = parser.parse_args()
-    if asked.share and not writable("cpu"):
+    args = parser.parse_args()
+    if args.share and not writable("cpu"):
         print("cgroups are not writable here: workers share all cores with the server")
-    results = stored(asked.files, asked.share) if asked.go_on else []
-    for name in asked.only:
-        cases = [(workers, 0.0) for workers in asked.workers]
-        for count, killed in [*cases, (2, 0.5)] if asked.kill else cases:
+    results = stored(args.files, args.share) if args.go_on else []
+    for name in args.only:
+        cases = [(workers, 0.0) for workers in args.workers]
+        for count, killed in [*cases, (2, 0.5)] if args.kill else cases:
             case = (name, count, bool(killed))
             if case in {(each["name"], each["workers"], each["killed"]) for each in results}:
                 continue
-            results.append(run(name, asked.files, count, asked.share, killed))
+            results.append(run(name, args.files, count, args.share, killed))
             print(table(results).splitlines()[-1], flush=True)
             keep("large-window", {"machine": machine(), "results": results})
         digests = {each["digest"] for each in results if each["name"] == name}
         assert len(digests) == 1, f"{name}: the aggregates of the cases differ"
     print("\n" + table(results))
-    if asked.plot:
+    if args.plot:
         plot(results)
 
 

@@ -1,10 +1,10 @@
-"""Peak memory of the real handler under a hard limit of 128 MB, scenario by scenario.
+"""Peak memory of the real handler under a hard limit of 128 MB, in several scenarios.
 
     python benchmarks/memory.py                 # all scenarios (an hour or more)
     python benchmarks/memory.py --only 1k 10k   # some of them
-    python benchmarks/memory.py --plot          # docs/images/memory.png too, from the 100k scenario
+    python benchmarks/memory.py --plot          # also docs/images/memory.png, from 100k
 
-Where cgroups (version 1) are not writable the limit is not enforced, only watched, and it says so.
+Where cgroups (version 1) are not writable, memory is measured but not limited, and a line says so.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ def windows(count: int) -> list[datetime]:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One case: what is in the inbox, and how many files should be counted.
+    """One case: the content of the inbox, and the number of files to count.
 
     Attributes:
         name: Its name on the command line.
-        told: What it is, for the table.
-        prepare: Fills the store; returns the files to be counted in the measured run.
+        title: Its name in the table.
+        prepare: Fills the store; returns the number of files that the measured run counts.
     """
 
     name: str
-    told: str
+    title: str
     prepare: Callable[[Server], int]
 
 
 def small(count: int, spread: int = 1) -> Callable[[Server], int]:
-    """Return a preparation of small files over some windows."""
+    """Return a function that puts small files of some windows into the inbox."""
 
     def prepare(store: Server) -> int:
         store.fill(count, windows(spread))
@@ -105,7 +105,7 @@ def _giant() -> Iterator[bytes]:
 
 
 def slow(store: Server) -> int:
-    """Let the first file of each chunk come last: the rows of the others wait behind it."""
+    """Delay the first file of each chunk, so that the rows of the others wait for it."""
     store.fill(30_000, windows(1))
     names = [
         f"runs/20251021t1357Z_DARPA-PS-25-32-{number:06}.json"
@@ -116,7 +116,7 @@ def slow(store: Server) -> int:
 
 
 def merge(store: Server) -> int:
-    """Let an aggregate of 500,000 files stand, and put 1,000 more of its window into the inbox."""
+    """Settle 500,000 files, and put 1,000 more of the same window into the inbox."""
     small(500_000)(store)
     done = settle(store, joins=[])
     assert done.answer["processed_files"] == 500_000, done
@@ -167,7 +167,7 @@ def run(scenario: Scenario) -> dict[str, Any]:
         print(done.stderr, file=sys.stderr)
     row = {
         "name": scenario.name,
-        "scenario": scenario.told,
+        "scenario": scenario.title,
         "files": expected,
         "limit": bool(joins),
         "survived": survived,
@@ -213,29 +213,29 @@ def plot(samples: list[tuple[float, int, int]]) -> None:
 
 
 def main() -> None:
-    """Measure the scenarios that are asked for."""
+    """Measure the scenarios of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     names = [scenario.name for scenario in SCENARIOS]
     parser.add_argument("--only", nargs="*", choices=names, default=names)
     parser.add_argument("--plot", action="store_true", help="draw docs/images/memory.png")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     if not writable("memory"):
-        print("cgroups are not writable here: the limit is watched, not enforced")
+        print("cgroups are not writable here: memory is measured, not limited")
     found = stored()
     for scenario in SCENARIOS:
-        if scenario.name in asked.only:
+        if scenario.name in args.only:
             row = run(scenario)
             samples = row.pop("samples", None)
             found[scenario.name] = row
             print(table([row]).splitlines()[-1], flush=True)
             results = [found[each.name] for each in SCENARIOS if each.name in found]
             keep("memory", {"machine": machine(), "results": results})
-            if asked.plot and samples:
+            if args.plot and samples:
                 plot(samples)
 
 
 def stored() -> dict[str, dict[str, Any]]:
-    """Return the rows measured before, by name: those not measured again stay."""
+    """Return the stored rows, by name; those that are not measured again stay."""
     path = RESULTS / "memory.json"
     rows = json.loads(path.read_text())["results"] if path.exists() else []
     return {row["name"]: row for row in rows}

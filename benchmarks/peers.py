@@ -1,13 +1,13 @@
-"""The peers: the whole job as the users of other clients write it, each in a process of its own.
+"""The peers: the same job, written as users of other S3 clients would write it.
 
     python benchmarks/peers.py NAME ENDPOINT BUCKET
 
-Each lists the inbox, gets and parses every file, adds up the four counts, puts one aggregate (of
-the sums alone, where asyncagg's has two rows a file), copies every file to the archive and deletes
-the originals in batches. What an interruption would lose is nobody's concern here; only the floor
-makes its copies and deletes conditional.
+Each peer runs in its own process. It lists the inbox, gets and parses every file, adds up the four
+counts, puts one aggregate (sums only; asyncagg's has two rows per file), copies every file to the
+archive and deletes the originals in batches. Peers do not protect against interruptions; only the
+floor makes its copies and deletes conditional.
 
-A client is imported where it is used, so that a process loads no other.
+A client is imported where it is used, so that a process loads only one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class Totals:
-    """What is to be found out: how many files there are, and their four sums."""
+    """The results of the job: the number of files, and their four sums."""
 
     NAMES = ("total_opportunities", "matches_found", "no_matches", "errors")
 
@@ -55,19 +55,19 @@ class Totals:
 
 
 def archived(key: str) -> str:
-    """Return a file's place in the archive."""
+    """Return a file's key in the archive."""
     return "archive/" + key.removeprefix("runs/")
 
 
 def batches(items: Iterable[T]) -> Iterator[list[T]]:
-    """Yield the items in lists as long as DeleteObjects takes them."""
+    """Yield the items in lists of the size that DeleteObjects accepts."""
     iterator = iter(items)
     while batch := list(islice(iterator, BATCH)):
         yield batch
 
 
 async def gathered(work: Callable[[str], Awaitable[None]], keys: list[str]) -> None:
-    """Do the work on each key, 32 at a time behind a semaphore."""
+    """Do the work on each key, at most 32 at a time."""
     semaphore = asyncio.Semaphore(IN_FLIGHT)
 
     async def one(key: str) -> None:
@@ -78,7 +78,7 @@ async def gathered(work: Callable[[str], Awaitable[None]], keys: list[str]) -> N
 
 
 def boto3_serial(endpoint: str, bucket: str) -> Totals:
-    """Use boto3, one request after the other, as the usual handler does."""
+    """Use boto3, one request after the other, as a typical handler does."""
     return _boto3(endpoint, bucket, lambda work, keys: [work(key) for key in keys])
 
 
@@ -215,7 +215,7 @@ def s3fs_bulk(endpoint: str, bucket: str) -> Totals:
 
 
 def floor(endpoint: str, bucket: str) -> Totals:
-    """Use nothing but httptools and uvloop; see `floor.py`."""
+    """Use only httptools and uvloop; see `floor.py`."""
     from floor import run  # noqa: PLC0415
 
     totals = Totals()
@@ -235,7 +235,7 @@ PEERS: dict[str, Callable[[str, str], Totals]] = {
 
 
 def main() -> None:
-    """Do the job; print what was found and what it cost, as one line of JSON."""
+    """Do the job; print its results, CPU time and memory as one line of JSON."""
     name, endpoint, bucket = sys.argv[1:]
     totals = PEERS[name](endpoint, bucket)
     print(

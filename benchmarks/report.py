@@ -1,8 +1,8 @@
-"""Write the tables of the documents from the results, so that every number was measured.
+"""Write the tables of the documents from the stored results, so that every number is measured.
 
     python benchmarks/report.py
 
-Between ``<!-- NAME -->`` and ``<!-- end -->`` it puts what benchmarks/results/NAME.json holds.
+It replaces the text between ``<!-- NAME -->`` and ``<!-- end -->`` by benchmarks/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -34,35 +34,35 @@ _PLACE = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def section(name: str) -> str:
-    """Return the table of a result and what it has to be read with."""
+    """Return the table of a result, and the machine and versions of the run."""
     path = RESULTS / f"{name}.json"
     if not path.exists():
         return "Not measured yet.\n"
     kept = json.loads(path.read_text())
-    told = kept["machine"]
-    versions = ", ".join(f"{package} {number}" for package, number in told["versions"].items())
+    about = kept["machine"]
+    versions = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
     lines = [TABLES[name](kept["results"]), ""]
     if TABLES[name] is throughput.table:
         lines += [ratios(kept["results"]), ""]
     lines.append(
-        f"`{told['command']}`, {told['date']}; {told['processor']}, {told['cores']} cores, "
-        f"{told['system']}, Python {told['python']}; {versions}."
+        f"`{about['command']}`, {about['date']}; {about['processor']}, {about['cores']} cores, "
+        f"{about['system']}, Python {about['python']}; {versions}."
     )
     return "\n".join(lines) + "\n"
 
 
 def ratios(results: list[dict[str, Any]]) -> str:
-    """Return how the lean plane's CPU per file compares."""
+    """Return the ratios of the lean plane's CPU per file to others."""
     cpu = {each["name"]: each["at_0_ms"]["cpu_us"] for each in results}
-    ours = cpu.get("asyncagg-lean")
-    if ours is None:
+    lean = cpu.get("asyncagg-lean")
+    if lean is None:
         return ""
-    told = [f"{ours / cpu[name]:.3g} {words}" for name, words in GOALS if name in cpu]
-    return f"CPU per file of the lean plane: {', '.join(told)}."
+    compared = [f"{lean / cpu[name]:.3g} {words}" for name, words in GOALS if name in cpu]
+    return f"CPU per file of the lean plane: {', '.join(compared)}."
 
 
 def main() -> None:
-    """Put the tables where they belong."""
+    """Write the tables into the documents."""
     for document in DOCUMENTS:
         text = document.read_text()
         document.write_text(_PLACE.sub(lambda place: place[1] + section(place[2]) + place[3], text))

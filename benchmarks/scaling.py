@@ -1,11 +1,11 @@
-"""CPU per file and peak memory against the number of files: two lines that should be flat.
+"""CPU per file and peak memory against the number of files: both should be constant.
 
     python benchmarks/scaling.py                         # 1 k to 1 M files (an hour or so)
     python benchmarks/scaling.py --sizes 1000 10000      # some of them
-    python benchmarks/scaling.py --plot                  # docs/images/scaling.png too
+    python benchmarks/scaling.py --plot                  # also docs/images/scaling.png
 
-Measured twice: spread over windows of at most 100,000 files, and all in one window. Start-up is not
-in it: CPU is counted from the first moment of an invocation whose client is open.
+Each size is measured twice: in windows of at most 100,000 files, and in one window. Start-up is not
+included: CPU is counted from the start of an invocation whose client is already open.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from harness import BUCKET, HERE, MIB, Server, keep, lost, machine, markdown, me
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 WINDOW_FILES = 100_000
-ENOUGH = 30_000  # small runs are repeated until they come to so many files
+ENOUGH = 30_000  # small runs are repeated until they reach this number of files
 FIRST = datetime(2025, 10, 21, 13, 57, tzinfo=UTC)
 PLOT = HERE.parent / "docs" / "images" / "scaling.png"
 SECONDS = 4 * 3600.0
 
 
 def once(store: Server, files: int, windows: int) -> dict[str, float]:
-    """Settle so many files, and check that they are."""
+    """Settle this number of files, and check the results."""
     store.control("reset")
     totals = store.fill(files, [FIRST + timedelta(minutes=5 * each) for each in range(windows)])
     done = measure(
@@ -102,20 +102,22 @@ def plot(results: Sequence[Mapping[str, Any]], to: Path) -> None:
 
 
 def main() -> None:
-    """Measure the sizes that are asked for."""
+    """Measure the sizes of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
-    parser.add_argument("--repeat", type=int, default=3, help="the median of so many at least")
+    parser.add_argument(
+        "--repeat", type=int, default=3, help="take the median of at least this number of runs"
+    )
     parser.add_argument("--plot", action="store_true", help="draw docs/images/scaling.png")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     results = []
-    for files in asked.sizes:
+    for files in args.sizes:
         for windows in sorted({1, -(-files // WINDOW_FILES)}):
-            results.append(run(files, windows, asked.repeat))
+            results.append(run(files, windows, args.repeat))
             print(table(results[-1:]).splitlines()[-1], flush=True)
     keep("scaling", {"machine": machine(), "results": results})
     print("\n" + table(results))
-    if asked.plot:
+    if args.plot:
         plot(results, PLOT)
 
 

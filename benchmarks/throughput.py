@@ -1,13 +1,13 @@
-"""The whole job, list to delete: asyncagg, its peers and the floor, in one sitting.
+"""The whole job, from list to delete: asyncagg, its peers and the floor, in one run.
 
     python benchmarks/throughput.py                       # everything (an hour or so)
     python benchmarks/throughput.py --files 5000 --only asyncagg-lean floor obstore
-    python benchmarks/throughput.py --tls                 # over TLS, as real S3 is
+    python benchmarks/throughput.py --tls                 # over TLS, like real S3
 
-Each contender is a fresh process on a core of its own and does the same job on the same files. What
-it did is checked against the server's own truth: exact sums in the aggregate, an empty inbox, and
-an archive whose contents are those that were in the inbox. The requests of each are checked for
-their signatures first.
+Each contender is a fresh process on its own core and does the same job on the same files. Its
+results are checked against the state of the server: exact sums in the aggregate, an empty inbox,
+and an archive with the content of the inbox. Before that, a server that verifies signatures checks
+the requests of each contender.
 """
 
 from __future__ import annotations
@@ -59,26 +59,26 @@ THEIRS = ("total_opportunities", "matches_found", "no_matches", "errors")
 
 @dataclass(frozen=True)
 class Contender:
-    """One that does the whole job.
+    """One program that does the whole job.
 
     Attributes:
         name: Its name on the command line.
-        told: What it is, for the table.
-        share: It gets one file of so many: the slow ones take long enough with fewer.
+        title: Its name in the table.
+        share: It gets one file in this number, because slow contenders need fewer files.
         aggregate: The key of its aggregate.
-        fields: What the aggregate calls the four sums.
-        settings: Environment of its own.
+        fields: The names of the four sums in its aggregate.
+        settings: Further environment variables.
     """
 
     name: str
-    told: str
+    title: str
     share: int = 1
     aggregate: str = "aggregates/peer.json"
     fields: Sequence[str] = THEIRS
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, store: Server) -> Measured:
-        """Let it do the job, in a process of its own."""
+        """Do the job in a new process."""
         if self.fields is OURS:
             command = [str(HERE / "job.py"), END, "7200", "1"]
         else:
@@ -88,10 +88,10 @@ class Contender:
         return done
 
 
-def _ours(plane: str, told: str, share: int) -> Contender:
+def _ours(plane: str, title: str, share: int) -> Contender:
     return Contender(
         f"asyncagg-{plane}",
-        told,
+        title,
         share,
         aggregate="aggregates/20251021t1400Z.json",
         fields=OURS,
@@ -117,7 +117,7 @@ def filled(store: Server, files: int, latency: int) -> Iterator[dict[str, Any]]:
     store.control("reset")
     if files:
         totals = store.fill(files, [WINDOW])
-    else:  # the bucket has to be there
+    else:  # the bucket must exist
         store.control("fill", bucket=BUCKET, prefix="else/", count=1, windows=[WINDOW.isoformat()])
         totals = {}
     store.control("faults", latency=latency / 1000)
@@ -126,7 +126,7 @@ def filled(store: Server, files: int, latency: int) -> Iterator[dict[str, Any]]:
 
 
 def settled(contender: Contender, store: Server, files: int, latency: int = 0) -> Measured:
-    """Let a contender do the job, and check what it did."""
+    """Let a contender do the job, and check its results."""
     with filled(store, files, latency) as totals:
         before = store.control("audit")["buckets"][BUCKET]
         done = contender.run(store)
@@ -146,7 +146,7 @@ def settled(contender: Contender, store: Server, files: int, latency: int = 0) -
 
 
 def prove(contenders: Sequence[Contender], tls: Path | None) -> None:
-    """Let all of them do a small job against a server that checks signatures; it warms up, too."""
+    """Run a small job of each on a server that verifies signatures; this also warms up caches."""
     with server("--credentials", ":".join(CREDENTIALS), tls=tls) as store:
         for contender in contenders:
             with filled(store, PROOF_FILES, 0):
@@ -157,7 +157,7 @@ def prove(contenders: Sequence[Contender], tls: Path | None) -> None:
 def gather(
     contenders: Sequence[Contender], files: int, repeat: int, tls: Path | None
 ) -> list[dict[str, Any]]:
-    """Measure all contenders, in turns, so that a noisy minute strikes them alike."""
+    """Measure all contenders in turns, so that other load on the machine affects all of them."""
     runs: dict[tuple[str, int], list[Measured]] = {}
     starts: dict[str, list[Measured]] = {}
     with server(tls=tls) as store:
@@ -190,7 +190,7 @@ def _summary(
     start_wall = median(each.wall_seconds for each in starts)
     found: dict[str, Any] = {
         "name": contender.name,
-        "contender": contender.told,
+        "contender": contender.title,
         "files": mine,
         "start_cpu_seconds": round(start_cpu, 3),
         "peak_mb": round(
@@ -202,7 +202,7 @@ def _summary(
         wall = [(done.wall_seconds - start_wall) / mine * 1e6 for done in each]
         found[f"at_{latency}_ms"] = {
             "cpu_us": round(median(cpu), 1),
-            # Start-up is spread over the same number of files for all.
+            # Start-up is divided by the same number of files for all.
             "cpu_with_start_us": round(median(cpu) + start_cpu / files * 1e6, 1),
             "wall_us": round(median(wall), 1),
             "cpu_us_of_runs": [round(value, 1) for value in cpu],
@@ -212,7 +212,7 @@ def _summary(
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
     """Return the results as a Markdown table, the cheapest first."""
-    ours = next((each for each in results if each["name"] == "asyncagg-lean"), None)
+    lean = next((each for each in results if each["name"] == "asyncagg-lean"), None)
     rows = []
     for each in sorted(results, key=lambda each: float(each["at_0_ms"]["cpu_us"])):
         near, far = each["at_0_ms"], each["at_20_ms"]
@@ -221,7 +221,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
                 each["contender"],
                 f"{each['files']:,}",
                 f"{near['cpu_us']:,.0f}",
-                f"{near['cpu_us'] / ours['at_0_ms']['cpu_us']:.2f}" if ours else "",
+                f"{near['cpu_us'] / lean['at_0_ms']['cpu_us']:.2f}" if lean else "",
                 f"{near['cpu_with_start_us']:,.0f}",
                 f"{far['cpu_us']:,.0f}",
                 f"{near['wall_us']:,.0f}",
@@ -233,22 +233,29 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure the contenders that are asked for."""
+    """Measure the contenders of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     names = [contender.name for contender in CONTENDERS]
-    parser.add_argument("--files", type=int, default=20_000, help="of the quick ones")
-    parser.add_argument("--repeat", type=int, default=3, help="the median of so many")
+    parser.add_argument("--files", type=int, default=20_000, help="for the fast contenders")
+    parser.add_argument(
+        "--repeat", type=int, default=3, help="take the median of this number of runs"
+    )
     parser.add_argument("--only", nargs="*", choices=names, default=names)
-    parser.add_argument("--tls", action="store_true", help="with a certificate made for it")
-    asked = parser.parse_args()
-    chosen = [contender for contender in CONTENDERS if contender.name in asked.only]
+    parser.add_argument("--tls", action="store_true", help="with a certificate made for this run")
+    args = parser.parse_args()
+    chosen = [contender for contender in CONTENDERS if contender.name in args.only]
     with tempfile.TemporaryDirectory() as folder:
-        tls = Path(folder) if asked.tls else None
+        tls = Path(folder) if args.tls else None
         prove(chosen, tls)
-        results = gather(chosen, asked.files, asked.repeat, tls)
+        results = gather(chosen, args.files, args.repeat, tls)
     keep(
-        "throughput-tls" if asked.tls else "throughput",
-        {"machine": machine(), "files": asked.files, "repeat": asked.repeat, "results": results},
+        "throughput-tls" if args.tls else "throughput",
+        {
+            "machine": machine(),
+            "files": args.files,
+            "repeat": args.repeat,
+            "results": results,
+        },
     )
     print(table(results))
 

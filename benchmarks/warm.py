@@ -1,11 +1,11 @@
-"""A child of the benchmarks: one invocation of the handler, measured from its first moment.
+"""A child process of the benchmarks: one invocation of the handler, measured from its start.
 
     python benchmarks/warm.py STARTED SECONDS [PROCS...]
 
-What Lambda does at full speed and outside of an invocation's time is done before it: importing the
-handler, and, where STARTED is "warm", an earlier invocation, which leaves an open client behind.
-Then the process joins the boxes whose ``cgroup.procs`` files are given, and the invocation begins.
-It is killed when SECONDS are over, as Lambda does it. Prints one line of JSON.
+Before the measured invocation it does what Lambda does at full speed: it imports the handler, and,
+if STARTED is "warm", runs an earlier invocation, which leaves an open client. Then it joins the
+cgroups whose ``cgroup.procs`` files are given, and the invocation begins. It is killed after
+SECONDS, as on Lambda. It prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ ALL_ENDED = "2100-01-01T00:00:00Z"
 
 
 def main() -> None:
-    """Invoke the handler; print what it did and what that cost."""
+    """Invoke the handler; print its results, and its CPU time and memory."""
     started, seconds, joins = sys.argv[1], float(sys.argv[2]), sys.argv[3:]
     if started == "warm":
         lambda_handler({"time": NOTHING_ENDED}, Context(1))
     for procs in joins:
         Path(procs).write_text(str(os.getpid()))
     start_cpu, began = cpu(), time.perf_counter()
-    signal.setitimer(signal.ITIMER_REAL, seconds)  # the signal's default action is to kill
+    signal.setitimer(
+        signal.ITIMER_REAL, seconds
+    )  # the default action of the signal ends the process
     answer = lambda_handler({"time": ALL_ENDED}, Context(seconds))
     signal.setitimer(signal.ITIMER_REAL, 0)
     print(
@@ -49,7 +51,7 @@ def main() -> None:
         )
     )
     sys.stdout.flush()
-    os._exit(0)  # the warm loop is not closed, as in Lambda
+    os._exit(0)  # as on Lambda, the event loop stays open
 
 
 if __name__ == "__main__":

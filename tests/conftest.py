@@ -1,4 +1,4 @@
-"""What holds for every test: no real AWS, no blocked event loop, repeatable hypothesis."""
+"""Set up every test: no real AWS, no blocked event loop, repeatable hypothesis."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "asyncagg"))
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_model_of_s3() -> Iterator[None]:
-    """The model of S3 is read once per process, not for each of a thousand clients."""
+def shared_service_model() -> Iterator[None]:
+    """The S3 model of botocore is read once per process, not for each client."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(botocore.session, "create_loader", cache(botocore.session.create_loader))
         yield
@@ -29,7 +29,7 @@ def one_model_of_s3() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_real_aws(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing of the machine's AWS set-up reaches a test, and no setting of ours either."""
+    """A test sees no AWS configuration of the machine, and no settings of asyncagg."""
     for name in list(os.environ):
         if name.startswith(("AWS_", "ASYNCAGG_", "SAM_MATCHING_")):
             monkeypatch.delenv(name)
@@ -47,7 +47,7 @@ def no_real_aws(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(autouse=True)
 def no_blocked_loop() -> Iterator[BlockBuster]:
-    """A blocking call of the package on the event loop fails the test."""
+    """A blocking call by the package on the event loop fails the test."""
     with blockbuster_ctx("asyncagg") as blocking:
         for function in blocking.functions.values():
             # Once per process: botocore reads its service model, the store's module is imported.
@@ -63,6 +63,6 @@ def no_blocked_loop() -> Iterator[BlockBuster]:
 
 @pytest.fixture
 def inbox(tmp_path: Path) -> Path:
-    """An empty directory with an inbox in it."""
+    """A directory with an empty inbox."""
     (tmp_path / "runs").mkdir()
     return tmp_path

@@ -1,7 +1,7 @@
-"""The deployable zip, unpacked, under AWS's own runtime client, in as much memory as a Lambda has.
+"""The deployable zip, unpacked, with AWS's own runtime client, in the memory of a Lambda.
 
-The zip is built for this machine: see `.lambda/lambda_zip.py`. Where its wheels cannot be had, or
-there is no interpreter of the Lambda's version, the reason is told.
+The zip is built for this machine by `.lambda/lambda_zip.py`. If its wheels cannot be downloaded,
+the tests are skipped with the reason.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ EVENT = {"source": "aws.scheduler", "id": "the-event", "time": AFTER}
 
 @dataclass(frozen=True)
 class Build:
-    """What the tests run.
+    """The unpacked zip and how to run it.
 
     Attributes:
         python: The interpreter.
-        task: Folder of the unpacked zip, as Lambda's /var/task.
-        runtime: Folder of AWS's runtime client, as Lambda's /var/runtime.
+        task: The folder of the unpacked zip, as Lambda's /var/task.
+        runtime: The folder of AWS's runtime client, as Lambda's /var/runtime.
     """
 
     python: str
@@ -53,14 +53,14 @@ class Build:
     runtime: Path
 
     def command(self) -> list[str]:
-        """Return what Lambda starts; no site-packages are in reach, and nothing is written."""
+        """Return the command that Lambda starts, without site-packages, and writing no bytecode."""
         handler = "asyncagg.handler.lambda_handler"
         return [self.python, "-S", "-B", "-m", "awslambdaric", handler]
 
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """The zip, built and unpacked once, whatever the number of workers."""
+    """The zip, built and unpacked once for all test workers."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     python = lambda_zip.find_python(lambda_zip.PYTHON)
@@ -87,7 +87,7 @@ def _make(made: Build, version: str) -> None:
 
 @pytest.fixture
 def store() -> Iterator[Server]:
-    """An S3 server in a process of its own."""
+    """An S3 server in its own process."""
     with server() as running:
         yield running
 
@@ -97,7 +97,7 @@ Start = Callable[..., AbstractContextManager[Function]]
 
 @pytest.fixture
 def start(build: Build, store: Server, tmp_path: Path) -> Start:
-    """What starts the function in a box of 128 MB, where there can be one."""
+    """A function that starts the Lambda, limited to 128 MB where cgroups are writable."""
 
     @contextmanager
     def started(**settings: str) -> Iterator[Function]:
@@ -125,15 +125,15 @@ def start(build: Build, store: Server, tmp_path: Path) -> Start:
 
 
 def results(answer: Answer) -> dict[str, Any]:
-    """Return the results of an answer that is no error."""
+    """Return the results of a successful answer."""
     assert answer.ok, answer.body
     assert answer.body["statusCode"] == 200
     found: dict[str, Any] = json.loads(answer.body["body"])["results"]
     return found
 
 
-def stand(store: Server) -> dict[str, int]:
-    """Return how many keys stand under each prefix."""
+def key_counts(store: Server) -> dict[str, int]:
+    """Return the number of keys under each prefix."""
     found = store.control("audit")["buckets"][BUCKET]
     return {prefix: each["keys"] for prefix, each in found.items()}
 
@@ -147,7 +147,7 @@ def read(store: Server, path: str) -> bytes:
 
 
 def totals(store: Server) -> tuple[int, int, int]:
-    """Return what the aggregates of the first two windows say together."""
+    """Return the sums of the aggregates of the first two windows."""
     names = ("20251021t1400Z", "20251021t1405Z")
     documents = [json.loads(read(store, f"/aggregates/{name}.json")) for name in names]
     return (
@@ -158,7 +158,7 @@ def totals(store: Server) -> tuple[int, int, int]:
 
 
 def lost(store: Server) -> list[str]:
-    """Return the run files whose content stands nowhere any more."""
+    """Return the run files whose content is lost."""
     keys = [each["key"] for each in store.control("audit")["lost"]]
     return [key for key in keys if "asyncagg-probe" not in key and "aggregates/" not in key]
 
@@ -170,11 +170,11 @@ def put_more(store: Server, name: str, count: int) -> None:
 
 
 def test_the_box_is_a_lambdas(build: Build) -> None:
-    """Where something is not as on Lambda, the summary of the tests says so."""
+    """If something here differs from Lambda, the test summary shows it as a skip."""
     if lambda_zip.find_python(lambda_zip.PYTHON) is None:
         pytest.skip(f"no python{lambda_zip.PYTHON} here: the zip was tested on {build.python}")
     if not writable("memory"):
-        pytest.skip("cgroups are not writable here: memory was watched, not limited")
+        pytest.skip("cgroups are not writable here: memory was measured, not limited")
 
 
 def test_the_handler_is_imported_from_the_zip_alone(build: Build) -> None:
@@ -197,7 +197,7 @@ def test_the_handler_is_imported_from_the_zip_alone(build: Build) -> None:
 
 
 def test_cold_and_warm_invocations_on_one_client(start: Start, store: Server) -> None:
-    """The second goes on with what the first one opened; log and metrics tell them apart."""
+    """The second reuses the connections of the first; log and metrics distinguish them."""
     exact = store.fill(50, windows(1))
     with start() as function:
         first = results(function.api.invoke(EVENT, request_id="first"))
@@ -212,20 +212,20 @@ def test_cold_and_warm_invocations_on_one_client(start: Start, store: Server) ->
             lines = [line for line in log if line.get("function_request_id") == request_id]
             assert {line["cold_start"] for line in lines} == {cold}
             assert {line["function_memory_size"] for line in lines} == {"128"}
-            told = [line for line in lines if "_aws" not in line]
-            assert {line["correlation_id"] for line in told} == {"the-event"}
-            assert {line["xray_trace_id"] for line in told} == {
+            logged = [line for line in lines if "_aws" not in line]
+            assert {line["correlation_id"] for line in logged} == {"the-event"}
+            assert {line["xray_trace_id"] for line in logged} == {
                 "1-5759e988-bd862e3fe1be46a994272793"
             }
         metrics = [check_emf(json.dumps(line)) for line in function.metrics()]
         assert [each["FilesCounted"] for each in metrics] == [50, 7, 0]
         assert metrics[2]["ListRequests"] == 1
         assert metrics[2]["GetRequests"] == 0
-    assert stand(store) == {"aggregates/": 1, "archive/": 57}
+    assert key_counts(store) == {"aggregates/": 1, "archive/": 57}
 
 
 def test_an_error_is_reported_as_lambda_expects(start: Start, store: Server) -> None:
-    """Kind, message, stack and request id; the process lives on and the next event is settled."""
+    """It has type, message, stack and request id; the process handles the next event."""
     store.fill(3, windows(1))
     with start() as function:
         answer = function.api.invoke({"Records": []}, request_id="wrong")
@@ -238,7 +238,7 @@ def test_an_error_is_reported_as_lambda_expects(start: Start, store: Server) -> 
 
 
 def test_a_wrong_setting_is_the_invocations_error(start: Start) -> None:
-    """The start does not fail in silence: the invocation says which setting it is."""
+    """Start-up succeeds; the error of the invocation names the setting."""
     with start(ASYNCAGG_WINDOW_MINUTES="7") as function:
         answer = function.api.invoke(EVENT)
         assert (answer.ok, answer.body["errorType"]) == (False, "UsageError")
@@ -247,7 +247,7 @@ def test_a_wrong_setting_is_the_invocations_error(start: Start) -> None:
 
 
 def test_near_the_deadline_the_rest_is_left(start: Start, store: Server) -> None:
-    """With a file that never comes, it answers before Lambda would have killed it."""
+    """With a download that hangs, it answers before Lambda's timeout."""
     store.fill(20, windows(1))
     listing = read(store, "?list-type=2&prefix=runs/").decode()
     stuck = listing.partition("<Key>")[2].partition("</Key>")[0]
@@ -259,14 +259,14 @@ def test_near_the_deadline_the_rest_is_left(start: Start, store: Server) -> None
         assert answer.seconds < 6
         store.control("faults", slow_keys={})
         assert results(function.api.invoke(EVENT))["processed_files"] == 1
-    assert stand(store) == {"aggregates/": 1, "archive/": 20}
+    assert key_counts(store) == {"aggregates/": 1, "archive/": 20}
 
 
 @pytest.mark.parametrize("operation", ["GetObject", "CopyObject"])
 def test_sigterm_during_work_loses_and_doubles_nothing(
     start: Start, store: Server, operation: str
 ) -> None:
-    """Ended in the middle, it says so in time; the next process does the rest, exactly."""
+    """Stopped in the middle, it reports that in time; the next process does exactly the rest."""
     exact = store.fill(400, windows(2))
     event = EVENT | {"time": "2025-10-21T15:00:00Z"}
     store.control("faults", latency=0.02)
@@ -283,19 +283,19 @@ def test_sigterm_during_work_loses_and_doubles_nothing(
         (answer,) = answers
         assert not answer.ok
         assert "ended by SIGTERM: nothing is lost" in answer.body["errorMessage"]
-    middle = stand(store)
+    middle = key_counts(store)
     assert 0 < middle.get("runs/", 0) <= 400
     assert lost(store) == []
     store.control("faults", latency=0.0)
     with start() as function:
         results(function.api.invoke(event))
-    assert stand(store) == {"aggregates/": 2, "archive/": 400}
+    assert key_counts(store) == {"aggregates/": 2, "archive/": 400}
     assert lost(store) == []
     assert totals(store) == (400, exact["total_opportunities"], exact["matches_found"])
 
 
 def test_sigterm_between_invocations_ends_the_process(start: Start, store: Server) -> None:
-    """Nothing is in flight: there is nothing to wait for."""
+    """With no invocation in progress the process ends at once."""
     store.fill(1, windows(1))
     with start() as function:
         results(function.api.invoke(EVENT))
@@ -304,7 +304,7 @@ def test_sigterm_between_invocations_ends_the_process(start: Start, store: Serve
 
 
 def test_twenty_thousand_files_stay_inside_the_budget(start: Start, store: Server) -> None:
-    """The whole process, AWS's client included, in 110 of its 128 MB."""
+    """The whole process, AWS's client included, stays below 110 of its 128 MB."""
     exact = store.fill(20_000, windows(1))
     with start(ASYNCAGG_LOG_LEVEL="warning") as function:
         done = results(function.api.invoke(EVENT))

@@ -1,4 +1,4 @@
-"""How the zip is made: what is locked, what is left out, and that the same makes the same."""
+"""How the zip is built: what is locked, what is left out, and that builds are reproducible."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import lambda_zip
 import pytest
 
 NOT_IN_THE_ZIP = {"typer", "python-json-logger"}
-"""The command line's."""
+"""Needed by the command line only."""
 
 
 def name_of(requirement: str) -> str:
@@ -30,7 +30,7 @@ def wanted() -> set[str]:
 
 
 def test_what_is_locked_is_what_the_package_depends_on() -> None:
-    """The dependencies of pyproject.toml, less those of the command line, plus the Lambda's."""
+    """It has the dependencies of pyproject.toml for the Lambda, but not the command line's."""
     project = tomllib.loads((lambda_zip.ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     asked = [*project["dependencies"], *extras["speed"], *extras["lambda"]]
@@ -40,7 +40,7 @@ def test_what_is_locked_is_what_the_package_depends_on() -> None:
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-runtime.txt"])
 def test_every_locked_requirement_has_hashes(name: str) -> None:
-    """One version each, with the hash of every file that it may be; and nothing about an index."""
+    """Each has one version and the hashes of its files; no package index is named."""
     text = (lambda_zip.HERE / name).read_text()
     lines = [line for line in text.splitlines() if line and line[0] not in "# "]
     assert all("==" in line and line.endswith("\\") for line in lines)
@@ -51,7 +51,7 @@ def test_every_locked_requirement_has_hashes(name: str) -> None:
 
 
 def write(folder: Path, *names: str) -> None:
-    """Make files."""
+    """Create files."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def write(folder: Path, *names: str) -> None:
 
 
 def test_what_the_lambda_never_loads_is_left_out(tmp_path: Path) -> None:
-    """Other services, the command line, sources of C; licences and S3 stay."""
+    """Other services, the command line and C sources are left out; licences and S3 stay."""
     kept = [
         "asyncagg/handler.py",
         "botocore/data/_retry.json",
@@ -81,12 +81,18 @@ def test_what_the_lambda_never_loads_is_left_out(tmp_path: Path) -> None:
     ]
     write(tmp_path, *kept, *dropped)
     lambda_zip.strip(tmp_path)
-    stay = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
-    assert sorted(stay) == sorted(kept)
+    left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(left) == sorted(kept)
+
+
+def test_every_module_that_is_left_out_exists() -> None:
+    """A module that was renamed must not get into the zip unnoticed."""
+    patterns = [each for each in lambda_zip.UNUSED if each.startswith("asyncagg/")]
+    assert not [each for each in patterns if not (lambda_zip.ROOT / each).exists()]
 
 
 def test_the_models_keep_all_but_prose(tmp_path: Path) -> None:
-    """What a client reads is there; a member that is called documentation is one too."""
+    """Only documentation is removed; a member whose name is documentation stays."""
     model = {"shapes": {"A": {"documentation": "<p>long", "members": {"documentation": {"n": 1}}}}}
     path = tmp_path / "s3" / "2006-03-01" / "service-2.json.gz"
     path.parent.mkdir(parents=True)
@@ -101,7 +107,7 @@ def test_the_models_keep_all_but_prose(tmp_path: Path) -> None:
 
 
 def test_the_same_files_make_the_same_zip(tmp_path: Path) -> None:
-    """Neither times nor the order on disk are in it; everybody may read what is."""
+    """Times and the order on disk do not matter; every file is readable for all."""
     for folder, names in (("one", ("a.py", "b/c.py")), ("two", ("b/c.py", "a.py"))):
         write(tmp_path / folder, *names)
     os.utime(tmp_path / "two" / "a.py", (0, 0))
@@ -114,6 +120,6 @@ def test_the_same_files_make_the_same_zip(tmp_path: Path) -> None:
 
 
 def test_an_interpreter_is_found_by_its_version() -> None:
-    """This one, for its own version; none for a version that never was."""
+    """The running one is found by its own version; an unknown version gives None."""
     assert lambda_zip.find_python(f"{sys.version_info[0]}.{sys.version_info[1]}") == sys.executable
     assert lambda_zip.find_python("2.9") is None

@@ -1,21 +1,18 @@
-"""The stack: what it names exists, and its role may do what the program does and no more."""
+"""The stack: every name in it exists, and its role grants exactly what the program needs."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
-import yaml
 from testkit.iam import Judge
 from testkit.promises import check_after_clean_run, of_server
 from testkit.s3server import Request, S3Error, S3Server
 from testkit.scenario import AT, BUCKET, PLANES, fill_server, open_s3, prepared
-from testkit.template import PARAMETERS, TEMPLATE, Resolver, _Loader, role, template
+from testkit.template import PARAMETERS, TEMPLATE, Resolver, resources, role, template
 
 import asyncagg.store.s3.store as s3_module
 from asyncagg.aws.events import request_of
@@ -23,31 +20,6 @@ from asyncagg.aws.metrics import Usage, measurements
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.pipeline import run
 from asyncagg.settings import from_environment
-
-# ------------------------------------------------------------------------- reading the template
-
-
-def _function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
-    value: Any
-    if isinstance(node, yaml.ScalarNode):
-        value = loader.construct_scalar(node)
-    elif isinstance(node, yaml.SequenceNode):
-        value = loader.construct_sequence(node, deep=True)
-    else:
-        assert isinstance(node, yaml.MappingNode)
-        value = loader.construct_mapping(node, deep=True)
-    return {name if name == "Ref" else f"Fn::{name}": value}
-
-
-_Loader.add_multi_constructor("!", _function)
-
-
-def resources(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the resources of a type, resolved."""
-    for name, each in template()["Resources"].items():
-        if each["Type"] == kind:
-            yield name, Resolver({}).properties(name)
-
 
 # ------------------------------------------------------------------------------- the permissions
 
@@ -65,11 +37,11 @@ async def test_the_role_may_do_what_the_program_does_and_no_more(
         judged(request)
         if request.operation == "CompleteMultipartUpload":
             completions += 1
-            if completions == 1:  # as where another runner was faster
+            if completions == 1:  # as if another runner had committed first
                 raise S3Error("PreconditionFailed")
 
     def empty_quarantine(request: Request) -> None:
-        """An operator is faster than the look at what has taken the target."""
+        """Delete a taken target just before it is read, as an operator may."""
         if request.operation == "HeadObject" and request.key.startswith("quarantine/"):
             server.delete(BUCKET, request.key)
         judge(request)
@@ -96,7 +68,7 @@ async def test_the_role_may_do_what_the_program_does_and_no_more(
 
 
 def test_the_key_of_the_bucket_is_granted_where_there_is_one() -> None:
-    """Two actions on that key alone."""
+    """With a KMS key, the role has two more actions, on that key alone."""
     key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
     (more,) = (each for each in role(KmsKeyArn=key) if each not in role())
     assert more.pop("Sid") == "Key"
@@ -110,17 +82,17 @@ def test_the_key_of_the_bucket_is_granted_where_there_is_one() -> None:
 def test_the_page_of_permissions_is_the_role() -> None:
     """docs/how-to/iam.md has the statements of the stack, with a bucket's name to fill in."""
     page = (TEMPLATE.parent / "docs" / "how-to" / "iam.md").read_text()
-    (told,) = re.findall(r"^```json\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    assert json.loads(told.replace("BUCKET", BUCKET))["Statement"] == role()
+    (block,) = re.findall(r"^```json\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert json.loads(block.replace("BUCKET", BUCKET))["Statement"] == role()
     reasons = " ".join(re.findall(r"^\| ([\w, ]+) \| .* \|$", page, re.MULTILINE))
     assert all(each["Sid"] in reasons for each in role())
 
 
-# --------------------------------------------------------------------------- names that must exist
+# --------------------------------------------------------------------------- names
 
 
-def test_the_function_is_what_was_promised() -> None:
-    """Runtime, size, time, concurrency; and its handler exists."""
+def test_the_function_is_as_documented() -> None:
+    """Runtime, memory, timeout and concurrency are right, and its handler exists."""
     function = Resolver({}).properties("Function")
     module, name = function["Handler"].rsplit(".", 1)
     assert callable(getattr(importlib.import_module(module), name))
@@ -134,7 +106,7 @@ def test_the_function_is_what_was_promised() -> None:
 
 
 def test_its_environment_is_accepted() -> None:
-    """Every variable is a setting, with a value in its range; the prefixes are the parameters'."""
+    """Every variable is a setting with a valid value; the prefixes come from the parameters."""
     given = {"RunsPrefix": "in/", "ArchivePrefix": "in/old/", "WindowMinutes": "15"}
     variables = Resolver(given).properties("Function")["Environment"]["Variables"]
     assert variables.pop("POWERTOOLS_SERVICE_NAME") == "stack"
@@ -147,7 +119,7 @@ def test_its_environment_is_accepted() -> None:
 
 
 def test_the_schedule_sends_an_event_that_is_accepted() -> None:
-    """The scheduled time is the event's; retries end before the next schedules have passed."""
+    """The event's time is the scheduled time; failed events are retried and kept."""
     schedule = Resolver({}).properties("Function")["Events"]["Schedule"]["Properties"]
     event = schedule["Input"].replace("<aws.scheduler.scheduled-time>", "2025-10-21T14:00:00Z")
     request = request_of(json.loads(event), 5, now=AT)
@@ -164,7 +136,7 @@ def published() -> set[str]:
 
 
 def test_the_alarms_watch_metrics_that_are_published() -> None:
-    """Under the namespace and dimension that the handler writes; each tells the topic."""
+    """They use the handler's namespace and dimension, and each notifies the topic."""
     watched = set()
     for name, alarm in resources("AWS::CloudWatch::Alarm"):
         watched.add(alarm["MetricName"])
@@ -202,7 +174,7 @@ def test_every_alarm_is_explained() -> None:
 
 
 def test_sam_accepts_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
-    """AWS's own translator makes plain CloudFormation of it (`tox -e template` has it)."""
+    """AWS's own translator turns it into plain CloudFormation (`tox -e template` installs it)."""
     transform = pytest.importorskip("samtranslator.translator.transform").transform
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     policies = Mock(load=Mock(return_value={}))

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import pytest
+from testkit.hooked import HookedStore
 from testkit.promises import (
     Snapshot,
     check_after_clean_run,
@@ -27,7 +28,6 @@ from testkit.scenario import (
     AT,
     BUCKET,
     Clock,
-    HookedStore,
     fill_directory,
     fill_memory,
     fill_server,

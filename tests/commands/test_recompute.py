@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from testkit.hooked import HookedStore
 from testkit.promises import final_bytes, of_memory
-from testkit.scenario import AT, HookedStore, fill_memory, moment, prepared
+from testkit.scenario import AT, fill_memory, moment, prepared
 
 from asyncagg.backfill import LocalEngine, recompute_all
 from asyncagg.errors import TransientError

@@ -14,8 +14,8 @@ from anyio import to_thread
 from hypothesis import given
 from hypothesis import strategies as st
 from testkit.documents import Entry, entry, written
+from testkit.hooked import HookedStore
 from testkit.reports import HOSTILE, NOW, START, block, gathered, nth, stored
-from testkit.scenario import HookedStore
 from testkit.strategies import chunkings, run_results
 
 from asyncagg.aggregate.accumulator import TOP, Accumulator

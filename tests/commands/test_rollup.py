@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from testkit.hooked import HookedStore
 from testkit.s3server import S3Server
-from testkit.scenario import AT, BUCKET, Clock, HookedStore, moment, open_s3, run_data
+from testkit.scenario import AT, BUCKET, Clock, moment, open_s3, run_data
 
 from asyncagg.errors import UsageError
 from asyncagg.job.pipeline import run

@@ -15,10 +15,11 @@ from typing import Any
 import anyio.lowlevel
 import msgspec
 import pytest
+from testkit.hooked import HookedStore, Stopped
 from testkit.layouts import FILES as LAYOUT_FILES
 from testkit.layouts import LAYOUTS, settings_of
 from testkit.promises import Places, final_bytes, of_memory
-from testkit.scenario import AT, Clock, HookedStore, Stopped, fill_memory, moment, run_data
+from testkit.scenario import AT, Clock, fill_memory, moment, run_data
 from testkit.stores import STORES
 
 import asyncagg.store.memory as memory_store

@@ -14,8 +14,9 @@ import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testkit.hooked import HookedStore
 from testkit.s3server import S3Server
-from testkit.scenario import BUCKET, HookedStore, moment, open_s3, run_data
+from testkit.scenario import BUCKET, moment, open_s3, run_data
 from testkit.virtual import run_virtually
 
 from asyncagg.errors import AccessDeniedError, TransientError, UsageError

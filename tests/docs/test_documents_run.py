@@ -1,13 +1,12 @@
-"""Every shell and Python block of the documents, run in order, page by page.
+"""Every shell and Python block of the documents is run, in order, page by page.
 
-A page gets an empty folder and one shell. A comment on the line above a block says what a reader
-sees in the text:
+A page gets an empty folder and one shell. Comments on the lines above a block control it:
 
-    <!-- exits 3 -->             the block ends with that code
-    <!-- not run: REASON -->     the block is checked for its syntax only
-    <!-- with sample files in ./data -->   before the page begins
+    <!-- exits 3 -->             the block ends with this code
+    <!-- not run: REASON -->     only the syntax of the block is checked
+    <!-- with sample files in ./data -->   are written before the page begins
 
-A ``text`` block that follows is what the block prints; ``...`` stands for anything.
+If a ``text`` block follows, it is the expected output; ``...`` matches anything.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 BASH = shutil.which("bash") or "bash"
 SERVER = "http://127.0.0.1:5000"
 SECONDS = 240
-"""How long a block may take: on a busy machine the demo takes a minute."""
+"""The timeout of a block: on a busy machine the demo takes a minute."""
 
 SAMPLES = "<!-- with sample files in ./data -->"
 _BLOCK = re.compile(
@@ -49,7 +48,7 @@ pytestmark = pytest.mark.timeout(2 * SECONDS)
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code, and what is said of it."""
+    """A block of code, and its comments."""
 
     language: str
     code: str
@@ -77,7 +76,7 @@ RUN = [page for page in PAGES if any(not block.not_run for block in blocks(page)
 
 
 def environment() -> dict[str, str]:
-    """Return the test's own environment, with the command of the interpreter that runs it."""
+    """Return the environment, with the commands of this interpreter first on the path."""
     return {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -87,7 +86,7 @@ def environment() -> dict[str, str]:
 
 
 class Shell:
-    """One shell for a page: variables and the folder last from block to block."""
+    """One shell for a page: variables and the folder are kept from block to block."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -95,7 +94,7 @@ class Shell:
         self._state.write_text("")
 
     def run(self, block: Block, code: str) -> tuple[int, str]:
-        """Run a block; return its exit code and what it printed."""
+        """Run a block; return its exit code and output."""
         if block.language == "python":
             code = f"python3 -c {shlex.quote(code)}"
         state = shlex.quote(str(self._state))
@@ -116,7 +115,7 @@ class Shell:
 
 @contextmanager
 def server() -> Iterator[str]:
-    """Run moto's server, as a page tells its reader to."""
+    """Run moto's server, as the page asks its reader to do."""
     running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     try:
@@ -127,17 +126,16 @@ def server() -> Iterator[str]:
 
 
 def matches(expected: str, printed: str) -> bool:
-    """Tell whether what was printed is what is written.
+    """Return whether an output is the expected one.
 
-    Moments and windows are those of the day of writing, ``...`` stands for anything, and how wide
-    a space is does not matter.
+    Times, windows and the width of white space may differ; ``...`` matches anything.
     """
     pattern = ".*".join(re.escape(part) for part in plain(expected).split("..."))
     return re.fullmatch(pattern, plain(printed), re.DOTALL) is not None
 
 
 def plain(text: str) -> str:
-    """Return a text without its moments, and with single spaces."""
+    """Replace times and windows by fixed words, and white space by single spaces."""
     text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*(\+00:00|Z)", "MOMENT", text)
     text = re.sub(r"\b\d\d:\d\d:\d\d\b", "MOMENT", text)
     text = re.sub(r"\d{8}t\d{4}Z", "WINDOW", text)
@@ -146,13 +144,13 @@ def plain(text: str) -> str:
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_blocks_of_a_page_do_what_it_says(page: Path, tmp_path: Path) -> None:
-    """Each block ends as it says, and prints what it says."""
+    """Each block has the expected exit code and output."""
     folder = tmp_path / "reader"
     folder.mkdir()
     shell = Shell(folder)
     if SAMPLES in page.read_text("utf-8"):
-        made = Block("bash", "asyncagg sample ./data --files 50", 0, "", None)
-        assert shell.run(made, made.code)[0] == 0
+        sample = Block("bash", "asyncagg sample ./data --files 50", 0, "", None)
+        assert shell.run(sample, sample.code)[0] == 0
     with server() as url:
         for block in blocks(page):
             if block.not_run:
@@ -164,9 +162,9 @@ def test_the_blocks_of_a_page_do_what_it_says(page: Path, tmp_path: Path) -> Non
 
 
 def test_the_demo_ends_as_the_readme_says(tmp_path: Path) -> None:
-    """The first block's command, without the environment that it makes, prints what is shown."""
-    (making, demo) = next(blocks(README)).code.splitlines()
-    assert making.startswith("python3 -m venv")
+    """The first block's command, in this environment, prints the output in the README."""
+    (create, demo) = next(blocks(README)).code.splitlines()
+    assert create.startswith("python3 -m venv")
     assert demo == ".venv/bin/asyncagg demo"
     ended = Block("bash", demo.removeprefix(".venv/bin/"), 0, "", None)
     code, printed = Shell(tmp_path).run(ended, ended.code)
@@ -177,7 +175,7 @@ def test_the_demo_ends_as_the_readme_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_is_well_formed(page: Path) -> None:
-    """Also one that is not run parses."""
+    """Every block parses, also one that is not run."""
     for block in blocks(page):
         if block.language == "python":
             ast.parse(block.code)

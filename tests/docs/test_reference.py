@@ -1,4 +1,4 @@
-"""The documents say what the code says: generated sections, metrics, log lines."""
+"""The documents match the code: generated sections, metrics, log lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from reference import DOCUMENTS, ROOT, SECTIONS, renewed
 
-import asyncagg
 from asyncagg.aws.metrics import OPERATIONS, Usage, measurements
 from asyncagg.job.outcome import RunReport
 from asyncagg.settings import described
@@ -18,20 +17,20 @@ LOGS = ROOT / "docs" / "reference" / "logs-and-metrics.md"
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_generated_sections_are_up_to_date(document: Path) -> None:
-    """If this fails: python .docs/reference.py."""
+    """If this fails, run: python .docs/reference.py."""
     text = document.read_text("utf-8")
     assert renewed(text) == text
     assert any(f"<!-- {name} -->\n" in text for name in SECTIONS)
 
 
 def test_every_setting_is_in_the_readme() -> None:
-    """The README's table is not only unchanged, it is there."""
+    """The README has the table of settings."""
     text = (ROOT / "README.md").read_text("utf-8")
     assert all(f"| `{each.variable}` |" in text for each in described())
 
 
 def test_every_metric_is_explained() -> None:
-    """What the Lambda emits, the page of metrics explains, with its unit."""
+    """The page of metrics has every metric of the Lambda, with its unit."""
     text = LOGS.read_text("utf-8")
     usage = Usage(0.0, 0, dict.fromkeys(OPERATIONS, 1), dict.fromkeys(OPERATIONS, 1))
     report = RunReport(at="")
@@ -41,7 +40,7 @@ def test_every_metric_is_explained() -> None:
 
 
 def test_every_message_of_the_log_is_explained() -> None:
-    """What is logged with fields, the page of logs lists by its message."""
+    """The page of logs has every message that is logged with fields."""
     text = LOGS.read_text("utf-8")
     logged = re.compile(r"_log\.\w+\(\s*\"([^\"%]+)\",\s*extra=")
     messages = {
@@ -53,12 +52,10 @@ def test_every_message_of_the_log_is_explained() -> None:
     assert not [each for each in sorted(messages) if f"| `{each}` |" not in text]
 
 
-def test_every_public_name_is_in_the_reference() -> None:
-    """What `import asyncagg` gives is documented from its docstring."""
-    pages = [
-        (ROOT / "docs" / "reference" / name).read_text("utf-8") for name in ("api.md", "errors.md")
-    ]
-    shown = set(re.findall(r"^::: asyncagg\.([\w.]+)$", "\n".join(pages), re.MULTILINE))
-    places = {f"{getattr(asyncagg, name).__module__}.{name}" for name in asyncagg.__all__}
-    absent = {place.removeprefix("asyncagg.") for place in places} - shown
-    assert absent == {"errors.AsyncaggError"}  # its page shows the whole tree
+def test_every_path_in_the_documents_exists() -> None:
+    """A file or folder that a page names in backticks is in the repository."""
+    paths = re.compile(r"`((?:asyncagg|benchmarks|docs|tests|\.docs|\.lambda)/[\w./*-]*)[` ]")
+    pages = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("docs/**/*.md")]
+    named = {(page.name, path) for page in pages for path in paths.findall(page.read_text("utf-8"))}
+    assert len(named) > 10
+    assert not [each for each in sorted(named) if not any(ROOT.glob(each[1].rstrip("/")))]

@@ -1,4 +1,4 @@
-"""Cancelled while any request hangs, the job leaves clean state and nothing of its own behind."""
+"""Cancelled while any request hangs, the job leaves a clean state, no task and no file."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def left_behind(folder: Path) -> list[str]:
         try:
             target = str(descriptor.readlink())
         except FileNotFoundError:
-            continue  # that was the listing's own
+            continue  # the descriptor of this listing
         if target.startswith(str(folder)):
             found.append(target)
     return found
@@ -80,7 +80,7 @@ async def test_cancelled_while_a_request_hangs(
     plane: str,
     tmp_path: Path,
 ) -> None:
-    """The promises hold, no task and no file stays behind, and the same store still works."""
+    """The promises hold, no task or file is left, and the same store still works."""
     scenario = prepared()
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         fill_server(server, scenario.store)
@@ -99,7 +99,7 @@ async def test_cancelled_while_a_request_hangs(
             orphans = asyncio.all_tasks() - tasks - server._tasks
             assert not orphans, f"still running: {orphans}"
             assert left_behind(tmp_path) == []
-            # A connection more or less on each of the two sides of it, but nothing that grows.
+            # Each connection has two ends in this process; their number may vary, but not grow.
             assert len(os.listdir("/proc/self/fd")) <= files + 2 * settings.concurrency  # noqa: PTH208
             pause.release.set()
             server.faults.pause_at = None

@@ -1,4 +1,4 @@
-"""Chunks that grow with their window: a few commits for many files, and every promise as before."""
+"""Chunks grow with their window: few commits for many files, and every promise holds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testkit.hooked import HookedStore, Stopped
+from testkit.leaps import Leaps, deadline
 from testkit.promises import (
     Original,
     check_after_clean_run,
@@ -20,18 +22,7 @@ from testkit.promises import (
     of_memory,
     originals_of,
 )
-from testkit.scenario import (
-    AT,
-    Clock,
-    HookedStore,
-    Leaps,
-    Stopped,
-    deadline,
-    fill_memory,
-    in_thread,
-    moment,
-    run_data,
-)
+from testkit.scenario import AT, Clock, fill_memory, in_thread, moment, run_data
 from testkit.strategies import run_files
 
 import asyncagg.aggregate.spool as spool_module
@@ -50,11 +41,11 @@ BAD = {"runs/05.json", "runs/11.json"}
 SETTINGS = Settings(chunk_files=1, concurrency=3)
 
 FEW, MANY = 14, 60
-"""Files of a window whose chunks are made to grow fast, and of one where they grow as they do."""
+"""Files in a window whose chunks grow fast (see `fast_growth`), and in one with real growth."""
 
 
 class Inbox(NamedTuple):
-    """Files of one window, ready to be put into a store, and the aggregate that one chunk gives."""
+    """Files of one window in a store, and the aggregate that a single chunk gives."""
 
     store: MemoryStore
     originals: Sequence[Original]
@@ -72,7 +63,7 @@ class Inbox(NamedTuple):
 
 @lru_cache
 def inbox(files: int) -> Inbox:
-    """Return an inbox with so many files, two of them bad."""
+    """Return an inbox with this number of files, two of them bad."""
 
     async def prepare() -> Inbox:
         clock = Clock(moment(13, 57))
@@ -91,25 +82,25 @@ def inbox(files: int) -> Inbox:
 
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the listing have one key a page, and temporary files about two a block."""
+    """Set one key per listing page, and about two references per block of a temporary file."""
     monkeypatch.setattr(memory_store, "_PAGE", 1)
     monkeypatch.setattr(spool_module, "BLOCK", 256)
 
 
 @pytest.fixture
 def fast_growth(small_pages: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
-    """Let each chunk have as many files as were committed: 1, 1, 2, 4 and 6 of `FEW`."""
+    """Make each chunk as large as what is committed: 1, 1, 2, 4 and 6 of `FEW` files."""
     monkeypatch.setattr(pipeline, "CHUNK_GROWTH", 1)
 
 
-# ------------------------------------------------------------------------------ the files of one
+# ------------------------------------------------------------------------------ a batch
 
 
 @given(st.lists(st.lists(run_files, min_size=1, max_size=4), min_size=1), st.data())
 async def test_a_group_gives_its_files_as_often_as_needed(
     parts: list[list[RunFile]], data: st.DataObject
 ) -> None:
-    """Wherever they were put away meanwhile, they come in order, about a batch at a time."""
+    """A batch gives its files in order, on every pass, whether they are in memory or on disk."""
     batch = data.draw(st.integers(1, 5))
     everything = [file for part in parts for file in part]
     async with open_spool(100) as spool:
@@ -130,12 +121,12 @@ async def test_a_group_gives_its_files_as_often_as_needed(
                 assert len(batches) == 1
 
 
-# ------------------------------------------------------------------------------ how they grow
+# ------------------------------------------------------------------------------ growth
 
 
 @pytest.mark.usefixtures("small_pages")
 async def test_chunks_grow_with_their_window() -> None:
-    """Each commit adds at least a quarter of what stood before, but ten chunks at the most."""
+    """Each commit adds at least a quarter of the files counted before, at most ten chunks."""
     large = inbox(MANY)
     store = fill_memory(large.store)
     named = [0]
@@ -159,7 +150,7 @@ async def test_chunks_grow_with_their_window() -> None:
 
 @pytest.mark.usefixtures("small_pages")
 async def test_chunks_of_several_windows_do_not_grow() -> None:
-    """Where the files of two windows take turns, no more than a chunk of references is held."""
+    """If the files of two windows alternate, at most one chunk of references is held."""
     store = fill_memory(inbox(MANY).store)
     clock = store._clock
     assert isinstance(clock, Clock)
@@ -178,13 +169,13 @@ async def test_chunks_of_several_windows_do_not_grow() -> None:
     assert not [key for key in of_memory(store) if key.startswith("runs/")]
 
 
-# ------------------------------------------------------------------------------ what may go wrong
+# ------------------------------------------------------------------------------ failures
 
 
 @pytest.mark.usefixtures("fast_growth")
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_cancelled_at_every_request_of_a_large_window(when: str) -> None:
-    """Cancelled at any request, the promises hold; the next run ends as if nothing had been."""
+    """Cancelled at any request, the promises hold; the next run gives the undisturbed result."""
     large = inbox(FEW)
     for number in count(1):
         store = fill_memory(large.store)
@@ -204,7 +195,7 @@ async def test_cancelled_at_every_request_of_a_large_window(when: str) -> None:
 @pytest.mark.usefixtures("fast_growth")
 @pytest.mark.parametrize("commit", range(1, 6))
 async def test_another_runner_commits_while_a_chunk_is_fetched(commit: int) -> None:
-    """What both have fetched is counted once, though a large chunk's files are read from disk."""
+    """Files that both runners fetched are counted once, also those that were spilled to disk."""
     large = inbox(FEW)
     store = fill_memory(large.store)
     commits = 0
@@ -227,7 +218,7 @@ async def test_another_runner_commits_while_a_chunk_is_fetched(commit: int) -> N
 async def test_time_runs_out_in_a_large_chunk(
     stage: str, leap: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was fetched by then is committed, what is left is told exactly, the next run goes on."""
+    """Fetched files are committed, the rest is reported exactly, and the next run continues."""
     large = inbox(FEW)
     clock = Leaps(monkeypatch)
     for number in range(1, FEW - len(BAD)):
@@ -240,7 +231,7 @@ async def test_time_runs_out_in_a_large_chunk(
             if operation == stage and when == "before" and seen == number:
                 clock.leap(leap)
                 await asyncio.Event().wait()
-            if when == "before":  # an answer that is lost to the cancellation could not be told
+            if when == "before":  # an answer lost to the cancellation could not be reported
                 await asyncio.sleep(0)
 
         report = await run(HookedStore(store, late), SETTINGS, at=AT, deadline=deadline())
@@ -258,7 +249,7 @@ async def test_time_runs_out_in_a_large_chunk(
 async def test_time_that_goes_by_before_the_first_file_does_not_stall_a_window(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where an aggregate takes most of the time to be read, files are fetched in the rest of it."""
+    """If reading the aggregate takes most of the time, files are fetched in the rest of it."""
     large = inbox(FEW)
     store = fill_memory(large.store)
     await run(store, Settings(), at=AT, keys=[KeyRange(last="runs/02.json")])

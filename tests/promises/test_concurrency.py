@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anyio.lowlevel
 import pytest
+from testkit.hooked import HookedStore
 from testkit.promises import (
     check_after_clean_run,
     check_at_any_moment,
@@ -21,7 +22,6 @@ from testkit.scenario import (
     AT,
     BUCKET,
     PLANES,
-    HookedStore,
     fill_directory,
     fill_memory,
     fill_server,
@@ -41,7 +41,7 @@ SEEDS = range(100)
 
 
 def pauses(seed: int) -> HookedStore:
-    """Return the scenario's store, whose requests take a random number of the loop's turns."""
+    """Return the scenario's store; each request waits for a random number of loop iterations."""
     dice = random.Random(seed)
 
     async def pause(_operation: str, _key: str, _when: str) -> None:
@@ -58,7 +58,7 @@ async def run_together(store: HookedStore, runners: int, settings: Settings) -> 
 
 
 def check_reports(reports: list[RunReport]) -> None:
-    """See that the runners together counted each good file once, and re-settled in bounds."""
+    """Check that the runners together counted each good file once."""
     good = [each for each in prepared().originals if each.good]
     waiting_or_counted_before = 4  # one waits, three were counted by the earlier run
     counted = sum(report.total.counted for report in reports)
@@ -77,21 +77,21 @@ async def test_runners_at_once(runners: int, decade: int, monkeypatch: pytest.Mo
         reports = await run_together(
             store, runners, Settings(chunk_files=chunk, concurrency=2 + seed % 5)
         )
-        seen = of_memory(store.inner)  # type: ignore[arg-type] # it was given as one
+        seen = of_memory(store.inner)  # type: ignore[arg-type] # see `pauses`
         check_at_any_moment(seen, scenario.originals, foreign=scenario.foreign)
         check_reports(reports)
-        if any(report.total.deferred for report in reports):  # one gave up: the next run goes on
+        if any(report.total.deferred for report in reports):  # one gave up: the next run continues
             await run(store, Settings(), at=AT)
             seen = of_memory(store.inner)  # type: ignore[arg-type]
         check_after_clean_run(seen, scenario.originals, at=AT, foreign=scenario.foreign)
         assert final_bytes(seen) == scenario.expected, f"{seed=}"
-        # Each runner commits each of the 4 windows of each chunk at most so often.
+        # The limit of commits of a runner: for each chunk, each of its 4 windows.
         chunks = 4 if seed % 2 else 1
         assert store.calls["put"] <= runners * 4 * chunks * MAX_COMMIT_ATTEMPTS, f"{seed=}"
 
 
 async def test_resettling_is_bounded() -> None:
-    """Where others always commit first, a runner gives up after so many times, and says so."""
+    """If others always commit first, a runner gives up after a limit and reports it."""
     store = pauses(0)
     pause = store.hook
     inner = store.inner
@@ -127,7 +127,7 @@ async def test_promises_hold_between_racing_requests() -> None:
 
     async def look(operation: str, key: str, when: str) -> None:
         if when == "after" and operation in {"put", "copy", "delete"}:
-            seen = of_memory(store.inner)  # type: ignore[arg-type] # it was given as one
+            seen = of_memory(store.inner)  # type: ignore[arg-type] # see `pauses`
             check_at_any_moment(seen, scenario.originals, foreign=scenario.foreign)
         await pause(operation, key, when)
 
@@ -138,7 +138,7 @@ async def test_promises_hold_between_racing_requests() -> None:
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("runners", [2, 4, 8])
 async def test_runners_at_once_over_http(plane: str, runners: int) -> None:
-    """The same over HTTP with real clients, one each, and answers that take their time."""
+    """The same over HTTP, with a client for each runner and delayed responses."""
     scenario = prepared()
     for seed in range(2 if runners < 8 else 1):
         dice = random.Random(seed)
@@ -164,7 +164,7 @@ async def test_runners_at_once_over_http(plane: str, runners: int) -> None:
 
 @pytest.mark.parametrize("runners", [2, 4, 8])
 async def test_runners_at_once_on_a_directory(runners: int, tmp_path: Path) -> None:
-    """The same on a directory, where each runner has a store object of its own."""
+    """The same on a directory; each runner opens the store itself."""
     scenario = prepared_directory(tmp_path)
     root = fill_directory(scenario.root, tmp_path / "store")
     settings = Settings(concurrency=3)

@@ -1,4 +1,4 @@
-"""Stopped after any request, in any way, the job loses nothing and counts nothing twice."""
+"""Stopped at any request, in any way, the job loses nothing and counts nothing twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from testkit import crash_driver, s3server
+from testkit import crash_driver
+from testkit.hooked import Stopped
 from testkit.promises import (
     PROBE,
     Snapshot,
@@ -30,13 +31,12 @@ from testkit.promises import (
     of_memory,
     of_server,
 )
-from testkit.s3server import DropError, Request, S3Server, ThreadedS3Server
+from testkit.s3server import DropError, Request, S3Server, ThreadedS3Server, operations
 from testkit.scenario import (
     AT,
     BUCKET,
     PLANES,
     PreparedDirectory,
-    Stopped,
     fill_directory,
     fill_memory,
     fill_server,
@@ -53,14 +53,14 @@ from asyncagg.job.pipeline import run
 from asyncagg.settings import Settings
 
 PAGE = 6
-"""Objects a page, and files a chunk, where several commits per window are wanted."""
+"""Objects per page and files per chunk for tests that need several commits per window."""
 
 FEW = ("again", "left-over", "refused", "c01", "c04", "c08", "d10", "d11", "e13", "g17")
-"""What the names of those files begin with that are enough where every step takes long."""
+"""Name prefixes of the files for tests in which every step is slow: one of each kind."""
 
 
 class Driver:
-    """A warm process that forks for each job: see crash_driver.py."""
+    """A warm process that forks for each job; see `testkit.crash_driver`."""
 
     def __init__(self) -> None:
         script = Path(crash_driver.__file__)
@@ -74,21 +74,21 @@ class Driver:
         )
 
     def start(self, job: dict[str, Any]) -> int:
-        """Fork a process that waits to begin; return its id."""
-        self._say(json.dumps(job))
-        return self._hear()
+        """Fork a process that waits before it begins; return its id."""
+        self._send(json.dumps(job))
+        return self._receive()
 
     def finish(self) -> int:
         """Let it begin, and return its status once it has ended."""
-        self._say("go")
-        return self._hear()
+        self._send("go")
+        return self._receive()
 
-    def _say(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
 
-    def _hear(self) -> int:
+    def _receive(self) -> int:
         assert self._process.stdout is not None
         return int(self._process.stdout.readline())
 
@@ -98,8 +98,8 @@ class Driver:
 
 
 @pytest.fixture
-def driver(no_real_aws: None) -> Iterator[Driver]:  # noqa: ARG001 - its environment is inherited
-    """The process that forks."""
+def driver(no_real_aws: None) -> Iterator[Driver]:  # noqa: ARG001 - the process inherits its environment
+    """The process that forks, for one test."""
     driver = Driver()
     yield driver
     driver.close()
@@ -108,21 +108,21 @@ def driver(no_real_aws: None) -> Iterator[Driver]:  # noqa: ARG001 - its environ
 def check_crashed(seen: Snapshot, step: str) -> None:
     """Check promises 1 to 3 at the moment of a crash."""
     scenario = prepared()
-    with named(step):
+    with noting(step):
         check_at_any_moment(seen, scenario.originals, foreign=scenario.foreign)
 
 
 def check_done(seen: Snapshot, step: str) -> None:
     """Check every promise, and that the aggregates are those of an undisturbed run."""
     scenario = prepared()
-    with named(step):
+    with noting(step):
         check_after_clean_run(seen, scenario.originals, at=AT, foreign=scenario.foreign)
         assert final_bytes(seen) == scenario.expected
 
 
 @contextmanager
-def named(step: str) -> Iterator[None]:
-    """Say of a failed check after which step it failed."""
+def noting(step: str) -> Iterator[None]:
+    """Add the step to the message of a check that fails."""
     try:
         yield
     except AssertionError as failure:
@@ -135,7 +135,7 @@ def named(step: str) -> Iterator[None]:
 async def test_cancelled_at_every_request(
     chunk: int, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cancelled at any request, the promises hold; the next run ends as if nothing had been."""
+    """Cancelled at any request, the promises hold; the next run gives the undisturbed result."""
     if chunk <= PAGE:
         monkeypatch.setattr(memory_store, "_PAGE", PAGE)
     settings = Settings(chunk_files=chunk, concurrency=4)
@@ -157,7 +157,7 @@ async def test_cancelled_at_every_request(
 
 @pytest.mark.parametrize("plane", PLANES)
 async def test_promises_hold_before_every_request(plane: str) -> None:
-    """In an undisturbed run too, promises 1 to 3 hold whenever the next request arrives."""
+    """In an undisturbed run, promises 1 to 3 hold at the arrival of each request."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         fill_server(server, prepared().store)
         server.on_request = lambda request: check_crashed(of_server(server), str(request))
@@ -182,7 +182,7 @@ class Killer:
         self._seen = 0
 
     def __call__(self, request: Request) -> None:
-        """Look at a request that arrives."""
+        """Count a request that arrives."""
         self._seen += 1
         if self._seen < self._at:
             return
@@ -201,8 +201,8 @@ class Killer:
 def test_killed_at_every_request(
     plane: str, when: str, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed by SIGKILL at any request to S3, the promises hold, and the next run ends it all."""
-    monkeypatch.setattr(s3server, "MAX_KEYS", 2 * PAGE)
+    """Killed by SIGKILL at any request to S3, the promises hold; the next run finishes the work."""
+    monkeypatch.setattr(operations, "MAX_KEYS", 2 * PAGE)
     with ThreadedS3Server(S3Server([BUCKET], clock=lambda: AT)) as threaded:
         server = threaded.server
         settings = s3_settings(threaded.url, plane, chunk_files=2 * PAGE - 1)
@@ -213,7 +213,7 @@ def test_killed_at_every_request(
             killer = Killer(driver.start(job), number, when)
             server.on_request = killer
             status = driver.finish()
-            while server.connections:  # it has ended; what it had sent is still being answered
+            while server.connections:  # the server still answers the dead process
                 time.sleep(0.0001)
             seen = threaded.call(of_server, server)
             if not killer.step:
@@ -229,7 +229,7 @@ def test_killed_at_every_request(
 
 
 def refill(server: S3Server) -> None:
-    """Put the scenario into the server as it was at the start."""
+    """Put the server back to the scenario's start."""
     server.on_request = None
     server.clear()
     fill_server(server, prepared().store)
@@ -247,11 +247,11 @@ def test_killed_at_every_change_of_a_directory(driver: Driver, tmp_path: Path) -
         status = driver.finish()
         if status != -signal.SIGKILL:
             break
-        with named(f"change {number}"):
+        with noting(f"change {number}"):
             seen = of_directory(root)
             check_at_any_moment(seen, scenario.originals, foreign=scenario.foreign)
             driver.start({"settings": settings, "at": AT.isoformat()})
-            assert driver.finish() in {0, 3}  # 3 where it is the one to find the bad files
+            assert driver.finish() in {0, 3}  # 3 if this run found the bad files
             check_directory(scenario, root)
         shutil.rmtree(root)
     assert status == 3

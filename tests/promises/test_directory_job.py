@@ -1,4 +1,4 @@
-"""The whole job on a plain directory, at a size that a laptop's user has."""
+"""The whole job on a plain directory, with ten thousand files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCHEMA = schema()
 
 
 def write(root: Path) -> list[str]:
-    """Write the sample files as their producer would; return the keys of the bad ones."""
+    """Write sample files as their producer does; return the keys of the bad ones."""
     bad = []
     for each in samples(
         files=FILES, windows=last_windows(3, 5), prefix="runs/", bad_fraction=0.002, seed=11
@@ -41,7 +41,7 @@ async def test_ten_thousand_files_settle_with_every_promise_kept(tmp_path: Path)
     bad = await to_thread.run_sync(write, tmp_path)
     originals = originals_of(await to_thread.run_sync(of_directory, tmp_path), bad=bad)
     assert len(originals) == FILES
-    # Membership is by the time of the file: all have just been written.
+    # A file's window follows from its modification time: all have just been written.
     at = datetime.now(UTC) + timedelta(minutes=10)
     settings = settings_from({"store": str(tmp_path), "chunk_files": 4000})
     async with open_store(settings) as store:

@@ -1,4 +1,4 @@
-"""A misbehaving store, a busy producer, a deadline: totals stay exact, what is left is told."""
+"""Totals stay exact with a failing store, a busy producer or a deadline; the rest is reported."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from testkit.hooked import HookedStore
+from testkit.leaps import Leaps, deadline
 from testkit.loops import until
 from testkit.promises import (
     Original,
@@ -26,9 +28,6 @@ from testkit.scenario import (
     AT,
     BUCKET,
     PLANES,
-    HookedStore,
-    Leaps,
-    deadline,
     fill_memory,
     fill_server,
     moment,
@@ -48,9 +47,9 @@ from asyncagg.store.retry import RetryPolicy
 MANY = RetryPolicy(attempts=40, base_seconds=1e-6)
 TROUBLE = {"slow_down": 0.2, "internal_error": 0.05, "reset": 0.05, "truncate": 0.02}
 DUE = 17
-"""How many files of the scenario a run has to fetch."""
-BAD_BESIDE = ("copy", "runs/d12-empty.json")
-"""What is done of its window when all but runs/c03.json is fetched."""
+"""The number of files of the scenario that a run has to fetch."""
+LAST_QUARANTINED = ("copy", "runs/d12-empty.json")
+"""The last request for a bad file of the window of runs/c03.json."""
 INSIDE_200 = {"copy_error": 0.2, "delete_error": 0.2}
 
 
@@ -86,7 +85,7 @@ def check_now(seen: Snapshot) -> None:
 async def test_totals_are_exact_despite_faults(
     switches: dict[str, float], seed: int, plane: str
 ) -> None:
-    """A fifth of all requests throttled, others failed, cut or lost: every total is exact."""
+    """A fifth of the requests is throttled, others fail or are lost: every total is exact."""
     faults = Faults(**switches, random=random.Random(seed))  # type: ignore[arg-type] # floats only
     async with S3Server([BUCKET], clock=lambda: AT, faults=faults) as server:
         fill_server(server, prepared().store)
@@ -103,7 +102,7 @@ async def test_totals_are_exact_despite_faults(
 
 @pytest.mark.parametrize("plane", PLANES)
 async def test_what_still_fails_is_deferred(plane: str) -> None:
-    """A file whose requests never succeed stays in place, is told, and stops none of the others."""
+    """A file whose requests never succeed stays in place, is reported, and blocks no other file."""
     scenario = prepared()
 
     def broken(request: Request) -> None:
@@ -128,7 +127,7 @@ async def test_what_still_fails_is_deferred(plane: str) -> None:
 
 @pytest.mark.parametrize("plane", PLANES)
 async def test_a_listing_in_trouble_fails_the_run(plane: str) -> None:
-    """Where the listing itself cannot be had, the run fails, and nothing is touched."""
+    """If the listing fails, the run fails, and nothing is changed."""
 
     def broken(request: Request) -> None:
         if request.operation == "ListObjectsV2":
@@ -148,7 +147,7 @@ async def test_throttling_slows_all_workers_together(plane: str) -> None:
     """After one 503 every worker pauses before its next request, not only the one it hit."""
     workers, resting = 8, 0
     after: list[str] = []
-    everybody_rests, resume = asyncio.Event(), asyncio.Event()
+    all_rest, resume = asyncio.Event(), asyncio.Event()
     throttled = False
 
     def throttle_once(request: Request) -> None:
@@ -165,7 +164,7 @@ async def test_throttling_slows_all_workers_together(plane: str) -> None:
         server.faults.slow_down = 0.0
         resting += 1
         if resting == workers:
-            everybody_rests.set()
+            all_rest.set()
         await resume.wait()
 
     async with S3Server([BUCKET], clock=lambda: AT) as server:
@@ -181,8 +180,8 @@ async def test_throttling_slows_all_workers_together(plane: str) -> None:
             await store.guards()
             server.on_request = throttle_once
             job = asyncio.create_task(run(store, settings, at=AT))
-            await everybody_rests.wait()
-            # Only what was on its way at that moment still arrived, then all was still.
+            await all_rest.wait()
+            # Requests that were in flight at that moment still arrive, then no more.
             assert len(after) < workers
             still = len(after)
             for _ in range(50):
@@ -193,11 +192,11 @@ async def test_throttling_slows_all_workers_together(plane: str) -> None:
         assert report.total.counted == report.total.archived == 60
 
 
-# ------------------------------------------------------------------------------ others at work
+# ------------------------------------------------------------------------------ other writers
 
 
 class Producer:
-    """Overwrites and adds run files while the job runs, and knows every version it wrote."""
+    """Overwrites and adds run files while the job runs, and records every version it wrote."""
 
     def __init__(
         self,
@@ -213,7 +212,7 @@ class Producer:
         self._number = 100
 
     def perhaps(self) -> None:
-        """Now and then, write a file: a new one, or a new version of one that was there."""
+        """With a probability of 20 %, write a new file or a new version of an old one."""
         if self._dice.random() > 0.2:
             return
         self._number += 1
@@ -235,7 +234,7 @@ class Producer:
 
 
 def check_with(producer: Producer, seen: Snapshot, *, at: datetime | None = None) -> None:
-    """Check the promises on all that a producer has written."""
+    """Check the promises for everything that a producer has written."""
     options: dict[str, Any] = {
         "foreign": prepared().foreign,
         "overwritten": producer.overwritten,
@@ -248,7 +247,7 @@ def check_with(producer: Producer, seen: Snapshot, *, at: datetime | None = None
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_producer_at_work(seed: int) -> None:
-    """Each version that was counted was archived, each other one stays for the next run."""
+    """Each counted version is archived; every other one stays for the next run."""
     inner = fill_memory(prepared().store)
 
     def write(key: str, data: bytes, when: datetime) -> Original:
@@ -297,12 +296,12 @@ async def test_producer_at_work_over_http(seed: int, plane: str) -> None:
             server.on_request = None
             await run(store, settings, at=AT)
         check_with(producer, of_server(server), at=AT)
-        ours = [
+        lost = [
             each
             for each in server.audit.lost
             if each.operation != "put" and not each.key.startswith(("aggregates/", "archive/asy"))
         ]
-        assert ours == []
+        assert lost == []
 
 
 @pytest.mark.parametrize("operation", ["CopyObject", "DeleteObjects"])
@@ -342,7 +341,7 @@ async def test_overwritten_at_the_last_moment(operation: str, plane: str) -> Non
 
 @pytest.mark.parametrize("operation", ["get", "copy", "delete"])
 async def test_vanished_files_are_no_error(operation: str) -> None:
-    """A file that another runner moves meanwhile is told as gone, or not at all; it is no error."""
+    """A file that another runner moves meanwhile is no error; it is reported as gone at most."""
     scenario = prepared()
     inner = fill_memory(scenario.store)
 
@@ -358,7 +357,7 @@ async def test_vanished_files_are_no_error(operation: str) -> None:
 
 
 async def test_an_aggregate_that_vanishes_is_settled_again() -> None:
-    """An aggregate deleted between reading it and committing it is written anew, not an error."""
+    """An aggregate deleted between load and commit is written again; it is not an error."""
     inner = fill_memory(prepared().store)
     window = "aggregates/20251021t1355Z.json"
 
@@ -373,7 +372,7 @@ async def test_an_aggregate_that_vanishes_is_settled_again() -> None:
 
 @pytest.mark.xfail(
     reason="known limit: the same bytes written again in a later window are counted there too; "
-    "window_by=name, or run files that are never the same, do without it",
+    "window_by=name, or run files that never repeat, avoid it",
 )
 async def test_the_same_bytes_delivered_in_a_later_window_count_once() -> None:
     """A producer that repeats a write across a window's end is counted once."""
@@ -389,7 +388,7 @@ async def test_the_same_bytes_delivered_in_a_later_window_count_once() -> None:
 
 
 async def test_the_same_bytes_delivered_twice_in_a_window_count_once() -> None:
-    """A file that comes back with the same bytes in its own window is only archived again."""
+    """A file delivered again with the same bytes in its own window is only archived again."""
     store = fill_memory(prepared().store)
     await run(store, Settings(), at=AT)
     again = next(each for each in prepared().originals if each.key == "runs/c01.json")
@@ -406,7 +405,7 @@ async def test_the_same_bytes_delivered_twice_in_a_window_count_once() -> None:
 
 
 async def test_late_files_go_into_their_own_window() -> None:
-    """A late file raises its own aggregate's revision and sums; the other aggregates stand."""
+    """A late file raises its own aggregate's revision and sums; the other aggregates stay."""
     store = fill_memory(prepared().store)
     await run(store, Settings(), at=AT)
     before = of_memory(store)
@@ -444,7 +443,7 @@ async def test_late_files_go_into_their_own_window() -> None:
     ],
 )
 async def test_a_damaged_aggregate_is_left_alone(damage: Callable[[bytes], bytes]) -> None:
-    """An aggregate that is damaged or foreign stands as it is; the other windows go on."""
+    """An aggregate that is damaged or foreign stays unchanged; the other windows are settled."""
     scenario = prepared()
     store = fill_memory(scenario.store)
     key = "aggregates/20251021t1355Z.json"
@@ -467,7 +466,7 @@ async def test_a_damaged_aggregate_is_left_alone(damage: Callable[[bytes], bytes
     }  # fmt: skip
     others = final_bytes({name: each for name, each in of_memory(store).items() if name != key})
     assert others == {name: data for name, data in scenario.expected.items() if name != key}
-    store._objects[key] = whole  # the operator mends it
+    store._objects[key] = whole  # the operator restores it
     await run(store, Settings(), at=AT)
     check_done(of_memory(store))
 
@@ -476,7 +475,7 @@ async def test_a_damaged_aggregate_is_left_alone(damage: Callable[[bytes], bytes
 
 
 async def test_a_hanging_file_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One download that hangs for ever: the rest is settled in time, and that one is left."""
+    """If one download hangs for ever, the rest is settled in time, and that file is left."""
     clock = Leaps(monkeypatch)
     inner = fill_memory(prepared().store)
     done: list[tuple[str, str]] = []
@@ -484,14 +483,14 @@ async def test_a_hanging_file_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -
     def rest_is_done() -> bool:
         got = [key for operation, key in done if operation == "get"]
         committed = [key for operation, key in done if operation == "put"]
-        return len(got) == DUE - 1 and len(committed) == 3 and BAD_BESIDE in done
+        return len(got) == DUE - 1 and len(committed) == 3 and LAST_QUARANTINED in done
 
     async def hang(operation: str, key: str, when: str) -> None:
         if when == "after":
             done.append((operation, key))
         elif operation == "get" and key == "runs/c03.json":
             await until(rest_is_done)
-            for _ in range(10):  # what is done is told
+            for _ in range(10):  # lets the results be reported
                 await asyncio.sleep(0)
             clock.leap(60)
             await asyncio.Event().wait()
@@ -509,7 +508,7 @@ async def test_a_hanging_file_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("plane", PLANES)
 async def test_a_hanging_key_over_http(plane: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same over HTTP: the connection that hangs is given up, the others go on."""
+    """The same over HTTP: the connection that hangs is closed, the others continue."""
     clock = Leaps(monkeypatch)
     faults = Faults(slow_keys={"runs/c03.json": None})
     async with S3Server([BUCKET], clock=lambda: AT, faults=faults) as server:
@@ -527,9 +526,9 @@ async def test_a_hanging_key_over_http(plane: str, monkeypatch: pytest.MonkeyPat
 
             async def leap_when_the_rest_is_done() -> None:
                 await until(rest_is_done)
-                for _ in range(100):  # the last answers arrive
+                for _ in range(100):  # lets the last answers arrive
                     await asyncio.sleep(0)
-                clock.leap(11)  # past the intake's end, not past a client's own timeouts
+                clock.leap(11)  # past the end of intake, but not past the client's timeouts
 
             leap = asyncio.create_task(leap_when_the_rest_is_done())
             report = await run(store, settings, at=AT, deadline=deadline(20))
@@ -544,7 +543,7 @@ async def test_a_hanging_key_over_http(plane: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("stage", ["get", "put", "copy", "delete"])
 async def test_the_deadline_at_every_request(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whenever time runs out, what is left is told exactly, and the next run goes on."""
+    """Whenever time runs out, the files left are reported exactly, and the next run continues."""
     clock = Leaps(monkeypatch)
     number = 0
     while True:
@@ -563,7 +562,7 @@ async def test_the_deadline_at_every_request(stage: str, monkeypatch: pytest.Mon
             if operation == stage and when == "before" and seen == number:
                 clock.leap(1000)
                 await asyncio.Event().wait()
-            if when == "before":  # an answer that is lost to the cancellation could not be told
+            if when == "before":  # an answer lost to the cancellation could not be reported
                 await asyncio.sleep(0)
 
         store = HookedStore(inner, late)
@@ -586,7 +585,7 @@ async def test_the_deadline_at_every_request(stage: str, monkeypatch: pytest.Mon
 
 
 async def test_the_deadline_stops_the_intake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When time is up after a chunk, no other is begun; the report says that not all was seen."""
+    """If time is up after a chunk, no other begins; the report says that it is not complete."""
     clock = Leaps(monkeypatch)
     monkeypatch.setattr(memory_store, "_PAGE", 6)
     inner = fill_memory(prepared().store)
@@ -611,7 +610,7 @@ async def test_the_deadline_stops_the_intake(monkeypatch: pytest.MonkeyPatch) ->
 async def test_the_deadline_while_rows_are_spooled(
     write: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Time that runs out while rows go to a temporary file leaves no damaged aggregate."""
+    """If time runs out while rows are written to a temporary file, no aggregate is damaged."""
     clock = Leaps(monkeypatch)
     monkeypatch.setattr(spool_module, "BLOCK", 64)
     really_open: Any = vars(spool_module)["SpooledTemporaryFile"]
@@ -656,7 +655,7 @@ async def test_the_deadline_while_rows_are_spooled(
 
 
 def added_to(seen: Snapshot) -> list[Original]:
-    """Return the run files that a test has added to the scenario."""
+    """Return the run files that the test added to the scenario."""
     return [
         Original(key, each.data, each.etag, each.last_modified)
         for key, each in seen.items()
@@ -673,7 +672,7 @@ def added_to(seen: Snapshot) -> list[Original]:
     ["ListObjectsV2", "GetObject", "PutObject", "CopyObject", "HeadObject", "DeleteObject"],
 )
 async def test_a_missing_permission_fails_loudly(operation: str, plane: str) -> None:
-    """Denied any one operation, the run fails before the first commit; nothing is touched."""
+    """Denied any one operation, the run fails before the first commit; nothing is changed."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         fill_server(server, prepared().store)
         before = of_server(server)
@@ -701,7 +700,7 @@ async def test_a_missing_permission_fails_loudly(operation: str, plane: str) -> 
     ],
 )
 async def test_a_permission_missing_for_one_key(operation: str, key: str, plane: str) -> None:
-    """Denied one key in the middle of the work, the run fails loudly and loses nothing."""
+    """Denied one key in the middle of the work, the run fails with an error and loses nothing."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         fill_server(server, prepared().store)
         server.faults.denied = lambda asked, at: (asked, at) == (operation, key)

@@ -1,4 +1,4 @@
-"""A backfill is stopped by Ctrl-C in the middle: nothing is half done, the same command goes on."""
+"""A backfill stopped by Ctrl-C leaves nothing half done; the same command continues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SENTENCE = "stopping on SIGINT: nothing is lost, run it again to go on\n"
 
 
 def started(url: str, *more: str) -> subprocess.Popen[str]:
-    """Start a backfill of the scenario, as the leader of processes of its own."""
+    """Start a backfill of the scenario in its own process group."""
     between = ("--since", moment(13, 50).isoformat(), "--until", AT.isoformat())
     words = ("backfill", f"s3://{BUCKET}", "--endpoint-url", url, *between, "--chunk-files", "3")
     return subprocess.Popen(
@@ -31,8 +31,8 @@ def started(url: str, *more: str) -> subprocess.Popen[str]:
     )
 
 
-def is_(operation: str, prefix: str) -> Pause:
-    """Stop at a request, before it is executed."""
+def pause_before(operation: str, prefix: str) -> Pause:
+    """Return a pause before the first request of this kind."""
 
     def chosen(request: Request) -> bool:
         return request.operation == operation and request.key.startswith(prefix)
@@ -50,28 +50,28 @@ def is_(operation: str, prefix: str) -> Pause:
     ],
 )
 def test_ctrl_c(operation: str, prefix: str, workers: tuple[str, ...]) -> None:
-    """While the store does not answer: one sentence, and soon; then equal bytes."""
+    """Stopped while the store hangs, it prints one line and ends; a rerun gives equal bytes."""
     with ThreadedS3Server(S3Server([BUCKET])) as threaded:
         server = threaded.server
         threaded.call(fill_server, server, prepared().store)
-        pause = server.faults.pause_at = is_(operation, prefix)
+        pause = server.faults.pause_at = pause_before(operation, prefix)
         with started(threaded.url, *workers) as process:
             while not pause.reached.is_set():
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.02)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-            out, err = process.communicate(timeout=60)  # its workers have the pipes, too
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
+            out, err = process.communicate(timeout=60)  # its workers hold the pipes, too
         assert (process.returncode, out, err) == (130, "", SENTENCE)
 
         seen = threaded.call(of_server, server)
-        at_rest = {key: each for key, each in seen.items() if not key.startswith("work/")}
-        check_at_any_moment(at_rest, prepared().originals, foreign=prepared().foreign)
+        settled = {key: each for key, each in seen.items() if not key.startswith("work/")}
+        check_at_any_moment(settled, prepared().originals, foreign=prepared().foreign)
         server.faults.pause_at = None
         threaded.call(pause.release.set)
 
         with started(threaded.url, *workers) as process:
             out, err = process.communicate(timeout=60)
-        assert process.returncode == 3, err  # some are quarantined
+        assert process.returncode == 3, err  # some files are quarantined
         seen = threaded.call(of_server, server)
         check_after_clean_run(seen, prepared().originals, at=AT, foreign=prepared().foreign)
         assert final_bytes(seen) == prepared().expected

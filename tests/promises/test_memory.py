@@ -1,7 +1,7 @@
-"""Bounded memory: the real handler in a process of its own, under a hard limit where possible.
+"""Bounded memory: the real handler in its own process, under a hard limit where possible.
 
-`benchmarks/memory.py` does the same at full size. Where cgroups are not writable the resident set
-is still watched, only not enforced.
+`benchmarks/memory.py` does the same at full size. Where cgroups are not writable, the resident set
+is measured but not limited.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def store() -> Iterator[Server]:
-    """An S3 server in a process of its own."""
+    """An S3 server in its own process."""
     with server() as running:
         yield running
 
@@ -66,7 +66,7 @@ def test_a_full_chunk_and_a_merge_stay_inside_the_budget(store: Server) -> None:
 
 
 def test_large_files_stay_inside_the_budget(store: Server) -> None:
-    """60 files of 1 MB side by side, and as many that are parsed as a stream."""
+    """60 files of 1 MB fetched concurrently, then 60 of 5 MB that are parsed as streams."""
     for size in (1_000_000, 5_000_000):
         store.fill(60, windows(1), size=size)
         done = settle(store)

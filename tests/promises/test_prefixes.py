@@ -1,4 +1,4 @@
-"""Prefixes that nest or overlap: what is ours is never taken for a run file."""
+"""Prefixes may nest or overlap: an object that the job wrote is never taken for a run file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check(seen: Snapshot, originals: list[Original], places: Places, **more: Any
 
 @pytest.mark.parametrize("places", LAYOUTS.values(), ids=LAYOUTS)
 async def test_layouts_in_memory(places: Places) -> None:
-    """In every layout a second run changes nothing, a later one takes what is late or due."""
+    """In every layout a second run changes nothing; a later one takes late and newly due files."""
     clock = Clock()
     store = MemoryStore(clock)
     settings = settings_of(places)
@@ -72,7 +72,7 @@ async def test_layouts_in_memory(places: Places) -> None:
 
 @pytest.mark.parametrize("places", LAYOUTS.values(), ids=LAYOUTS)
 async def test_layouts_in_a_directory(places: Places, tmp_path: Path) -> None:
-    """The same in a directory, whose own work files are nobody's run files either."""
+    """The same in a directory; the store's own temporary files are not taken for run files."""
     store = DirectoryStore(tmp_path)
     write_files(tmp_path, [File(places.runs + name, *each) for name, each in FILES.items()])
     originals = originals_of(of_directory(tmp_path), places, bad_of(places))
@@ -88,7 +88,7 @@ async def test_layouts_in_a_directory(places: Places, tmp_path: Path) -> None:
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("places", LAYOUTS.values(), ids=LAYOUTS)
 async def test_layouts_below_a_prefix_of_a_bucket(places: Places, plane: str) -> None:
-    """The same in a part of a bucket, whose other parts are not looked at."""
+    """The same below a prefix of a bucket; the rest of the bucket is not touched."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         for name, (data, when) in FILES.items():
             server.put(BUCKET, f"team/{places.runs}{name}", data, last_modified=when)

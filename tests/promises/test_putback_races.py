@@ -9,9 +9,10 @@ from itertools import count
 from typing import Any
 
 import pytest
+from testkit.hooked import HookedStore
 from testkit.promises import Snapshot, of_memory
 from testkit.quarantined import BAD, BY_NAME, SMALL, counted, holders, settled
-from testkit.scenario import AT, Clock, HookedStore, memory_of, moment, run_data
+from testkit.scenario import AT, Clock, memory_of, moment, run_data
 
 from asyncagg.backfill import LocalEngine, backfill
 from asyncagg.job.context import JobContext

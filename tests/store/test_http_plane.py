@@ -22,9 +22,8 @@ import botocore.session
 import pytest
 from moto import settings as moto_settings
 from moto.server import ThreadedMotoServer
-from testkit import s3server
 from testkit.certificates import Authority
-from testkit.s3server import Faults, Request, S3Error, S3Server
+from testkit.s3server import Faults, Request, S3Error, S3Server, wire
 
 from asyncagg.errors import (
     AccessDeniedError,
@@ -508,8 +507,8 @@ async def test_a_temporary_redirect_on_the_same_host_is_followed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """307 names a place; it is remembered."""
-    monkeypatch.setitem(s3server.ERRORS, "TemporaryRedirect", (307, "Elsewhere."))
-    monkeypatch.setitem(s3server.STATUS_LINES, 307, b"307 Temporary Redirect")
+    monkeypatch.setitem(wire.ERRORS, "TemporaryRedirect", (307, "Elsewhere."))
+    monkeypatch.setitem(wire.STATUS_LINES, 307, b"307 Temporary Redirect")
     async with (
         planed() as (plane, first),
         S3Server(["b"], credentials=KEYS, clock=lambda: NOON) as second,
@@ -622,7 +621,7 @@ async def test_expired_credentials_are_asked_for_anew(
     operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The source is told which ones were refused; the next try has the new ones."""
-    monkeypatch.setitem(s3server.ERRORS, "ExpiredToken", (400, "The provided token has expired."))
+    monkeypatch.setitem(wire.ERRORS, "ExpiredToken", (400, "The provided token has expired."))
     refused: list[Credentials | None] = []
 
     async def source(old: Credentials | None) -> Credentials:

@@ -1,1 +1,1 @@
-"""What the tests and the benchmarks share: stores, servers, scenarios and strategies."""
+"""What tests and benchmarks share: stores, servers, scenarios and strategies."""

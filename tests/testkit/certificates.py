@@ -1,9 +1,10 @@
-"""Makes certificates for tests."""
+"""Certificates for tests."""
 
 from __future__ import annotations
 
 import ssl
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
@@ -13,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 __all__ = ("Authority",)
 
-# Python 3.13 and newer insist on it (VERIFY_X509_STRICT).
+# Python 3.13 and newer require it (VERIFY_X509_STRICT).
 _SIGNS_CERTIFICATES = x509.KeyUsage(
     digital_signature=False,
     content_commitment=False,
@@ -28,13 +29,13 @@ _SIGNS_CERTIFICATES = x509.KeyUsage(
 
 
 class Authority:
-    """A certificate authority that nobody trusts but who is told to.
+    """A certificate authority, trusted only by clients that are given its bundle.
 
     Args:
         folder: Where its files go.
 
     Attributes:
-        bundle: The file with its own certificate.
+        bundle: The file with its certificate.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,12 +53,22 @@ class Authority:
         self.bundle.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def server_context(self, host: str) -> ssl.SSLContext:
-        """Return the context of a server that proves to be ``host``."""
+        """Return the context of a server that proves to be ``host``, a name or an address."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.server_chain(host))
+        return context
+
+    def server_chain(self, host: str) -> Path:
+        """Write the key and the certificate of a server to one file, and return its path."""
+        try:
+            subject: x509.GeneralName = x509.IPAddress(ip_address(host))
+        except ValueError:
+            subject = x509.DNSName(host)
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._certificate(
             x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)]),
             key.public_key(),
-            (x509.SubjectAlternativeName([x509.DNSName(host)]), False),
+            (x509.SubjectAlternativeName([subject]), False),
             (x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False),
         )
         chain = self._folder / f"{host}.pem"
@@ -69,9 +80,7 @@ class Authority:
             )
             + certificate.public_bytes(serialization.Encoding.PEM)
         )
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(chain)
-        return context
+        return chain
 
     def _certificate(
         self,

@@ -1,12 +1,12 @@
-"""Runs the real job in processes that are killed: one warm process, which forks for each job.
+"""Runs the real job in processes that can be killed: one warm process forks for each job.
 
-It reads jobs from standard input, one JSON object a line, and answers on standard output: first the
-job's process id, then, once that process has ended, its status (minus the signal that ended it).
-The job starts when another line comes in between.
+It reads jobs from standard input, one JSON object per line. For each it writes two lines to
+standard output: the id of the job's process, and, when that has ended, its exit status (negative
+for a signal). Between them it waits for a line, which starts the job.
 
-A job is ``settings`` (those of the package), ``at``, ``page`` (objects a listing page) and
-``kill_at``: if given, the process kills itself just before its ``kill_at``-th change to the file
-system, which is how a job on a directory is stopped at every step there is.
+A job has ``settings`` (those of the package), ``at``, ``page`` (objects per listing page) and
+``kill_at``: if given, the process kills itself just before its n-th change to the file system. So a
+job on a directory can be stopped at every step.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from asyncagg.store.opening import open_store
 from asyncagg.store.s3.boto import open_control
 
 CHANGES = ("fchmod", "link", "mkdir", "rename", "rmdir", "unlink", "utime")
-"""What changes the file system; and ``open``, where it creates."""
+"""The calls that change the file system; ``open`` does too, when it creates a file."""
 
 
 def main() -> None:
-    """Fork one process for each job, until there are no more."""
+    """Fork one process for each job, until the input ends."""
     session = aioboto3.Session(region_name="us-east-1")
-    aioboto3.Session = lambda: session  # it reads the service's model once
+    aioboto3.Session = lambda: session  # reads the service's model once
     asyncio.run(warm_up())
     gc.freeze()
     for line in sys.stdin:
@@ -52,30 +52,30 @@ def main() -> None:
             os.read(reader, 1)
             os._exit(work(job))
         os.close(reader)
-        tell(pid)
+        reply(pid)
         sys.stdin.readline()
         os.write(writer, b"!")
         os.close(writer)
-        tell(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        reply(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
-def tell(number: int) -> None:
-    """Answer with a number."""
+def reply(number: int) -> None:
+    """Write a number to standard output."""
     sys.stdout.write(f"{number}\n")
     sys.stdout.flush()
 
 
 async def warm_up() -> None:
-    """Load all that is loaded late."""
+    """Import everything that is imported on first use."""
     async with open_control(endpoint_url="http://127.0.0.1:1", connections=1):
         pass
 
 
 def work(job: dict[str, Any]) -> int:
     """Run a job, and return the process's exit status."""
-    # Durability is not what a SIGKILL puts to the test: the system itself lives on.
-    os.fsync = lambda fd: None  # noqa: ARG005 - as it is called
-    tempfile.tempdir = tempfile.gettempdir()  # found by writing to it: not a change of the job's
+    # A SIGKILL does not lose writes: the system keeps running.
+    os.fsync = lambda fd: None  # noqa: ARG005 - the signature of os.fsync
+    tempfile.tempdir = tempfile.gettempdir()  # finding it writes a file, which is not the job's
     if job.get("page"):
         directory_store._PAGE = job["page"]
     if job.get("kill_at"):
@@ -95,26 +95,26 @@ def kill_at_change(number: int) -> None:
     """Make the process kill itself just before a change to the file system."""
     ordinals = itertools.count(1)
 
-    def announce() -> None:
+    def count_change() -> None:
         if next(ordinals) >= number:
             os.kill(os.getpid(), signal.SIGKILL)
             signal.pause()
 
-    def announced(function: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
-            announce()
+            count_change()
             return function(*args, **options)
 
         return call
 
     for name in CHANGES:
-        setattr(os, name, announced(getattr(os, name)))
-    really_open = os.open
+        setattr(os, name, counted(getattr(os, name)))
+    real_open = os.open
 
     def opened(path: Any, flags: int, *args: Any, **options: Any) -> int:
         if flags & os.O_CREAT:
-            announce()
-        return really_open(path, flags, *args, **options)
+            count_change()
+        return real_open(path, flags, *args, **options)
 
     os.open = opened
 

@@ -42,7 +42,7 @@ _HISTORY = (b'"revision":', b'"commit_id":', b'"aggregation_timestamp":')
 
 
 class Entry(NamedTuple):
-    """What a document says of one file: its result, or why it was refused."""
+    """What a document says of one file: its result, or why it is quarantined."""
 
     file: RunFile
     outcome: RunResult | str
@@ -51,8 +51,8 @@ class Entry(NamedTuple):
 def entry(key: str, etag: str = "e", **fields: Any) -> Entry:
     """Return an entry of a counted file with these fields of its result."""
     file = RunFile(key, 100, etag, WINDOW.start + timedelta(minutes=1))
-    told = {"run_id": key, "timestamp": "2025-10-21T13:56:00", "opportunities": 3, **fields}
-    return Entry(file, RunResult(**told))
+    values = {"run_id": key, "timestamp": "2025-10-21T13:56:00", "opportunities": 3, **fields}
+    return Entry(file, RunResult(**values))
 
 
 def in_order(entries: Iterable[Entry]) -> list[Entry]:
@@ -69,7 +69,7 @@ async def document(
     memory: int = IN_MEMORY,
     late: int = 0,
 ) -> AsyncIterator[AggregateWriter]:
-    """Open a document of what stood before and of these entries."""
+    """Open a writer for an existing document, if any, and these entries."""
     async with open_spool(memory) as counted, open_spool(memory) as quarantined:
         rows = RowSpool(counted, quarantined)
         total = Accumulator()
@@ -103,7 +103,7 @@ async def written(entries: Iterable[Entry], **options: Any) -> bytes:
 async def loaded(
     data: bytes, *, window: Window = WINDOW, memory: int = IN_MEMORY, chunk: int = 1 << 16
 ) -> AsyncIterator[StoredAggregate]:
-    """Open a document that stands, read in chunks of this size."""
+    """Read a document in chunks of this size."""
 
     async def chunks() -> AsyncIterator[bytes]:
         for start in range(0, len(data), chunk):
@@ -114,7 +114,7 @@ async def loaded(
 
 
 async def rows_of(existing: StoredAggregate) -> tuple[list[CountedRow], list[QuarantinedRow]]:
-    """Return all rows of a document that stands."""
+    """Return all rows of a document."""
     return (
         [row async for row in existing.counted_rows()],
         [row async for row in existing.quarantined_rows()],
@@ -122,7 +122,7 @@ async def rows_of(existing: StoredAggregate) -> tuple[list[CountedRow], list[Qua
 
 
 def without_history(data: bytes) -> bytes:
-    """Return a document without what tells how often and when it was written."""
+    """Return a document without its history: when and how often it was written."""
     lines = [line for line in data.split(b"\n") if not line.startswith(_HISTORY)]
     [index] = [at for at, line in enumerate(lines) if line.startswith(b'"files":')]
     files = orjson.loads(lines[index].removeprefix(b'"files":').removesuffix(b","))

@@ -1,4 +1,4 @@
-"""Judges requests by the statements of IAM policies, as S3 does, on the project's own server."""
+"""Checks requests to the test server against the statements of IAM policies, as S3 does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def patterns(statement: dict[str, Any]) -> list[str]:
-    """Return what a statement is restricted to: resources, or prefixes of the bucket."""
+    """Return the resources of a statement, or the prefixes that it is restricted to."""
     condition = statement.get("Condition")
     if condition is None:
         return _as_list(statement["Resource"])
@@ -41,11 +41,11 @@ def patterns(statement: dict[str, Any]) -> list[str]:
 
 
 class Judge:
-    """Refuses a request that the statements do not grant, and notes which grants are of use.
+    """Denies a request that the statements do not grant, and records which grants are used.
 
     Attributes:
-        statements: Those that are in force; more may be added.
-        used: The grants that let something pass.
+        statements: The statements in force; more may be added.
+        used: The grants that allowed a request.
     """
 
     def __init__(self, server: S3Server, statements: Iterable[dict[str, Any]] = ()) -> None:
@@ -63,7 +63,7 @@ class Judge:
         }
 
     def allows(self, action: str, subject: str) -> bool:
-        """Tell whether an action on an object, or on a prefix, is allowed."""
+        """Return whether an action on an object, or on a prefix, is allowed."""
         for granted, pattern in self.granted():
             if granted == action and fnmatchcase(subject, pattern):
                 self.used.add((granted, pattern))
@@ -71,14 +71,19 @@ class Judge:
         return False
 
     def __call__(self, request: Request) -> None:
-        """Refuse a request that is not granted; the server has no tags, so they end here."""
+        """Deny a request that is not granted; answer requests for tags, which the server lacks."""
         if not all(self.allows(*each) for each in self.needed(request)):
             raise S3Error("AccessDenied")
         if "tagging" in request.query:
             raise S3Error("NoSuchKey")
 
-    def needed(self, request: Request) -> Iterator[tuple[str, str]]:
-        """Yield what S3 asks for; https://docs.aws.amazon.com/AmazonS3/latest/API/ says what."""
+    def needed(  # noqa: C901 (one case for each operation)
+        self, request: Request
+    ) -> Iterator[tuple[str, str]]:
+        """Yield the permissions that a request needs.
+
+        The source: https://docs.aws.amazon.com/AmazonS3/latest/API/
+        """
         target = _OBJECTS + request.key
         operation = request.operation
         if "tagging" in request.query:
@@ -92,7 +97,7 @@ class Judge:
                 source = unquote(request.header("x-amz-copy-source") or "").removeprefix("/")
                 yield "s3:GetObject", f"arn:aws:s3:::{source}"
                 yield "s3:PutObject", target
-                if PROBE not in source:  # a run file's writer may have tagged it
+                if PROBE not in source:  # a run file may have tags
                     yield "s3:GetObjectTagging", f"arn:aws:s3:::{source}"
                     yield "s3:PutObjectTagging", target
             case "DeleteObjects":
@@ -105,8 +110,8 @@ class Judge:
                     yield "s3:GetObject", target
                 new = request.header("if-none-match") is not None
                 if not self._server.has(BUCKET, request.key) and not new:
-                    yield "s3:ListBucket", request.key  # or 403 instead of 404
+                    yield "s3:ListBucket", request.key  # without it, S3 answers 403 instead of 404
             case "" if request.query.keys() & {"versioning", "lifecycle"}:
-                return  # hints, which this server does not give
+                return  # optional requests, which this server does not support
             case other:
-                raise AssertionError(f"the program sends {other}: say what that needs")
+                raise AssertionError(f"{other}: its permissions are not listed here")

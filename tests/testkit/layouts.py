@@ -5,20 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from asyncagg.settings import Settings
-from testkit.promises import (
-    Places,
-)
+from testkit.promises import Places
 from testkit.scenario import moment, run_data
 
-__all__ = (
-    "FILES",
-    "LAYOUTS",
-    "settings_of",
-)
-
+__all__ = ("FILES", "LAYOUTS", "settings_of")
 
 LAYOUTS = {
-    "as they come": Places(),
+    "the defaults": Places(),
     "runs/raw, runs/archive, runs": Places(
         "runs/raw/", "runs/", "runs/archive/", "runs/quarantine/"
     ),
@@ -31,7 +24,6 @@ LAYOUTS = {
     "names that begin alike": Places("runs/", "runs-out/", "runs-old/", "runs-bad/"),
     "archive beside aggregates in the inbox": Places("runs/", "runs/", "runs/x/", "runs/y/"),
 }
-
 
 FILES = {
     "a.json": (run_data(1), moment(14, 1)),

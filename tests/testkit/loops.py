@@ -18,21 +18,21 @@ _LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Make an async test run once on each loop, and fail on what a loop complains about."""
+    """Make an async test run once on each loop, and fail on an error that the loop reports."""
 
     @functools.wraps(test)
     def run(*args: Any, loop: str, **kwargs: Any) -> None:
-        complaints: list[dict[str, Any]] = []
+        errors: list[dict[str, Any]] = []
 
         async def watched() -> None:
             running = asyncio.get_running_loop()
-            running.set_exception_handler(lambda _, context: complaints.append(context))
+            running.set_exception_handler(lambda _, context: errors.append(context))
             await test(*args, **kwargs)
 
         with asyncio.Runner(loop_factory=_LOOPS[loop]) as runner:
             runner.run(watched())
-            gc.collect()  # a failure that nobody retrieved is reported when it is forgotten
-        assert not complaints
+            gc.collect()  # an exception that was never retrieved is reported on collection
+        assert not errors
 
     signature = inspect.signature(test)
     extra = inspect.Parameter("loop", inspect.Parameter.KEYWORD_ONLY)
@@ -44,6 +44,6 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Let the loop turn until something holds; the test's own timeout is the limit."""
-    while not holds():  # noqa: ASYNC110 (what is waited for has no event to set)
+    """Yield to the loop until a condition holds; the test's own timeout is the limit."""
+    while not holds():  # noqa: ASYNC110 (no event is set for the condition)
         await asyncio.sleep(0)

@@ -1,12 +1,12 @@
-"""The promises of DESIGN.md section 4, checked from outside: plain JSON, own sums, own calendar.
+"""Checks the promises of DESIGN.md section 4 from outside: plain JSON, own sums, own calendar.
 
-Nothing here uses the package's own reading, summing or naming, so that a mistake there cannot hide.
-A test takes a snapshot of what truly stands (`of_server`, `of_memory`, `of_directory`), knows the
-run files that were ever written (`Original`), and calls
+Nothing here uses the package's own reading, summing or naming, so that a bug in them is found. A
+test takes a snapshot of a store (`of_server`, `of_memory`, `of_directory`), lists every run file
+that was ever written (`Original`), and calls
 
-* `check_at_any_moment`: promises 1 to 3, which hold at every instant, in the middle of a crash too;
-* `check_after_clean_run`: all of them, once a run has come to its end;
-* `final_bytes`: the aggregates without their history, to be compared to the byte.
+* `check_at_any_moment`: promises 1 to 3, which hold at every instant, also in mid-crash;
+* `check_after_clean_run`: all of them, after a run has ended;
+* `final_bytes`: the aggregates without their history, to be compared byte for byte.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from asyncagg.store.memory import MemoryStore
-from testkit.s3server import Store as ServerState
+from testkit.s3server import S3Server
 
 __all__ = (
     "Original",
@@ -43,7 +43,7 @@ __all__ = (
 )
 
 PROBE = "asyncagg-probe-"
-"""What the objects of the guards' probe are called; a crash may leave them."""
+"""In the names of the objects of the guards' probe, which a crash may leave."""
 
 _ASIDE = ".asyncagg-aside"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -63,7 +63,7 @@ _SUMMARY = {
 
 
 class Seen(NamedTuple):
-    """One object as it truly stands."""
+    """One object as it is in the store."""
 
     data: bytes
     etag: str
@@ -85,7 +85,7 @@ class Original(NamedTuple):
 
     @property
     def identity(self) -> tuple[str, str]:
-        """What a run file is known by."""
+        """The key and etag that identify a run file."""
         return self.key, self.etag
 
 
@@ -100,21 +100,21 @@ class Places:
     minutes: int = 5
 
     def is_aggregate(self, key: str) -> bool:
-        """Whether a key is that of an aggregate."""
+        """Return whether a key is that of an aggregate."""
         return key.startswith(self.aggregates) and bool(
             _AGGREGATE.fullmatch(key, len(self.aggregates))
         )
 
     def is_archived(self, key: str) -> bool:
-        """Whether a key is that of an archived file."""
+        """Return whether a key is that of an archived file."""
         return key.startswith(self.archive) and PROBE not in key
 
     def is_quarantined(self, key: str) -> bool:
-        """Whether a key is that of a quarantined file."""
+        """Return whether a key is that of a quarantined file."""
         return key.startswith(self.quarantine)
 
     def is_waiting(self, key: str) -> bool:
-        """Whether a key is that of a run file in the inbox."""
+        """Return whether a key is that of a run file in the inbox."""
         elsewhere = [self.archive, self.quarantine]
         elsewhere += [self.aggregates] if self.aggregates != self.runs else []
         return (
@@ -125,29 +125,29 @@ class Places:
         )
 
     def moved(self, key: str, original: str, prefix: str) -> bool:
-        """Whether ``key`` is where a run file moves to below ``prefix``, a suffix allowed."""
+        """Return whether a run file's place below ``prefix`` is ``key``, suffix allowed."""
         plain = prefix + original.removeprefix(self.runs)
         folder, slash, name = plain.rpartition("/")
         stem, dot, ending = name.partition(".json")
-        beside = key.startswith(f"{folder}{slash}{stem}.") and key.endswith(f"{dot}{ending}")
-        return key == plain or (beside and key.count("/") == plain.count("/"))
+        suffixed = key.startswith(f"{folder}{slash}{stem}.") and key.endswith(f"{dot}{ending}")
+        return key == plain or (suffixed and key.count("/") == plain.count("/"))
 
     def aggregate_key(self, original: Original) -> str:
-        """Where the aggregate of a run file's window stands."""
+        """Return the key of the aggregate of a run file's window."""
         return f"{self.aggregates}{window_end(original, self.minutes):%Y%m%dt%H%MZ}.json"
 
 
 def window_end(original: Original, minutes: int = 5) -> datetime:
-    """The end of the window that a run file belongs to."""
+    """Return the end of the window that a run file belongs to."""
     seconds = math.floor((original.last_modified - _EPOCH).total_seconds())
     return _EPOCH + timedelta(seconds=(seconds // (60 * minutes) + 1) * 60 * minutes)
 
 
-# ------------------------------------------------------------------------------ what stands
+# ------------------------------------------------------------------------------ snapshots
 
 
-def of_server(server: ServerState, bucket: str = "b") -> Snapshot:
-    """See all that stands in a bucket of the test server."""
+def of_server(server: S3Server, bucket: str = "b") -> Snapshot:
+    """Return all objects in a bucket of the test server."""
     return {
         key: Seen(
             stored.body,
@@ -164,7 +164,7 @@ def of_server(server: ServerState, bucket: str = "b") -> Snapshot:
 
 
 def of_memory(store: MemoryStore) -> Snapshot:
-    """See all that stands in a store in memory."""
+    """Return all objects in a store in memory."""
     return {
         key: Seen(each.data, each.etag, each.info.file.last_modified, each.info.metadata)
         for key, each in store._objects.items()
@@ -172,13 +172,13 @@ def of_memory(store: MemoryStore) -> Snapshot:
 
 
 def of_directory(root: Path) -> Snapshot:
-    """See all that stands below a directory.
+    """Return all files below a directory, by key.
 
-    A file that a killed process was about to delete lies in a hidden folder beside its place, from
-    where the next listing puts it back: it is seen in its place.
+    A file that a killed process was about to delete is in a hidden folder next to its place, and
+    the next listing moves it back: it is returned under its original key.
     """
     found: Snapshot = {}
-    # What lies aside is looked at last: a newer file in its place comes first.
+    # Hidden folders come last: a newer file in the original place wins.
     for path in sorted(root.rglob("*"), key=lambda path: path.parent.name == _ASIDE):
         aside = path.parent.name == _ASIDE
         if not path.is_file() or path.name.startswith(".asyncagg-"):
@@ -203,7 +203,7 @@ def _sidecar(folder: Path, name: str, etag: str) -> dict[str, str]:
 def originals_of(
     seen: Snapshot, places: Places | None = None, bad: Collection[str] = ()
 ) -> list[Original]:
-    """Return the run files that wait in the inbox; those whose key is in ``bad`` cannot count."""
+    """Return the run files in the inbox; those whose key is in ``bad`` cannot be counted."""
     places = places or Places()
     return [
         Original(key, each.data, each.etag, each.last_modified, key not in bad)
@@ -212,20 +212,20 @@ def originals_of(
     ]
 
 
-# ------------------------------------------------------------------------------ what is counted
+# ------------------------------------------------------------------------------ aggregates
 
 
 @dataclass
 class _Books:
-    """Every aggregate that stands, and which versions of which run files it names."""
+    """Every aggregate, and the versions of run files that it names."""
 
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     counted: dict[tuple[str, str], str] = field(default_factory=dict)
-    refused: dict[tuple[str, str], str] = field(default_factory=dict)
+    quarantined: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 def _books(seen: Snapshot, places: Places, foreign: Mapping[str, bytes]) -> _Books:
-    """Read the aggregates, and see that no run file is named twice (promise 1)."""
+    """Read the aggregates, and check that no run file is named twice (promise 1)."""
     books = _Books()
     for key in sorted(seen):
         if not places.is_aggregate(key) or key in foreign:
@@ -234,11 +234,11 @@ def _books(seen: Snapshot, places: Places, foreign: Mapping[str, bytes]) -> _Boo
         books.documents[key] = document
         for table, named in (
             ("source_files", books.counted),
-            ("quarantined_files", books.refused),
+            ("quarantined_files", books.quarantined),
         ):
             for row in document[table]:
                 identity = (row["key"], row["etag"])
-                other = books.counted.get(identity) or books.refused.get(identity)
+                other = books.counted.get(identity) or books.quarantined.get(identity)
                 assert other is None, (
                     f"promise 1: {identity} is in {table} of {key}, and already in {other}"
                 )
@@ -255,16 +255,16 @@ def _content(original: Original) -> dict[str, Any]:
 def _check_sums(
     key: str, document: Mapping[str, Any], by_identity: Mapping[tuple[str, str], Original]
 ) -> None:
-    """See that an aggregate says what the run files that it names add up to (promise 1)."""
+    """Check that an aggregate has the sums of the run files that it names (promise 1)."""
     rows = document["source_files"]
     named: list[Original] = []
     for row in rows:
         original = by_identity.get((row["key"], row["etag"]))
         assert original is not None, f"{key} counts {row}, which no producer wrote"
         named.append(original)
-    told = [(row["key"], row["size"], row["last_modified"]) for row in rows]
+    listed = [(row["key"], row["size"], row["last_modified"]) for row in rows]
     true = [(each.key, len(each.data), each.last_modified.isoformat()) for each in named]
-    assert told == true, f"{key}: source_files reads {told}, the files are {true}"
+    assert listed == true, f"{key}: source_files lists {listed}, the files are {true}"
     in_order = sorted((row["key"], row["etag"]) for row in rows)
     assert in_order == [(row["key"], row["etag"]) for row in rows], f"{key}: rows out of order"
 
@@ -295,10 +295,10 @@ def _check_summaries(
     summaries = document["run_summaries"]
     assert len(summaries) == len(named), f"{key}: {len(summaries)} summaries, {len(named)} files"
     for summary, original, content in zip(summaries, named, contents, strict=True):
-        told = {name: summary[name] for name in _SUMMARY} | {"run_id": summary["run_id"]}
+        given = {name: summary[name] for name in _SUMMARY} | {"run_id": summary["run_id"]}
         true = {name: content.get(part, 0) for name, part in _SUMMARY.items()}
         true["run_id"] = content.get("run_id") or original.key
-        assert told == true, f"{key}: the summary of {original.key} reads {told}, expected {true}"
+        assert given == true, f"{key}: the summary of {original.key} is {given}, expected {true}"
 
 
 def _check_times(
@@ -311,17 +311,17 @@ def _check_times(
     )
     with localcontext(prec=1000):
         total = sum(times, Decimal(0))
-    told = document["processing_time"]
-    assert Decimal(told["exact_sum"]) == total, f"{key}: seconds {told['exact_sum']}, sum {total}"
+    given = document["processing_time"]
+    assert Decimal(given["exact_sum"]) == total, f"{key}: seconds {given['exact_sum']}, sum {total}"
     assert document["processing_time_seconds"] == float(total), f"{key}: processing_time_seconds"
-    assert told["count"] == len(times), f"{key}: processing_time.count {told['count']}"
+    assert given["count"] == len(times), f"{key}: processing_time.count {given['count']}"
     if not times:
         return
-    assert (told["min"], told["max"]) == (float(times[0]), float(times[-1])), f"{key}: extremes"
-    assert math.isclose(told["mean"], float(total / len(times))), f"{key}: mean {told['mean']}"
+    assert (given["min"], given["max"]) == (float(times[0]), float(times[-1])), f"{key}: extremes"
+    assert math.isclose(given["mean"], float(total / len(times))), f"{key}: mean {given['mean']}"
     for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
         exact = float(times[math.floor(share * (len(times) - 1))])
-        assert math.isclose(told[name], exact, rel_tol=0.0101), f"{key}: {name} {told[name]}"
+        assert math.isclose(given[name], exact, rel_tol=0.0101), f"{key}: {name} {given[name]}"
 
 
 def _check_top(
@@ -340,7 +340,7 @@ def _check_top(
         {**match, "source_key": source, "source_position": position}
         for _, source, position, match in best
     ]
-    # Compared as what JSON says: decimal fractions are floats in the document.
+    # Compared as JSON: decimal fractions are floats in the document.
     exact = json.loads(json.dumps(expected, default=float))
     assert document["top_matches"] == exact, f"{key}: top_matches differ from {exact}"
 
@@ -359,12 +359,11 @@ def check_at_any_moment(
     """Check promises 1 to 3, which hold at every instant.
 
     Args:
-        seen: What stands.
+        seen: The objects in the store.
         originals: Every version of every run file that was ever written.
         places: The prefixes.
-        foreign: What stood there before and is no business of ours, by key: it must stand as it
-            was, and is not looked into.
-        overwritten: The versions that their own producer replaced before they could be archived.
+        foreign: Objects of others, by key: they must be unchanged, and are not read.
+        overwritten: The versions that their producer replaced before they could be archived.
     """
     _check_now(seen, list(originals), places or Places(), foreign or {}, overwritten)
 
@@ -377,8 +376,8 @@ def _check_now(
     overwritten: Collection[tuple[str, str]],
 ) -> _Books:
     for key, data in foreign.items():
-        assert key in seen, f"{key!r} stood there before and is gone"
-        assert seen[key].data == data, f"{key!r} stood there before and was overwritten"
+        assert key in seen, f"{key!r} of others is gone"
+        assert seen[key].data == data, f"{key!r} of others was overwritten"
     books = _books(seen, places, foreign)
     by_identity = {each.identity: each for each in originals}
     for key, document in books.documents.items():
@@ -403,13 +402,13 @@ def _check_never_nowhere(
 ) -> None:
     by_content = _by_content(seen)
     for original in originals:
-        there = any(
+        found = any(
             key == original.key
             or places.moved(key, original.key, places.archive)
             or places.moved(key, original.key, places.quarantine)
             for key in by_content.get(original.data, ())
         )
-        assert there or original.identity in overwritten, (
+        assert found or original.identity in overwritten, (
             f"promise 2: the bytes of {original.identity} are nowhere"
         )
 
@@ -441,16 +440,16 @@ def check_after_clean_run(
     overwritten: Collection[tuple[str, str]] = (),
     left_alone: Collection[str] = (),
 ) -> None:
-    """Check every promise that can be seen once a run has come to its end.
+    """Check every promise that can be checked after a run has ended.
 
     Args:
-        seen: What stands.
+        seen: The objects in the store.
         originals: Every version of every run file that was ever written.
         places: The prefixes.
-        at: The moment of the run: files of windows that end later wait.
-        foreign: See `check_at_any_moment`.
-        overwritten: See `check_at_any_moment`; whether they are counted is left open.
-        left_alone: Keys of aggregates that are damaged or not ours: their files wait.
+        at: The time of the run: files of windows that end later wait.
+        foreign: As for `check_at_any_moment`.
+        overwritten: As for `check_at_any_moment`; they may be counted or not.
+        left_alone: Keys of aggregates that are damaged or foreign: their files wait.
     """
     places = places or Places()
     everything = list(originals)
@@ -465,7 +464,7 @@ def check_after_clean_run(
     for original in everything:
         identity = original.identity
         if identity in waiting:
-            assert identity not in books.counted, f"{identity} waits, and is counted all the same"
+            assert identity not in books.counted, f"{identity} is counted too early"
         elif identity in overwritten:
             continue
         elif original.good:
@@ -487,11 +486,11 @@ def _check_inbox(
     overwritten: Collection[tuple[str, str]],
     places: Places,
 ) -> None:
-    there = {(key, each.etag) for key, each in seen.items() if places.is_waiting(key)}
-    left = there - set(waiting)
+    present = {(key, each.etag) for key, each in seen.items() if places.is_waiting(key)}
+    left = present - set(waiting)
     assert not left, f"promise 4: left in the inbox: {sorted(left)}"
-    gone = set(waiting) - there - set(overwritten)
-    assert not gone, f"not yet due, but gone from the inbox: {sorted(gone)}"
+    gone = set(waiting) - present - set(overwritten)
+    assert not gone, f"not yet due, but missing from the inbox: {sorted(gone)}"
 
 
 def _check_counted(
@@ -508,14 +507,14 @@ def _check_counted(
 
 def _check_quarantined(seen: Snapshot, original: Original, books: _Books, places: Places) -> None:
     identity, window = original.identity, places.aggregate_key(original)
-    found = books.refused.get(identity)
-    assert found == window, f"promise 4: {identity} belongs to {window}, is refused in {found}"
+    found = books.quarantined.get(identity)
+    assert found == window, f"promise 4: {identity} belongs to {window}, is quarantined in {found}"
     rows = books.documents[window]["quarantined_files"]
     row = next(each for each in rows if (each["key"], each["etag"]) == identity)
     assert row["reason"], f"{identity}: no reason"
     target = row["moved_to"]
     assert places.moved(target, original.key, places.quarantine), f"{identity}: {target!r}"
-    assert target in seen, f"{identity}: moved_to {target!r}, where nothing stands"
+    assert target in seen, f"{identity}: moved_to {target!r} does not exist"
     assert seen[target].data == original.data, f"{identity}: {target!r} has other bytes"
     assert seen[target].metadata.get("asyncagg-reason"), f"{target!r} does not say its reason"
 
@@ -523,12 +522,12 @@ def _check_quarantined(seen: Snapshot, original: Original, books: _Books, places
 def _check_totals(books: _Books, counted: Sequence[Original]) -> None:
     contents = [_content(each) for each in counted]
     for total, part in _SUMS.items():
-        told = sum(document[total] for document in books.documents.values())
+        total_given = sum(document[total] for document in books.documents.values())
         expected = sum(each.get(part, 0) for each in contents)
-        assert told == expected, f"all aggregates together: {total} {told}, sum {expected}"
+        assert total_given == expected, f"all aggregates: {total} {total_given}, sum {expected}"
 
 
-# ------------------------------------------------------------------------------ to the byte
+# ------------------------------------------------------------------------------ bytes
 
 
 _HISTORY = (
@@ -540,7 +539,7 @@ _HISTORY = (
 
 
 def final_bytes(seen: Snapshot, places: Places | None = None) -> dict[str, bytes]:
-    """Return the aggregates without their history fields, byte for byte as they stand."""
+    """Return the bytes of the aggregates, without their history fields."""
     return dict(_without_history(seen, places or Places()))
 
 
@@ -551,5 +550,5 @@ def _without_history(seen: Snapshot, places: Places) -> Iterator[tuple[str, byte
         head, mark, rows = each.data.partition(b'"top_matches":[')
         for pattern in _HISTORY:
             head, found = pattern.subn(b"", head)
-            assert found == 1, f"{key}: {pattern.pattern!r} stands {found} times in its head"
+            assert found == 1, f"{key}: {pattern.pattern!r} is {found} times in its head"
         yield key, head + mark + rows

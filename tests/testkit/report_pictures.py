@@ -1,8 +1,8 @@
-"""Take the pictures of the report that the documentation shows.
+"""Take the pictures of the report for the documentation, from a store with made-up data.
 
-    python tests/report_pictures.py docs/images
+    PYTHONPATH=tests python -m testkit.report_pictures docs/images
 
-The store behind them is made up, always the same; it needs Chromium and its chromedriver.
+It needs Chromium and its chromedriver.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Named(MemoryStore):
 
 
 async def made_up_page() -> bytes:
-    """Return the page of half a day: with a gap, a storm of errors, and late files."""
+    """Return the page of half a day with a gap, a burst of errors, and late files."""
     dice = random.Random(7)
     store = _Named(Clock(DAY + timedelta(hours=12)))
     late = []
@@ -53,7 +53,7 @@ async def made_up_page() -> bytes:
         for each in samples(
             files=files, windows=[window], prefix="runs/", bad_fraction=bad, seed=number
         ):
-            data = _stormy(each.data) if each.good and number in range(80, 86) else each.data
+            data = _with_errors(each.data) if each.good and number in range(80, 86) else each.data
             if dice.random() < 0.002:
                 late.append((each.key, data))
             else:
@@ -66,12 +66,12 @@ async def made_up_page() -> bytes:
     return build_page(report.as_dict())
 
 
-def _stormy(data: bytes) -> bytes:
-    told = orjson.loads(data)
-    told["errors"] += 2
-    told["total_opportunities"] += 2
-    told["processing_time_seconds"] *= 2.5
-    return orjson.dumps(told)
+def _with_errors(data: bytes) -> bytes:
+    content = orjson.loads(data)
+    content["errors"] += 2
+    content["total_opportunities"] += 2
+    content["processing_time_seconds"] *= 2.5
+    return orjson.dumps(content)
 
 
 def _take(browser: Browser, target: Path, *, width: int, height: int, scheme: str) -> None:
@@ -82,8 +82,8 @@ def _take(browser: Browser, target: Path, *, width: int, height: int, scheme: st
 
 
 def main() -> None:
-    """Write the pictures into the folder that is named."""
-    logging.disable()  # a line for each file that is made bad on purpose
+    """Write the pictures into the folder that the argument names."""
+    logging.disable()  # no line for each file that is bad on purpose
     folder = Path(sys.argv[1]).resolve()
     page = folder / "report.html"
     page.write_bytes(anyio.run(made_up_page))

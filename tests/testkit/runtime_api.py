@@ -1,6 +1,6 @@
-"""Lambda's Runtime API for one function, and the function's process under AWS's own client.
+"""Lambda's Runtime API for one function, and the function's process with AWS's own client.
 
-As Lambda does it: https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html
+The API: https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _ARN = "arn:aws:lambda:us-east-1:123456789012:function:asyncagg"
 
 @dataclass(frozen=True)
 class Answer:
-    """What the runtime sent back for an invocation.
+    """The runtime's answer to an invocation.
 
     Attributes:
         ok: Whether it is a response rather than an error.
-        body: It, from JSON.
+        body: Its content, from JSON.
         seconds: How long the function took.
     """
 
@@ -43,7 +43,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Invocation:
-    """An event that waits for the runtime, and the place for its answer."""
+    """An event that waits for the runtime, and a queue for its answer."""
 
     event: Any
     seconds: float
@@ -55,7 +55,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing of a function that was killed while it waited."""
+        """Ignore a function that was killed while it waited."""
 
 
 class RuntimeApi:
@@ -70,7 +70,7 @@ class RuntimeApi:
 
     @property
     def address(self) -> str:
-        """What ``AWS_LAMBDA_RUNTIME_API`` is set to."""
+        """The value of ``AWS_LAMBDA_RUNTIME_API``."""
         return f"127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
@@ -87,7 +87,7 @@ class RuntimeApi:
         Args:
             event: The event.
             seconds: The timeout of the function.
-            request_id: Of the invocation; default: a new one.
+            request_id: The id of the invocation; a new one if empty.
         """
         invocation = Invocation(event, seconds, request_id or str(uuid.uuid4()))
         self.waiting.put(invocation)
@@ -144,8 +144,8 @@ class Function:
 
     Attributes:
         api: Its Runtime API.
-        process: It.
-        output: File of its standard output and error.
+        process: The process.
+        output: The file with its standard output and error.
     """
 
     api: RuntimeApi
@@ -153,7 +153,7 @@ class Function:
     output: Path
 
     def end(self) -> None:
-        """Send SIGTERM, as Lambda does when it shuts an environment down."""
+        """Send SIGTERM, as Lambda does when it shuts down an environment."""
         self.process.send_signal(signal.SIGTERM)
 
     def peak_bytes(self) -> int:
@@ -162,7 +162,7 @@ class Function:
         return int(text.split("VmHWM:")[1].split()[0]) * 1024
 
     def log(self) -> list[dict[str, Any]]:
-        """Return the lines that it has written in JSON, those of the metrics included."""
+        """Return the JSON lines of the output, metrics included."""
         lines = self.output.read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
@@ -180,14 +180,14 @@ def run_function(
     environment: Mapping[str, str],
     joins: Sequence[Path] = (),
 ) -> Iterator[Function]:
-    """Run a function's process for as long as the context lasts.
+    """Run a function's process until the context ends.
 
     Args:
         command: Starts AWS's runtime client.
-        folder: Where the function's code is.
-        output: Where its output goes.
-        environment: All of its environment but the API's address.
-        joins: Files of cgroups that it joins.
+        folder: The folder with the function's code.
+        output: The file for its output.
+        environment: Its whole environment, except the API's address.
+        joins: ``cgroup.procs`` files of the cgroups to join.
     """
 
     def enter() -> None:
@@ -201,7 +201,7 @@ def run_function(
             env={**environment, "AWS_LAMBDA_RUNTIME_API": api.address},
             stdout=out,
             stderr=subprocess.STDOUT,
-            preexec_fn=enter,  # noqa: PLW1509 - the box has to be entered before anything is loaded
+            preexec_fn=enter,  # noqa: PLW1509 - the limits must hold from the start
         )
         try:
             yield Function(api, process, output)

@@ -1,8 +1,8 @@
 """The inbox that the tests of the promises start from, on every kind of store.
 
-It has all that a crash or a race could get wrong in one place: four windows that have ended and one
-that has not, late files, bad files, an aggregate that stands and counts a file that is still in the
-inbox, two files of equal content, a zipped one, and targets that other content has taken already.
+It has everything that a crash or a race could get wrong: four windows that have ended and one that
+has not, late files, bad files, an aggregate that counts a file which is still in the inbox, files
+of equal content, a gzipped one, and archive and quarantine keys that hold other content.
 """
 
 from __future__ import annotations
@@ -12,40 +12,33 @@ import gzip
 import json
 import os
 from collections.abc import (
-    AsyncIterable,
     AsyncIterator,
     Awaitable,
     Callable,
     Iterable,
     Mapping,
-    Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
-import pytest
 
-from asyncagg.errors import StoreError
-from asyncagg.job.deadline import Deadline
 from asyncagg.job.pipeline import run
 from asyncagg.model import RunFile
 from asyncagg.settings import Settings
-from asyncagg.store import Store
 from asyncagg.store.directory import DirectoryStore
 from asyncagg.store.guards import GuardedStore
 from asyncagg.store.memory import MemoryStore, _Object
 from asyncagg.store.opening import open_store
-from asyncagg.store.protocol import Absent, Body, Condition, ObjectInfo, StreamedBody
+from asyncagg.store.protocol import ObjectInfo
 from asyncagg.store.retry import Retry, RetryPolicy
 from testkit.promises import Original, Snapshot, final_bytes, of_directory, of_memory, originals_of
 from testkit.s3server import S3Server
-from testkit.s3server import Store as ServerState
 
 __all__ = (
     "AT",
@@ -53,11 +46,7 @@ __all__ = (
     "PLANES",
     "Clock",
     "File",
-    "HookedStore",
-    "Leaps",
     "Prepared",
-    "Stopped",
-    "deadline",
     "fill_directory",
     "fill_memory",
     "fill_server",
@@ -73,13 +62,13 @@ __all__ = (
 )
 
 PLANES = ("boto", "lean")
-"""What sends the requests per file in the tests over HTTP: add a data plane here."""
+"""The data planes that the tests over HTTP run with."""
 
 BUCKET = "b"
 
 
 def moment(hours: int, minutes: int, seconds: int = 0) -> datetime:
-    """Return a moment of the day on which all of this takes place."""
+    """Return a moment on the day of the scenario."""
     return datetime(2025, 10, 21, hours, minutes, seconds, tzinfo=UTC)
 
 
@@ -106,7 +95,7 @@ class File(NamedTuple):
 
 
 def run_data(number: int, **more: Any) -> bytes:
-    """Return the content of a run file, each number another one."""
+    """Return the content of a run file; it differs for each number."""
     run = {
         "run_id": f"run-{number}",
         "timestamp": f"2025-10-21T13:{number % 60:02d}:00+00:00",
@@ -129,13 +118,13 @@ _FIRST = (
     File("runs/left-over.json", run_data(3), _W1355),
     File("runs/refused.json", b"{not json", _W1355, good=False),
 )
-"""What an earlier run has counted and refused."""
+"""Files that an earlier run counted or quarantined."""
 
-_STILL_THERE = ("runs/left-over.json", "runs/refused.json")
-"""Those of them that it did not come to move."""
+_NOT_MOVED = ("runs/left-over.json", "runs/refused.json")
+"""Those of them that the earlier run did not move."""
 
 _NEW = (
-    File("runs/again.json", run_data(4), _W1405),  # its archive key is taken
+    File("runs/again.json", run_data(4), _W1405),  # its archive key holds other content
     File("runs/c01.json", run_data(5), _W1400),
     File("runs/c02.json", run_data(6), _W1405),
     File("runs/c03.json", run_data(7), _W1410),
@@ -164,13 +153,13 @@ _OTHERS = (
 
 
 class Clock:
-    """A clock that stands until it is set."""
+    """A clock that moves only when it is set."""
 
     def __init__(self, now: datetime = AT) -> None:
         self.now = now
 
     def __call__(self) -> datetime:
-        """Tell the time."""
+        """Return the time."""
         return self.now
 
 
@@ -179,9 +168,9 @@ class Prepared:
     """The scenario, ready to be put into a store of one kind.
 
     Attributes:
-        store: What stands, as a store in memory.
+        store: The inbox and all other objects, in memory.
         originals: Every version of every run file, the archived ones included.
-        foreign: What is no business of ours.
+        foreign: Objects of others, which must not change.
         expected: The final aggregates of an undisturbed run, without their history.
     """
 
@@ -195,7 +184,7 @@ _FOREIGN = {file.key: file.data for file in _OTHERS}
 
 
 def in_thread(work: Callable[[], Awaitable[Any]]) -> Any:
-    """Run async work on a loop of its own, wherever the caller is."""
+    """Run async work on a new event loop in a thread, from synchronous or async code."""
 
     async def main() -> Any:
         return await work()
@@ -218,9 +207,9 @@ async def _prepare() -> Prepared:
     bad = {file.key for file in (*_FIRST, *_NEW) if not file.good}
     first = originals_of(of_memory(store), bad=bad)
     await run(store, Settings(), at=_BEFORE)
-    for key in _STILL_THERE[:1]:  # it was counted, but its copy was never made
+    for key in _NOT_MOVED[:1]:  # counted, but not yet copied
         del store._objects[key.replace("runs/", "archive/")]
-    await _write(store, clock, [file for file in _FIRST if file.key in _STILL_THERE])
+    await _write(store, clock, [file for file in _FIRST if file.key in _NOT_MOVED])
     await _write(store, clock, (*_NEW, *_OTHERS))
     new = originals_of(of_memory(store), bad=bad)
     undisturbed = fill_memory(store)
@@ -230,20 +219,20 @@ async def _prepare() -> Prepared:
 
 @lru_cache
 def prepared() -> Prepared:
-    """Return the scenario for stores whose etag is the content's MD5."""
+    """Return the scenario for a store whose etags are MD5 sums."""
     found: Prepared = in_thread(_prepare)
     return found
 
 
 def fill_memory(template: MemoryStore) -> MemoryStore:
-    """Return a store of its own with all that the template has."""
+    """Return a new store with all objects of a template."""
     store = MemoryStore(Clock())
     store._objects.update(template._objects)
     return store
 
 
 def memory_of(seen: Snapshot) -> MemoryStore:
-    """Return a store in memory with what was seen in another store."""
+    """Return a store in memory with the objects of a snapshot."""
     store = MemoryStore(Clock())
     for key, each in seen.items():
         file = RunFile(key, len(each.data), each.etag, each.last_modified)
@@ -252,8 +241,8 @@ def memory_of(seen: Snapshot) -> MemoryStore:
     return store
 
 
-def fill_server(server: ServerState, template: MemoryStore, bucket: str = BUCKET) -> None:
-    """Put all that the template has into a bucket of the test server."""
+def fill_server(server: S3Server, template: MemoryStore, bucket: str = BUCKET) -> None:
+    """Put all objects of a template into a bucket of the test server."""
     for key, each in template._objects.items():
         headers = {"content-type": each.info.content_type or "application/json"}
         headers |= {f"x-amz-meta-{name}": value for name, value in each.info.metadata.items()}
@@ -263,7 +252,7 @@ def fill_server(server: ServerState, template: MemoryStore, bucket: str = BUCKET
 
 
 class PreparedDirectory(NamedTuple):
-    """The scenario in a directory; see `Prepared`."""
+    """The scenario in a directory, with the attributes of `Prepared`."""
 
     root: Path
     originals: tuple[Original, ...]
@@ -272,11 +261,11 @@ class PreparedDirectory(NamedTuple):
 
 
 def prepared_directory(folder: Path, *, only: tuple[str, ...] = ("",)) -> PreparedDirectory:
-    """Make the scenario in ``folder``/template, to be copied from there, times and all.
+    """Make the scenario in ``folder``/template, for copies with `fill_directory`.
 
     Args:
         folder: An empty directory.
-        only: Of the new run files take those whose names begin so.
+        only: Take only the new run files whose names begin with one of these.
     """
     template = folder / "template"
     (template / "runs").mkdir(parents=True)
@@ -285,7 +274,7 @@ def prepared_directory(folder: Path, *, only: tuple[str, ...] = ("",)) -> Prepar
     first = originals_of(of_directory(template), bad=bad)
     in_thread(lambda: run(DirectoryStore(template), Settings(), at=_BEFORE))
     (template / "archive/left-over.json").unlink()
-    write_files(template, [file for file in _FIRST if file.key in _STILL_THERE])
+    write_files(template, [file for file in _FIRST if file.key in _NOT_MOVED])
     new_files = [file for file in _NEW if file.key.rpartition("/")[2].startswith(only)]
     write_files(template, (*new_files, *_OTHERS))
     new = originals_of(of_directory(template), bad=bad)
@@ -296,7 +285,7 @@ def prepared_directory(folder: Path, *, only: tuple[str, ...] = ("",)) -> Prepar
 
 
 def write_files(root: Path, files: Iterable[File]) -> None:
-    """Write files below a directory, each with its own time."""
+    """Write files below a directory, with their times."""
     for file in files:
         path = root / file.key
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -342,14 +331,14 @@ async def open_s3(
     uniform: Callable[[float, float], float] = max,
     **more: Any,
 ) -> AsyncIterator[tuple[GuardedStore, Settings]]:
-    """Open the store that the package itself opens, with pauses that take no time.
+    """Open the store as the package does, but with retries that do not wait.
 
     Args:
         server: The test server.
-        plane: What sends the requests per file.
-        policy: How often a request is tried.
-        sleep: The pause before the next try.
-        uniform: Chooses how long it is.
+        plane: The data plane.
+        policy: The limits of retries.
+        sleep: Waits before a retry.
+        uniform: Chooses the time to wait.
         more: Settings.
     """
     settings = s3_settings(server.url, plane, **more)
@@ -359,147 +348,3 @@ async def open_s3(
         policy = policy or RetryPolicy(settings.retry_attempts, base_seconds=1e-6)
         inner.retry = Retry(policy, sleep=sleep, uniform=uniform)
         yield store, settings
-
-
-Hook = Callable[[str, str, str], Awaitable[None]]
-
-
-@dataclass
-class HookedStore:
-    """A store whose requests are announced before they are executed, and again after.
-
-    Attributes:
-        inner: The store itself.
-        hook: Called with the operation, the key, and "before" or "after" it is executed. What it
-            raises, the caller gets, in place of the answer.
-        calls: How many requests there were, by operation.
-    """
-
-    inner: Store
-    hook: Hook
-    calls: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def url(self) -> str:
-        """Its name for messages."""
-        return self.inner.url
-
-    @asynccontextmanager
-    async def _announced(self, operation: str, key: str) -> AsyncIterator[None]:
-        self.calls[operation] = self.calls.get(operation, 0) + 1
-        await self.hook(operation, key, "before")
-        yield
-        await self.hook(operation, key, "after")
-
-    async def list_pages(
-        self, prefix: str, *, start_after: str = ""
-    ) -> AsyncIterator[Sequence[RunFile]]:
-        """See `asyncagg.store.Store.list_pages`."""
-        pages = self.inner.list_pages(prefix, start_after=start_after)
-        while True:
-            await self.hook("list", prefix, "before")
-            page = await anext(pages, None)
-            await self.hook("list", prefix, "after")
-            if page is None:
-                return
-            yield page
-
-    async def head(self, key: str) -> ObjectInfo:
-        """See `asyncagg.store.Store.head`."""
-        async with self._announced("head", key):
-            return await self.inner.head(key)
-
-    async def get(self, key: str, *, if_match: str | None = None) -> Body:
-        """See `asyncagg.store.Store.get`."""
-        async with self._announced("get", key):
-            return await self.inner.get(key, if_match=if_match)
-
-    @asynccontextmanager
-    async def stream(self, key: str, *, if_match: str | None = None) -> AsyncIterator[StreamedBody]:
-        """See `asyncagg.store.Store.stream`."""
-        async with self._announced("stream", key):
-            pass
-        async with self.inner.stream(key, if_match=if_match) as body:
-            yield body
-
-    async def put(
-        self,
-        key: str,
-        body: bytes | AsyncIterable[bytes],
-        *,
-        condition: Condition | None = None,
-        content_type: str = "application/json",
-        metadata: Mapping[str, str] | None = None,
-    ) -> str:
-        """See `asyncagg.store.Store.put`."""
-        async with self._announced("put", key):
-            return await self.inner.put(
-                key,
-                body,
-                condition=condition,
-                content_type=content_type,
-                metadata=metadata,
-            )
-
-    async def copy(
-        self,
-        source: str,
-        target: str,
-        *,
-        if_match: str,
-        condition: Absent | None = Absent(),
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        """See `asyncagg.store.Store.copy`."""
-        async with self._announced("copy", source):
-            await self.inner.copy(
-                source, target, if_match=if_match, condition=condition, metadata=metadata
-            )
-
-    async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
-        """See `asyncagg.store.Store.delete`."""
-        async with self._announced("delete", files[0].key):
-            return await self.inner.delete(files)
-
-
-class Stopped:
-    """Cancels a task at a request to its store, before it is executed or in place of its answer."""
-
-    def __init__(self, store: MemoryStore, at: int, when: str) -> None:
-        self.store = HookedStore(store, self._hook)
-        self.task: asyncio.Task[object] | None = None
-        self.step = ""
-        self._at = at
-        self._when = when
-        self._seen = 0
-
-    async def _hook(self, operation: str, key: str, when: str) -> None:
-        self._seen += when == self._when
-        if when == self._when and self._seen == self._at:
-            self.step = f"request {self._at}, {operation} {key!r}, {when} it was executed"
-            assert self.task is not None
-            self.task.cancel()
-            await asyncio.Event().wait()
-
-
-# ------------------------------------------------------------------------------ time
-
-
-class Leaps:
-    """Lets the event loop's clock leap ahead, so that no test waits for a deadline."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        loop = asyncio.get_running_loop()
-        really = loop.time
-        self._ahead = 0.0
-        monkeypatch.setattr(loop, "time", lambda: really() + self._ahead)
-
-    def leap(self, seconds: float) -> None:
-        """Leap ahead; the loop looks at its clock at its next turn."""
-        self._ahead += seconds
-        asyncio.get_running_loop().call_soon(int)
-
-
-def deadline(seconds: float = 100.0) -> Deadline:
-    """Return a deadline that is reached only by leaps."""
-    return Deadline(asyncio.get_running_loop().time() + seconds, reserve=seconds / 20)

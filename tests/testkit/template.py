@@ -1,8 +1,9 @@
-"""The stack of template.yaml, read as CloudFormation reads it."""
+"""Reads template.yaml as CloudFormation does."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,25 +15,35 @@ from testkit.scenario import BUCKET
 
 __all__ = (
     "PARAMETERS",
-    "PSEUDO",
     "TEMPLATE",
     "Resolver",
+    "resources",
     "role",
     "template",
 )
 
-
 TEMPLATE = Path(__file__).parents[2] / "template.yaml"
-
-
 PARAMETERS = {"CodeBucket": "code", "Version": "1", "BucketName": BUCKET}
-
-
-PSEUDO = {"AWS::Partition": "aws", "AWS::StackName": "stack", "AWS::Region": "us-east-1"}
+_PSEUDO = {"AWS::Partition": "aws", "AWS::StackName": "stack", "AWS::Region": "us-east-1"}
 
 
 class _Loader(yaml.SafeLoader):
     """Reads the short forms of CloudFormation's functions: ``!Ref X`` as ``{"Ref": "X"}``."""
+
+
+def _function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
+    value: Any
+    if isinstance(node, yaml.ScalarNode):
+        value = loader.construct_scalar(node)
+    elif isinstance(node, yaml.SequenceNode):
+        value = loader.construct_sequence(node, deep=True)
+    else:
+        assert isinstance(node, yaml.MappingNode)
+        value = loader.construct_mapping(node, deep=True)
+    return {name if name == "Ref" else f"Fn::{name}": value}
+
+
+_Loader.add_multi_constructor("!", _function)
 
 
 @cache
@@ -44,7 +55,11 @@ def template() -> dict[str, Any]:
 
 @dataclass
 class Resolver:
-    """Does what CloudFormation does with functions, as far as this template goes."""
+    """Resolves the functions of CloudFormation that the template uses.
+
+    Args:
+        given: Values of parameters, in place of their defaults.
+    """
 
     given: dict[str, str]
     parameters: dict[str, str] = field(init=False)
@@ -53,9 +68,9 @@ class Resolver:
         """Fill in the defaults."""
         declared = template()["Parameters"].items()
         defaults = {name: str(each["Default"]) for name, each in declared if "Default" in each}
-        self.parameters = defaults | PSEUDO | PARAMETERS | self.given
+        self.parameters = defaults | _PSEUDO | PARAMETERS | self.given
 
-    def resolve(self, value: Any) -> Any:
+    def resolve(self, value: Any) -> Any:  # noqa: PLR0911 (one case for each function)
         """Return a value without functions."""
         if isinstance(value, list):
             resolved = [self.resolve(each) for each in value]
@@ -76,10 +91,10 @@ class Resolver:
         return {name: self.resolve(each) for name, each in value.items()}
 
     def condition(self, name: str) -> bool:
-        """Tell whether a condition holds: all are comparisons of a parameter, negated or not."""
-        told = template()["Conditions"][name]
-        negated = "Fn::Not" in told
-        left, right = (told["Fn::Not"][0] if negated else told)["Fn::Equals"]
+        """Return whether a condition holds: all compare a parameter, negated or not."""
+        condition = template()["Conditions"][name]
+        negated = "Fn::Not" in condition
+        left, right = (condition["Fn::Not"][0] if negated else condition)["Fn::Equals"]
         return bool((self.resolve(left) == right) != negated)
 
     def substitute(self, text: str, names: dict[str, Any]) -> str:
@@ -93,8 +108,15 @@ class Resolver:
         return resolved
 
 
+def resources(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the resources of a type, resolved."""
+    for name, each in template()["Resources"].items():
+        if each["Type"] == kind:
+            yield name, Resolver({}).properties(name)
+
+
 def role(**given: str) -> list[dict[str, Any]]:
-    """Return what the role may do with objects, where these parameters are given."""
+    """Return the statements of the role about objects, with these parameters."""
     policies = Resolver(given).properties("Role")["Policies"]
     (statements,) = (
         each["PolicyDocument"]["Statement"] for each in policies if each["PolicyName"] == "objects"

@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps: a pause of an hour takes no time, and a deadlock is an error."""
+"""An event loop with a virtual clock: sleeping takes no time, and a deadlock is an error."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Where the loop would wait, moves the clock to the moment it waits for."""
+    """Moves the clock to the next timer instead of waiting for it."""
 
     now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return the files that are ready now; let the time pass that they were waited for."""
+        """Return the files that are ready; if none is, advance the clock by the timeout."""
         ready = super().select(0)
         if not ready:
             if timeout is None:
@@ -33,12 +33,12 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(self._jumping)
 
     def time(self) -> float:
-        """Return the seconds that have passed since the loop was made."""
+        """Return the virtual seconds since the loop was created."""
         return self._jumping.now
 
 
 def run_virtually(work: Callable[[], Awaitable[T]]) -> T:
-    """Run async work on a loop of its own whose clock starts at 0 and jumps over every pause."""
+    """Run async work on a new loop whose clock starts at 0 and skips every wait."""
 
     async def main() -> T:
         return await work()

@@ -1,4 +1,4 @@
-"""Calls as users write them. Nothing runs this: mypy checks that each has the type they expect."""
+"""Calls as users write them. Nothing runs this: mypy checks their types."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def run_on_a_directory() -> int:
 
 
 async def run_with_everything(environ: dict[str, str]) -> None:
-    """Settings of an environment, a moment, a deadline, some windows, and progress."""
+    """Settings from an environment, a time, a deadline, chosen windows, and progress."""
     settings = asyncagg.from_environment(environ, window_minutes=15, endpoint_url=None)
     yesterday = datetime.now(UTC) - timedelta(days=1)
 
@@ -42,7 +42,7 @@ async def run_with_everything(environ: dict[str, str]) -> None:
 
     archived: list[int] = []
 
-    def told(report: asyncagg.RunReport) -> None:
+    def on_progress(report: asyncagg.RunReport) -> None:
         archived.append(report.total.archived)
 
     async with asyncagg.open_store(settings) as store:
@@ -53,7 +53,7 @@ async def run_with_everything(environ: dict[str, str]) -> None:
             deadline=asyncagg.Deadline.after(290.0),
             dry_run=True,
             only=recent,
-            progress=told,
+            progress=on_progress,
         )
 
 
@@ -76,7 +76,7 @@ async def long_intervals(store: Store, settings: asyncagg.Settings) -> None:
 
 
 def errors(error: asyncagg.AsyncaggError) -> str:
-    """Errors carry what they speak of."""
+    """Errors have attributes."""
     match error:
         case StoreError(operation=operation, key=key):
             return assert_type(operation, str) + assert_type(key, str)
@@ -87,5 +87,5 @@ def errors(error: asyncagg.AsyncaggError) -> str:
 
 
 def on_lambda(event: dict[str, object], context: object) -> str:
-    """The handler answers with plain values."""
+    """The handler returns plain values."""
     return str(lambda_handler(event, context)["body"])

@@ -1,4 +1,4 @@
-"""What the package promises to those who import it."""
+"""What importing the package gives and loads."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ NOT_ON_LAMBDA = (
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_every_public_module_says_what_is_public(name: str) -> None:
-    """`__all__` is a sorted tuple of names that the module has, each with a docstring."""
+def test_every_public_module_lists_its_public_names(name: str) -> None:
+    """A module has a docstring, and its `__all__` is a sorted tuple of names that exist."""
     module = importlib.import_module(name)
     assert module.__doc__
     public = getattr(module, "__all__", ())
@@ -49,7 +49,7 @@ def test_every_public_module_says_what_is_public(name: str) -> None:
 
 
 def test_the_handler_imports_only_what_a_lambda_needs() -> None:
-    """No command line, moto, plotting or cluster library comes with the handler."""
+    """The handler loads no command line, moto, plotting or cluster library."""
     script = "import sys, asyncagg.handler; print('\\n'.join(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -61,7 +61,7 @@ def test_the_handler_imports_only_what_a_lambda_needs() -> None:
 
 
 def test_the_core_does_not_import_s3() -> None:
-    """A directory needs no AWS client: it is imported only where a bucket is opened."""
+    """The AWS client is imported only where a bucket is opened."""
     script = "import sys, asyncagg; print('\\n'.join(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -69,8 +69,8 @@ def test_the_core_does_not_import_s3() -> None:
     assert not {"aioboto3", "botocore", "aiohttp"} & set(done.stdout.split())
 
 
-def test_the_package_is_typed_and_carries_its_schema() -> None:
-    """`py.typed` and the JSON Schema are in what is installed."""
+def test_the_package_is_typed_and_has_its_schema() -> None:
+    """`py.typed` and the JSON Schema are installed, and no tests."""
     files = {str(file) for file in metadata.files("asyncagg") or ()}
     installed = importlib.resources.files("asyncagg")
     assert installed.joinpath("py.typed").is_file()
