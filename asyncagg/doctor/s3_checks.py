@@ -117,7 +117,8 @@ class S3Checks:
                 "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the "
                 "machine a role",
             )
-        return CheckResult("ok", f"access key ...{found.access_key[-4:]}, from {found.source}")
+        access_key, source = found
+        return CheckResult("ok", f"access key ...{access_key[-4:]}, from {source}")
 
     async def _endpoint(self) -> CheckResult:
         server = (await self.control.locate(self.bucket)).server

@@ -57,7 +57,7 @@ async def open_store(settings: Settings, *, retry: Retry | None = None) -> Async
 @asynccontextmanager
 async def _open_s3(settings: Settings, retry: Retry | None) -> AsyncIterator[Store]:
     # Imported only when needed: a directory needs no S3.
-    from asyncagg.store.s3.boto import BotoMultipart, open_control  # noqa: PLC0415
+    from asyncagg.store.s3.boto import BotoBucket, BotoMultipart, open_control  # noqa: PLC0415
     from asyncagg.store.s3.store import S3Store  # noqa: PLC0415
 
     bucket, prefix = parse_bucket(settings.store)
@@ -68,7 +68,7 @@ async def _open_s3(settings: Settings, retry: Retry | None) -> AsyncIterator[Sto
         ) as control,
         _open_plane(control, settings, bucket, prefix) as plane,
     ):
-        multipart = BotoMultipart(control.client, bucket, prefix)
+        multipart = BotoMultipart(BotoBucket(control.client, bucket, prefix))
         yield GuardedStore(
             S3Store(settings.store, plane, multipart, retry),
             prefix=settings.archive_prefix,
@@ -81,20 +81,21 @@ async def _open_plane(
     control: Control, settings: Settings, bucket: str, prefix: str
 ) -> AsyncIterator[DataPlane]:
     if settings.data_plane == "boto":
-        from asyncagg.store.s3.boto import BotoPlane  # noqa: PLC0415
+        from asyncagg.store.s3.boto import BotoBucket, BotoPlane  # noqa: PLC0415
 
-        yield BotoPlane(control.client, bucket, prefix)
+        yield BotoPlane(BotoBucket(control.client, bucket, prefix))
         return
     from asyncagg.store.s3.http import Limits, tls_context  # noqa: PLC0415
-    from asyncagg.store.s3.http_plane import HttpDataPlane, HttpPlaneConfig  # noqa: PLC0415
+    from asyncagg.store.s3.http_plane import HttpDataPlane  # noqa: PLC0415
+    from asyncagg.store.s3.requester import Requester  # noqa: PLC0415
 
     target = await control.locate(bucket)
     tls = None
     if target.endpoint.tls:
         tls = await to_thread.run_sync(tls_context, os.environ.get("AWS_CA_BUNDLE"))
-    config = HttpPlaneConfig(
+    requester = Requester(
         target,
-        prefix,
+        control.credentials,
         # One connection more than workers, because the listing reads one page ahead of them.
         limits=Limits(
             max_connections=settings.concurrency + 1,
@@ -102,12 +103,11 @@ async def _open_plane(
         ),
         tls=tls,
     )
-    plane = HttpDataPlane(config, control.credentials)
     try:
-        yield plane
+        yield HttpDataPlane(requester, prefix)
     finally:
         with move_on_after(_CLEANUP_SECONDS, shield=True):
-            await plane.aclose()
+            await requester.aclose()
 
 
 def parse_bucket(url: str) -> tuple[str, str]:

@@ -41,8 +41,9 @@ from asyncagg.errors import (
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Matches, ObjectInfo
 from asyncagg.store.s3.http import Endpoint, Limits, tls_context
-from asyncagg.store.s3.http_plane import HttpDataPlane, HttpPlaneConfig
+from asyncagg.store.s3.http_plane import HttpDataPlane
 from asyncagg.store.s3.plane import DataPlane
+from asyncagg.store.s3.requester import Requester
 from asyncagg.store.s3.sigv4 import Credentials
 from asyncagg.store.s3.target import Target, redirected
 from asyncagg.store.s3.xml import fits_xml
@@ -76,7 +77,12 @@ def http_plane(server: S3Server, **changes: Any) -> HttpDataPlane:
     target = Target(endpoint, "us-east-1", bucket, path_style=path_style)
     clock = changes.pop("clock", NOON.timestamp)
     source = changes.pop("source", credentials)
-    return HttpDataPlane(HttpPlaneConfig(target, "base/", **changes), source, clock=clock)
+    return HttpDataPlane(Requester(target, source, clock=clock), "base/", **changes)
+
+
+async def close(plane: HttpDataPlane) -> None:
+    """Close the connections of a plane."""
+    await plane._requester.aclose()
 
 
 @asynccontextmanager
@@ -89,7 +95,7 @@ async def planed(
         try:
             yield plane, server
         finally:
-            await plane.aclose()
+            await close(plane)
 
 
 async def put(plane: DataPlane, key: str, data: bytes = b"{}", **changes: Any) -> str:
@@ -165,7 +171,7 @@ async def test_the_bucket_may_stand_in_the_host(monkeypatch: pytest.MonkeyPatch)
         assert [file.key for file in files] == ["k", "k2"]
         assert await plane.delete(files) == {}
         assert set(resolved) == {"b.s3.example.test"}
-        await plane.aclose()
+        await close(plane)
 
 
 async def test_a_listing_is_read_page_by_page() -> None:
@@ -370,7 +376,7 @@ async def test_a_body_that_is_not_its_etags_is_transient_trouble() -> None:
             assert (await plane.get(key, if_match=None)).data == b"x"
         trusting = http_plane(server, verify_bodies=False)
         assert (await trusting.get("altered", if_match=None)).data == b"x"
-        await trusting.aclose()
+        await close(trusting)
 
 
 CRC32_OF_X = base64.b64encode(zlib.crc32(b"x").to_bytes(4, "big")).decode()
@@ -414,8 +420,8 @@ async def test_configuration_trouble_is_not_transient() -> None:
         with pytest.raises(ConfigurationError, match="SignatureDoesNotMatch") as caught:
             await stranger.get("k", if_match=None)
         assert "wrong-secret" not in str(caught.value)
-        await missing.aclose()
-        await stranger.aclose()
+        await close(missing)
+        await close(stranger)
 
 
 @pytest.mark.parametrize(
@@ -443,15 +449,15 @@ async def test_an_answer_that_is_none_is_transient_trouble(body: bytes) -> None:
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     endpoint = Endpoint("127.0.0.1", port, tls=False)
-    config = HttpPlaneConfig(Target(endpoint, "us-east-1", "b", path_style=True))
-    plane = HttpDataPlane(config, credentials)
+    target = Target(endpoint, "us-east-1", "b", path_style=True)
+    plane = HttpDataPlane(Requester(target, credentials))
     with pytest.raises(TransientError, match="list"):
         await plane.list_page("", start_after="", token=None)
     with pytest.raises(TransientError, match="copy"):
         await plane.copy("k", "c", if_match="x", condition=Absent(), replacing=None)
     with pytest.raises(TransientError, match="delete"):
         await plane.delete([RunFile("k", 1, "x", NOON)])
-    await plane.aclose()
+    await close(plane)
     server.close()
 
 
@@ -657,7 +663,7 @@ async def test_credentials_are_asked_for_now_and_then() -> None:
         now += timedelta(minutes=1)
         await put(plane, "k")
         assert asked == 2
-        await plane.aclose()
+        await close(plane)
 
 
 # ------------------------------------------------------------------ TLS
@@ -681,8 +687,7 @@ async def test_everything_works_over_tls(
         )
         endpoint = Endpoint("localhost", server.port, tls=True)
         target = Target(endpoint, "us-east-1", "b", path_style=True)
-        config = HttpPlaneConfig(target, tls=contexts[1])
-        plane = HttpDataPlane(config, credentials)
+        plane = HttpDataPlane(Requester(target, credentials, tls=contexts[1]))
         large = bytes(3_000_000)
         await put(plane, "small", b"x")
         etag = await put(plane, "large", large)
@@ -691,7 +696,7 @@ async def test_everything_works_over_tls(
         async with plane.open("large", if_match=etag, offset=1) as body:
             assert sum([len(block) async for block in body.chunks]) == len(large) - 1
         assert await plane.delete(await listed(plane)) == {}
-        await plane.aclose()
+        await close(plane)
 
 
 # ------------------------------------------------------------------ moto
@@ -735,12 +740,12 @@ async def test_moto_accepts_the_signatures(moto: tuple[str, Credentials]) -> Non
     url, good = moto
     host, _, port = url.removeprefix("http://").partition(":")
     endpoint = Endpoint(host, int(port), tls=False)
-    config = HttpPlaneConfig(Target(endpoint, "us-east-1", "bucket", path_style=True))
+    target = Target(endpoint, "us-east-1", "bucket", path_style=True)
 
     async def source(_refused: Credentials | None) -> Credentials:
         return good
 
-    plane = HttpDataPlane(config, source)
+    plane = HttpDataPlane(Requester(target, source))
     keys = ["plain.json", "with space+plus%20.json", "é€.json"]
     for key in keys:
         etag = await put(plane, key, key.encode(), metadata={"a": "b  c"})
@@ -751,15 +756,15 @@ async def test_moto_accepts_the_signatures(moto: tuple[str, Credentials]) -> Non
     assert {file.key for file in files} == {*keys, *(f"copy/{key}" for key in keys)}
     assert await plane.delete(files) == {}
     assert await listed(plane) == []
-    await plane.aclose()
+    await close(plane)
 
     async def wrong(_refused: Credentials | None) -> Credentials:
         return Credentials(good.access_key, "wrong")
 
-    stranger = HttpDataPlane(config, wrong)
+    stranger = HttpDataPlane(Requester(target, wrong))
     with pytest.raises(ConfigurationError, match="SignatureDoesNotMatch"):
         await put(stranger, "k")
-    await stranger.aclose()
+    await close(stranger)
 
 
 def test_the_plane_is_a_data_plane() -> None:

@@ -7,14 +7,11 @@ forty times as much. `asyncagg.store.s3.requester` signs and sends, `asyncagg.st
 from __future__ import annotations
 
 import re
-import ssl
-import time
 import zlib
 from base64 import b64encode
 from binascii import b2a_base64
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from hashlib import md5
 from typing import Any
@@ -23,13 +20,12 @@ from asyncagg.errors import NotFoundError, StoreError, TransientError
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, Matches, ObjectInfo, StreamedBody
 from asyncagg.store.s3 import xml as s3xml
-from asyncagg.store.s3.http import Limits, Response
+from asyncagg.store.s3.http import Response
 from asyncagg.store.s3.plane import Page, delete_failures, s3_error
-from asyncagg.store.s3.requester import CredentialsSource, Requester, S3Request
+from asyncagg.store.s3.requester import Requester, S3Request
 from asyncagg.store.s3.sigv4 import canonical_query, encode_path
-from asyncagg.store.s3.target import Target
 
-__all__ = ("HttpDataPlane", "HttpPlaneConfig")
+__all__ = ("HttpDataPlane",)
 
 _MD5 = re.compile("[0-9a-f]{32}")
 _RANGE = re.compile(rb"bytes (\d+)-")
@@ -38,56 +34,24 @@ _CRC32 = b"x-amz-checksum-crc32"
 _CRC32_LINE_OF_S3 = b"\r\nx-amz-checksum-crc32: "
 
 
-@dataclass(frozen=True, slots=True)
-class HttpPlaneConfig:
-    """The configuration of an `HttpDataPlane`.
-
-    Attributes:
-        target: The bucket and its server.
-        prefix: The prefix of all keys, with its slash; empty for the whole bucket.
-        limits: The limits of the connections.
-        tls: The TLS context, from `asyncagg.store.s3.http.tls_context`.
-        verify_bodies: Whether a body must match its CRC32, or the MD5 in its ETag. Turn it off for
-            a server whose ETags look like an MD5 but are not.
-    """
-
-    target: Target
-    prefix: str = ""
-    limits: Limits = field(default_factory=Limits)
-    tls: ssl.SSLContext | None = None
-    verify_bodies: bool = True
-
-
 class HttpDataPlane:
     """`asyncagg.store.s3.plane.DataPlane` over the package's own HTTP client.
 
     Args:
-        config: The configuration.
-        credentials: The source of credentials.
-        clock: The time in seconds since the epoch, for signatures.
-        monotonic: The time in seconds, for timeouts.
+        requester: Sends requests to the bucket.
+        prefix: The prefix of all keys, with its slash; empty for the whole bucket.
+        verify_bodies: Whether a body must match its CRC32, or the MD5 in its ETag. Turn it off for
+            a server whose ETags look like an MD5 but are not.
     """
 
     def __init__(
-        self,
-        config: HttpPlaneConfig,
-        credentials: CredentialsSource,
-        *,
-        clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
+        self, requester: Requester, prefix: str = "", *, verify_bodies: bool = True
     ) -> None:
-        self._bucket = config.target.bucket
-        self._prefix = config.prefix
-        self._root = f"/{encode_path(config.prefix)}"
-        self._verify_bodies = config.verify_bodies
-        self._requester = Requester(
-            config.target,
-            credentials,
-            limits=config.limits,
-            tls=config.tls,
-            clock=clock,
-            monotonic=monotonic,
-        )
+        self._bucket = requester.bucket
+        self._prefix = prefix
+        self._root = f"/{encode_path(prefix)}"
+        self._verify_bodies = verify_bodies
+        self._requester = requester
 
     def list_page(
         self, prefix: str, *, start_after: str, token: str | None
@@ -266,10 +230,6 @@ class HttpDataPlane:
         except StoreError as error:
             return {file.key: error}
         return {}
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._requester.aclose()
 
 
 def _parse_etag(_: S3Request, response: Response) -> str:

@@ -116,9 +116,12 @@ class Requester:
         target: The bucket.
         credentials: The source of credentials; asked every 30 seconds, and when some have expired.
         limits: The limits of the connections.
-        tls: The TLS context.
+        tls: The TLS context, from `asyncagg.store.s3.http.tls_context`.
         clock: The time in seconds since the epoch, for signatures.
         monotonic: The time in seconds, for timeouts.
+
+    Attributes:
+        bucket: The bucket's name.
     """
 
     def __init__(
@@ -126,14 +129,14 @@ class Requester:
         target: Target,
         credentials: CredentialsSource,
         *,
-        limits: Limits,
+        limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._bucket = target.bucket
+        self.bucket = target.bucket
         self._source = credentials
-        self._limits = limits
+        self._limits = limits or Limits()
         self._tls = tls
         self._clock = clock
         self._monotonic = monotonic
@@ -204,7 +207,7 @@ class Requester:
     def with_context(self, request: S3Request, error: TransientError) -> AsyncaggError:
         """Return the same error with the request's operation, key and bucket."""
         return make_error(
-            TransientError, request.operation, request.key, bucket=self._bucket, detail=str(error)
+            TransientError, request.operation, request.key, bucket=self.bucket, detail=str(error)
         )
 
     async def aclose(self) -> None:
@@ -258,7 +261,7 @@ class Requester:
         return s3_error(
             request.operation,
             request.key,
-            bucket=self._bucket,
+            bucket=self.bucket,
             status=status,
             code=code or _CODE_BY_STATUS.get(status, ""),
             message=error.message,

@@ -6,8 +6,9 @@ sends all other requests, too.
 
 from __future__ import annotations
 
-from asyncagg.store.s3.boto.control import Control, Identity, S3Response, open_control
+from asyncagg.store.s3.boto.bucket import BotoBucket
+from asyncagg.store.s3.boto.control import Control, S3Response, open_control
 from asyncagg.store.s3.boto.multipart import BotoMultipart
 from asyncagg.store.s3.boto.plane import BotoPlane
 
-__all__ = ("BotoMultipart", "BotoPlane", "Control", "Identity", "S3Response", "open_control")
+__all__ = ("BotoBucket", "BotoMultipart", "BotoPlane", "Control", "S3Response", "open_control")

@@ -38,7 +38,7 @@ class BotoBucket:
         prefix: The prefix of all keys, or empty.
     """
 
-    def __init__(self, client: Any, bucket: str, prefix: str) -> None:
+    def __init__(self, client: Any, bucket: str, prefix: str = "") -> None:
         self.client = client
         self.name = bucket
         self.prefix = prefix

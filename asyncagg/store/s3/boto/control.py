@@ -18,23 +18,10 @@ from asyncagg.store.s3.http import Endpoint
 from asyncagg.store.s3.sigv4 import Credentials
 from asyncagg.store.s3.target import Target
 
-__all__ = ("Control", "Identity", "S3Response", "open_control")
+__all__ = ("Control", "S3Response", "open_control")
 
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """The credentials that were found, without their secrets.
-
-    Attributes:
-        access_key: The public key.
-        source: Where they come from: ``env``, ``shared-credentials-file``, ``iam-role`` and so on.
-    """
-
-    access_key: str
-    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +60,7 @@ class Control:
         Raises:
             ConfigurationError: There are no credentials.
         """
-        with BotoBucket(self.client, bucket, "").translating("locate", bucket):
+        with BotoBucket(self.client, bucket).translating("locate", bucket):
             url = urlsplit(
                 await self.client.generate_presigned_url(
                     "get_object", Params={"Bucket": bucket, "Key": "key"}
@@ -95,18 +82,18 @@ class Control:
         """The region in the environment; empty if there is none."""
         return self._session.region_name or ""
 
-    async def identity(self) -> Identity | None:
-        """Return the credentials that were found, refreshed if possible; None if there are none.
+    async def identity(self) -> tuple[str, str] | None:
+        """Return the access key that was found and its source, such as ``env`` or ``iam-role``.
 
         Raises:
-            AsyncaggError: They could not be refreshed.
+            AsyncaggError: The credentials could not be refreshed.
         """
-        with BotoBucket(self.client, "", "").translating("credentials", ""):
+        with BotoBucket(self.client, "").translating("credentials", ""):
             source = await self._session.get_credentials()
             if source is None:
                 return None
             frozen = await source.get_frozen_credentials()
-        return Identity(frozen.access_key, source.method)
+        return frozen.access_key, source.method
 
     async def ask(self, operation: str, *, bucket: str, **parameters: Any) -> S3Response:
         """Send one request by a method of the client; return error responses, too.
@@ -114,7 +101,7 @@ class Control:
         Raises:
             AsyncaggError: There was no response.
         """
-        with BotoBucket(self.client, bucket, "").translating(operation, bucket):
+        with BotoBucket(self.client, bucket).translating(operation, bucket):
             try:
                 content = await getattr(self.client, operation)(Bucket=bucket, **parameters)
             except boto_errors.ClientError as error:

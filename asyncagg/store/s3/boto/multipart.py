@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any
 
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Condition
@@ -14,16 +13,10 @@ __all__ = ("BotoMultipart",)
 
 
 class BotoMultipart:
-    """Sends each request of a multipart upload once, through aioboto3.
+    """Sends each request of a multipart upload once, through aioboto3."""
 
-    Args:
-        client: The client of a `Control`.
-        bucket: The bucket.
-        prefix: The prefix of all keys, or empty.
-    """
-
-    def __init__(self, client: Any, bucket: str, prefix: str = "") -> None:
-        self._bucket = BotoBucket(client, bucket, prefix)
+    def __init__(self, bucket: BotoBucket) -> None:
+        self._bucket = bucket
 
     async def create(self, key: str, *, content_type: str, metadata: Mapping[str, str]) -> str:
         """CreateMultipartUpload; returns the upload's id."""

@@ -18,16 +18,10 @@ _BLOCK = 256 * 1024
 
 
 class BotoPlane:
-    """`asyncagg.store.s3.plane.DataPlane` through aioboto3.
+    """`asyncagg.store.s3.plane.DataPlane` through aioboto3."""
 
-    Args:
-        client: The client of a `Control`.
-        bucket: The bucket.
-        prefix: The prefix of all keys, or empty.
-    """
-
-    def __init__(self, client: Any, bucket: str, prefix: str = "") -> None:
-        self._bucket = BotoBucket(client, bucket, prefix)
+    def __init__(self, bucket: BotoBucket) -> None:
+        self._bucket = bucket
 
     async def list_page(self, prefix: str, *, start_after: str, token: str | None) -> Page:
         """ListObjectsV2, up to 1,000 keys; ``token`` continues an earlier page."""
