@@ -10,14 +10,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import (
     AsyncIterable,
-    AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -35,12 +34,9 @@ from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store.protocol import (
     Absent,
-    Body,
     Condition,
     Matches,
-    ObjectInfo,
     Store,
-    StreamedBody,
 )
 
 __all__ = ("PROBE", "WRONG_ETAG", "GuardedStore", "Guards", "probe", "remove")
@@ -97,9 +93,7 @@ class Guards:
 async def probe(store: Store, prefix: str) -> Guards:
     """Find out which conditions a store honours, with two objects that are removed afterwards.
 
-    Args:
-        store: The store.
-        prefix: The prefix for the objects; no run files or aggregates are listed there.
+    No run files or aggregates must be listed below the prefix for these objects.
     """
     token = uuid.uuid4().hex
     first, second = f"{prefix}{PROBE}{token}", f"{prefix}{PROBE}{token}-copy"
@@ -200,6 +194,11 @@ class GuardedStore:
         self._guards: Guards | None = None
         self._has_all = False  # until the probe has shown it
         self._probing = anyio.Lock()
+        # Reading needs no guards. A method of this class would cost one more call for each file.
+        self.list_pages = store.list_pages
+        self.head = store.head
+        self.get = store.get
+        self.stream = store.stream
 
     @property
     def url(self) -> str:
@@ -220,7 +219,7 @@ class GuardedStore:
         if self._guards is None:
             async with self._probing:
                 if self._guards is None:
-                    self._guards = self._checked(await self._probe())
+                    self._guards = await self._probe()
                     self._has_all = not self._guards.missing
         return self._guards
 
@@ -231,9 +230,6 @@ class GuardedStore:
             if not guards.missing_required:
                 break
             guards |= await probe(self._store, self._prefix)
-        return guards
-
-    def _checked(self, guards: Guards) -> Guards:
         missing = guards.missing_required
         if missing and self._required:
             raise ConfigurationError(
@@ -242,27 +238,6 @@ class GuardedStore:
                 "conditional_writes=off and see docs/explanation/guarantees.md for what that costs"
             )
         return guards
-
-    # `list_pages`, `get`, `stream` and `copy` return the store's own awaitable: a coroutine of this
-    # class around it would cost CPU for each file.
-
-    def list_pages(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Sequence[RunFile]]:
-        """Yield the objects whose key starts with a prefix, page by page, in key order."""
-        return self._store.list_pages(prefix, start_after=start_after)
-
-    async def head(self, key: str) -> ObjectInfo:
-        """Return an object's reference, media type and metadata."""
-        return await self._store.head(key)
-
-    def get(self, key: str, *, if_match: str | None = None) -> Coroutine[Any, Any, Body]:
-        """Return an object's whole content, if its etag is still ``if_match``."""
-        return self._store.get(key, if_match=if_match)
-
-    def stream(
-        self, key: str, *, if_match: str | None = None
-    ) -> AbstractAsyncContextManager[StreamedBody]:
-        """Open an object's content for reading block by block."""
-        return self._store.stream(key, if_match=if_match)
 
     async def put(
         self,
@@ -292,6 +267,7 @@ class GuardedStore:
         metadata: Mapping[str, str] | None = None,
     ) -> Coroutine[Any, Any, None]:
         """Copy an object whose etag is ``if_match``."""
+        # Not a coroutine function either, for the same reason.
         copy = self._store.copy if self._has_all else self._copy
         return copy(source, target, if_match=if_match, condition=condition, metadata=metadata)
 

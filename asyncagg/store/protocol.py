@@ -105,7 +105,6 @@ class Store(Protocol):
     @property
     def url(self) -> str:
         """The store's name for messages, such as ``s3://bucket/prefix``."""
-        ...
 
     def list_pages(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Sequence[RunFile]]:
         """Yield the objects whose key starts with a prefix, page by page, in key order.
@@ -114,21 +113,17 @@ class Store(Protocol):
             prefix: The prefix.
             start_after: List only keys after this one.
         """
-        ...
 
     async def head(self, key: str) -> ObjectInfo:
         """Return an object's reference, media type and metadata."""
-        ...
 
     async def get(self, key: str, *, if_match: str | None = None) -> Body:
         """Return an object's whole content, if its etag is still ``if_match``."""
-        ...
 
     def stream(
         self, key: str, *, if_match: str | None = None
     ) -> AbstractAsyncContextManager[StreamedBody]:
         """Open an object's content for reading block by block."""
-        ...
 
     async def put(
         self,
@@ -151,7 +146,6 @@ class Store(Protocol):
         Raises:
             PreconditionFailedError: The condition does not hold.
         """
-        ...
 
     async def copy(
         self,
@@ -175,7 +169,6 @@ class Store(Protocol):
             NotFoundError: The source does not exist.
             PreconditionFailedError: One of the two conditions does not hold.
         """
-        ...
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """Delete up to `DELETE_BATCH` objects, each only if it still has its etag.
@@ -184,15 +177,10 @@ class Store(Protocol):
             The failures by key: `PreconditionFailedError` for an object that has changed,
             `TransientError` where retries did not help. A key without an object is no failure.
         """
-        ...
 
 
 def check_batch(files: Sequence[RunFile]) -> None:
-    """Check that a batch to delete is not too large.
-
-    Raises:
-        StoreError: It has more than `DELETE_BATCH` objects.
-    """
+    """Raise a `StoreError` if a batch to delete has more than `DELETE_BATCH` objects."""
     if len(files) > DELETE_BATCH:
         raise StoreError(f"delete of {len(files)} objects: expected at most {DELETE_BATCH}")
 

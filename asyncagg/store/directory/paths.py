@@ -69,14 +69,11 @@ _ADVICE: dict[type[AsyncaggError], str] = {
 
 @dataclass(frozen=True, slots=True)
 class KeyPath:
-    """A key split into names, with the operation and store that error messages mention.
+    """A key split into names, with the operation and the store's URL for error messages.
 
     Attributes:
-        operation: The method of the store.
-        store: The store's URL.
-        key: The key as the caller gave it.
         parents: The names of the folders that lead to the file, from the root down.
-        name: The last name; empty where a prefix ends in ``/``.
+        name: The last name; empty if a prefix ends in ``/``.
     """
 
     operation: str
@@ -113,13 +110,7 @@ class KeyPath:
 
 
 def parse_key(operation: str, store: str, key: str, *, is_prefix: bool = False) -> KeyPath:
-    """Split a key into names, and reject every name that could lead out of the root.
-
-    Args:
-        operation: The method of the store, for messages.
-        store: The store's URL, for messages.
-        key: A key, or a prefix of keys.
-        is_prefix: Whether it is a prefix, which may end anywhere.
+    """Split a key, or a prefix of keys, into names; reject names that could lead out of the root.
 
     Raises:
         StoreError: The key has a name that no file of this store can have.

@@ -21,25 +21,14 @@ _log = logging.getLogger(__name__)
 
 
 class Sidecar(msgspec.Struct, frozen=True):
-    """The content of a sidecar.
-
-    Attributes:
-        content_type: The file's media type.
-        metadata: Its metadata.
-    """
+    """The content of a sidecar."""
 
     content_type: str = ""
     metadata: Mapping[str, str] = {}
 
 
 def read(folder: int, name: bytes, etag: str) -> Sidecar:
-    """Return a file's media type and metadata, from its sidecar or from its name.
-
-    Args:
-        folder: A descriptor of the file's folder.
-        name: The file's name.
-        etag: The file's etag.
-    """
+    """Return the media type and metadata of a file in a folder, from its sidecar or its name."""
     try:
         descriptor = os.open(_name(name, etag), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
     except FileNotFoundError:

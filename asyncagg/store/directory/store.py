@@ -43,17 +43,16 @@ _CLEANUP_SECONDS = 10
 class DirectoryStore:
     """The files below a directory, as objects.
 
-    Symbolic links are neither listed nor followed, except on the way to the directory itself. The
-    store's internal files have hidden names that start with ``.asyncagg-``; a crash leaves at most
-    some of them. A lock file serialises conditional writes across processes.
+    Symbolic links are neither listed nor followed, except on the way to the directory itself.
+    Internal files have hidden names that start with ``.asyncagg-``; a crash leaves at most some of
+    them. A lock file serialises conditional writes across processes.
 
-    An object's etag is its file's modification time and size. A copy has the etag and
-    ``last_modified`` of its source. Other programs may write files here at any time. They should
-    write elsewhere on the same file system and rename: a file that is written in place can be read
-    half-written.
+    An object's etag is its file's modification time and size; a copy has that of its source. Other
+    programs may write files here at any time, best by a rename within the file system: a file that
+    is written in place can be read half-written.
 
-    Every method waits for the disk in a worker thread, in as few steps as possible: a step costs
-    more than most system calls.
+    Every method does its work in a worker thread, in as few steps as possible: a step costs more
+    than most system calls.
 
     Args:
         root: The directory. It must exist at the first use.

@@ -36,11 +36,7 @@ _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Tree:
-    """The files below a root. Its methods block, and raise `OSError` besides the package's errors.
-
-    Args:
-        root: The directory; it is opened at the first use.
-    """
+    """The files below a root. Its methods block, and raise `OSError` as well as other errors."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -48,12 +44,7 @@ class Tree:
 
     @contextmanager
     def open_folder(self, names: Sequence[bytes], *, create: bool = False) -> Iterator[int]:
-        """Open a folder and yield its descriptor.
-
-        Args:
-            names: The names from the root down to the folder.
-            create: Create the folders that do not exist.
-        """
+        """Open the folder with these names below the root, and yield its descriptor."""
         descriptor = self._open_root()
         try:
             for name in names:

@@ -39,14 +39,9 @@ class _KeyRange:
 
 
 def walk(tree: Tree, prefix: KeyPath, start_after: str) -> Iterator[RunFile]:
-    """Yield the files whose key starts with a prefix, in key order.
+    """Yield the files whose key starts with a prefix and is after another one, in key order.
 
-    It blocks. No descriptor stays open while the caller holds a file.
-
-    Args:
-        tree: The files.
-        prefix: The prefix.
-        start_after: List only keys after this one.
+    It blocks. No descriptor is open while it is suspended.
     """
     keys = _KeyRange(prefix.key.encode(), start_after.encode(errors="surrogatepass"))
     yield from _walk(tree, b"".join(name + b"/" for name in prefix.parents), keys)

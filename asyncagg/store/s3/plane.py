@@ -30,12 +30,7 @@ __all__ = ("DataPlane", "Page", "delete_failures", "make_error", "s3_error")
 
 
 class Page(msgspec.Struct, frozen=True):
-    """One page of a listing.
-
-    Attributes:
-        files: The objects of the page, in key order.
-        next_token: The token that requests the next page; ``None`` on the last one.
-    """
+    """One page of a listing, in key order, and the token that requests the next one, if any."""
 
     files: Sequence[RunFile]
     next_token: str | None = None
@@ -49,21 +44,17 @@ class DataPlane(Protocol):
 
     async def list_page(self, prefix: str, *, start_after: str, token: str | None) -> Page:
         """ListObjectsV2, up to 1,000 keys; ``token`` continues an earlier page."""
-        ...
 
     async def head(self, key: str) -> ObjectInfo:
         """HeadObject."""
-        ...
 
     async def get(self, key: str, *, if_match: str | None) -> Body:
         """GetObject, read whole; a short or altered body is a `TransientError`."""
-        ...
 
     def open(
         self, key: str, *, if_match: str | None, offset: int
     ) -> AbstractAsyncContextManager[StreamedBody]:
         """GetObject from byte ``offset``, read with back-pressure."""
-        ...
 
     async def put(
         self,
@@ -75,7 +66,6 @@ class DataPlane(Protocol):
         metadata: Mapping[str, str],
     ) -> str:
         """PutObject; returns the etag."""
-        ...
 
     async def copy(
         self,
@@ -90,14 +80,12 @@ class DataPlane(Protocol):
 
         An empty ``if_match`` sends no condition, for a store that does not support it.
         """
-        ...
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """DeleteObjects with each object's ETag; returns the failures by key.
 
         An empty etag sends no condition, for a store that does not support it.
         """
-        ...
 
 
 _BY_CODE: dict[str, type[AsyncaggError]] = {
@@ -148,13 +136,8 @@ def s3_error(
 ) -> AsyncaggError:
     """Return the error of this package for an error response of S3.
 
-    Args:
-        operation: The method of `asyncagg.store.Store`.
-        key: The object's key, or the prefix.
-        bucket: The bucket.
-        status: The HTTP status; 200 for an error inside a 200 or of one key of a batch.
-        code: S3's error code, empty where the response had no body.
-        message: S3's message.
+    The status is 200 for an error inside a 200, or of one key of a batch. The code and the message
+    are empty if the response had no body.
     """
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status)
     if code == "ConditionalRequestConflict" and operation == "copy":
@@ -179,12 +162,8 @@ def make_error(
 def delete_failures(errors: Iterable[tuple[str, str, str]], bucket: str) -> dict[str, StoreError]:
     """Return the failures of a DeleteObjects by key; a key without an object is none.
 
-    Args:
-        errors: The key, S3's error code and S3's message of each.
-        bucket: The bucket.
-
-    Raises:
-        ConfigurationError: One of them fails every request.
+    Each error is the key, S3's error code and S3's message. One that is not about its key, such as
+    a missing bucket, is raised.
     """
     failures: dict[str, StoreError] = {}
     for key, code, message in errors:

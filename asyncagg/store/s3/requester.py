@@ -51,14 +51,8 @@ _CODE_BY_STATUS = {301: "PermanentRedirect"}
 class S3Request(msgspec.Struct, gc=False):
     """A request before it is signed.
 
-    Attributes:
-        operation: The method of `asyncagg.store.Store`, for messages.
-        key: The object's key or the prefix, for messages.
-        method: The HTTP method.
-        path: The path below the bucket, encoded, with its leading slash.
-        headers: The headers to sign and send, without ``host``; names in lower case.
-        query: The canonical query string.
-        body: The content.
+    The operation (a method of `asyncagg.store.Store`) and the key are for messages. The path, query
+    and headers are as `Signer.sign` needs them, the path without the bucket.
     """
 
     operation: str
@@ -151,12 +145,9 @@ class Requester:
     async def ask(self, request: S3Request, parse: Callable[[S3Request, Response], T]) -> T:
         """Send a request, and return its parsed response.
 
-        This runs for every request of a run, so the steps that seldom apply are checked inline:
-        refresh the credentials, and send the request again if the bucket is on another server.
-
-        Args:
-            request: The request.
-            parse: Parses a successful response; it may raise a `TransientError` without context.
+        ``parse`` gets a successful response; it may raise a `TransientError` without context. The
+        rare steps (refresh the credentials; ask another server) are checked inline, because this
+        runs for every request.
 
         Raises:
             AsyncaggError: The error of `s3_error` for an error response.
@@ -182,11 +173,7 @@ class Requester:
 
     @asynccontextmanager
     async def stream(self, request: S3Request) -> AsyncIterator[Response]:
-        """Send a request without a body, and open its response for streaming.
-
-        Raises:
-            AsyncaggError: As in `ask`.
-        """
+        """Send a request without a body, and open its response for streaming; raises as `ask`."""
         if self._clock() >= self._refresh_at:
             await self._refresh_credentials()
         channel, credentials = self._channel, self._credentials

@@ -38,13 +38,7 @@ UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """AWS credentials. Their ``repr`` omits the secrets.
-
-    Attributes:
-        access_key: The public key, sent with each request.
-        secret_key: The secret key, never sent.
-        token: The session token of temporary credentials, or empty.
-    """
+    """AWS credentials; ``token`` is the session token of temporary ones. ``repr`` hides secrets."""
 
     access_key: str
     secret_key: str
@@ -77,14 +71,10 @@ def payload_hash(body: bytes) -> str:
 
 
 class Signer:
-    """Signs the requests to one host.
+    """Signs the requests to one host in one region.
 
     It caches what depends only on the credentials and the second, and what requests with the same
     headers share (`_Template`). So signing a request costs little more than one hash and one HMAC.
-
-    Args:
-        host: The value of the ``host`` header.
-        region: The region in the scope of the signature.
     """
 
     def __init__(self, host: str, region: str) -> None:
@@ -112,14 +102,8 @@ class Signer:
     ) -> str:
         """Return the header lines of a signed request, each with its CR LF.
 
-        Args:
-            credentials: The credentials to sign with.
-            now: The time, in seconds since the epoch.
-            method: The HTTP method, in capitals.
-            path: The path, encoded.
-            query: The canonical query string.
-            headers: The headers to sign and send besides ``host``; names in lower case.
-            payload: The payload hash.
+        The path must be encoded, the query canonical, and the names of headers in lower case.
+        ``host`` is added; ``payload`` is the payload hash.
 
         Raises:
             UsageError: A header is not ASCII on one line.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -105,10 +105,12 @@ class S3Store:
     async def _open(
         self, stack: AsyncExitStack, key: str, if_match: str | None, offset: int
     ) -> StreamedBody:
-        def request() -> AbstractAsyncContextManager[StreamedBody]:
-            return self._plane.open(key, if_match=if_match, offset=offset)
+        def request() -> Awaitable[StreamedBody]:
+            return stack.enter_async_context(
+                self._plane.open(key, if_match=if_match, offset=offset)
+            )
 
-        return await self.retry.call("get", lambda: stack.enter_async_context(request()))
+        return await self.retry.call("get", request)
 
     async def _resuming(
         self, stack: AsyncExitStack, key: str, body: StreamedBody

@@ -55,14 +55,9 @@ def redirected(
 ) -> Target | None:
     """Return the target that a response redirects to, or ``None`` if it names no other one.
 
-    A region is taken from any response. A host is taken only if it is the one asked, or S3's own in
-    the same partition: a forged response cannot send signed requests elsewhere.
-
-    Args:
-        target: The target of the request.
-        status: The status of the response.
-        headers: The headers of the response.
-        region: The region in the body of the response, or empty.
+    A region is taken from the headers or the body of any response (``region`` is that of the body).
+    A host is taken only if it is the one asked, or S3's own in the same partition: a forged
+    response cannot send signed requests elsewhere.
     """
     if status not in (301, 307, 400):
         return None

@@ -56,10 +56,10 @@ _Entry: TypeAlias = tuple[str, str, str, str]
 
 
 class ErrorResponse(msgspec.Struct, frozen=True):
-    """The content of an ``<Error>`` element.
+    """The content of an ``<Error>`` element; all empty if the response has none.
 
     Attributes:
-        code: S3's error code; empty if the response had no such element.
+        code: S3's error code.
         message: S3's message.
         key: The object's key, in the response to a DeleteObjects.
         region: The region of the bucket, if the request went to another one.

@@ -30,13 +30,7 @@ _TRANSIENT = (
 
 
 class BotoBucket:
-    """A bucket, the prefix of its keys, and the translation of its errors.
-
-    Args:
-        client: The client of an `asyncagg.store.s3.boto.Control`.
-        bucket: The bucket's name.
-        prefix: The prefix of all keys, or empty.
-    """
+    """A bucket, or a prefix of one, accessed through the client of a `Control`."""
 
     def __init__(self, client: Any, bucket: str, prefix: str = "") -> None:
         self.client = client

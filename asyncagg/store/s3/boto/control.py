@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -26,15 +26,7 @@ _READ_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class S3Response:
-    """A response of S3, successful or not.
-
-    Attributes:
-        status: The HTTP status.
-        code: S3's error code; empty if there is none.
-        message: S3's error message.
-        headers: The headers, names in lower case.
-        content: The parsed body.
-    """
+    """A response of S3, successful or not; the code and the message are those of its error."""
 
     status: int
     code: str
@@ -162,26 +154,20 @@ async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[
         s3={"addressing_style": "path"} if endpoint_url else {},
     )
     async with AsyncExitStack() as stack:
-        with _translating(endpoint_url):
+        try:
             session = aioboto3.Session()
             region = session.region_name or "us-east-1"
-            client = await stack.enter_async_context(
-                session.client(
-                    "s3", endpoint_url=endpoint_url or None, region_name=region, config=config
-                )
+            opening = session.client(
+                "s3", endpoint_url=endpoint_url or None, region_name=region, config=config
             )
+            client = await stack.enter_async_context(opening)
+        except boto_errors.ProfileNotFound as error:
+            raise ConfigurationError(
+                f"AWS_PROFILE: {error}; expected a profile of the AWS configuration"
+            ) from error
+        except (boto_errors.NoRegionError, ValueError) as error:
+            expected = "a URL such as http://127.0.0.1:5000"
+            raise ConfigurationError(
+                f"endpoint_url {endpoint_url!r}: {error}; expected {expected}"
+            ) from error
         yield Control(session, client)
-
-
-@contextmanager
-def _translating(endpoint_url: str) -> Iterator[None]:
-    try:
-        yield
-    except boto_errors.ProfileNotFound as error:
-        raise ConfigurationError(
-            f"AWS_PROFILE: {error}; expected a profile of the AWS configuration"
-        ) from error
-    except (boto_errors.NoRegionError, ValueError) as error:
-        raise ConfigurationError(
-            f"endpoint_url {endpoint_url!r}: {error}; expected a URL such as http://127.0.0.1:5000"
-        ) from error

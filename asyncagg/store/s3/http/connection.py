@@ -31,9 +31,6 @@ _FIELD = re.compile(rb"\r\n([^:\r\n]+):[ \t]*([^\r\n]*)")
 class BodyStream(AsyncIterator[bytes]):
     """The blocks of a body as they arrive; it pauses the transport while too many are buffered.
 
-    Args:
-        transport: The transport to pause.
-
     Attributes:
         buffered: The number of bytes that are received and not yet read.
         ended: Whether no more bytes follow, at the body's end or after a failure.
@@ -93,10 +90,9 @@ class Response(msgspec.Struct, gc=False):
     """A response.
 
     Attributes:
-        status: The HTTP status.
         head: The status line and the header fields, as received.
         body: The whole body; empty if it is streamed.
-        stream: The stream of the body, if it is streamed.
+        stream: The body, if it is streamed.
     """
 
     status: int
@@ -130,13 +126,8 @@ class Connection(asyncio.BufferedProtocol):
     """A socket, its parser, and at most one exchange.
 
     It is a buffered protocol because for other protocols TLS allocates 256 KiB for each read, which
-    costs more CPU than the rest of the request.
-
-    Args:
-        owner: The pool.
-        clock: The time in seconds, for `started` and `last_received`.
-        buffer: The receive buffer; connections can share it, as it is parsed at once.
-        max_body_bytes: The most bytes of a body that is read whole.
+    costs more CPU than the rest of the request. Connections can share the receive buffer: what it
+    holds is parsed at once. ``max_body_bytes`` limits a body that is read whole.
 
     Attributes:
         busy: Whether an exchange is in progress.
@@ -177,14 +168,10 @@ class Connection(asyncio.BufferedProtocol):
     def send(
         self, head: bytes, body: bytes, now: float, *, bodyless: bool, streamed: bool
     ) -> asyncio.Future[Response]:
-        """Begin an exchange, and return the future of the response.
+        """Begin an exchange at the time ``now``, and return the future of the response.
 
-        Args:
-            head: The request line and the headers.
-            body: The request's body.
-            now: The time of the connection's clock.
-            bodyless: The response has no body, whatever its headers say (HEAD).
-            streamed: The future is done at the end of the headers, and the body is a stream.
+        The response to a HEAD is ``bodyless``, whatever its headers say. If it is ``streamed``, the
+        future is done at the end of the headers, and the body is a stream.
         """
         self._waiter = waiter = self._loop.create_future()
         transport = self._transport
@@ -231,10 +218,7 @@ class Connection(asyncio.BufferedProtocol):
     def overdue(self, now: float, *, read: float, total: float) -> str:
         """Return why the exchange has taken too long, or an empty string.
 
-        Args:
-            now: The time of the connection's clock.
-            read: The longest silence, in seconds.
-            total: The longest exchange, in seconds; a streamed one has no such limit.
+        The limits are ``read`` for a silence, and ``total`` for an exchange that is not streamed.
         """
         if not self.busy:
             return ""

@@ -21,13 +21,7 @@ _RECEIVE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The address of a server.
-
-    Attributes:
-        host: The host name or address, without a port.
-        port: The port.
-        tls: Whether it uses TLS.
-    """
+    """The address of a server."""
 
     host: str
     port: int
@@ -91,13 +85,8 @@ class HttpPool:
     """Sends requests to one server.
 
     A connection carries one exchange at a time. Of the idle connections, the last used is used
-    first. Every failure is a `TransientError`: the pool never sends a request twice.
-
-    Args:
-        endpoint: The server.
-        limits: The limits.
-        tls: The TLS context, from `tls_context`; created here if it is needed and missing.
-        clock: The time in seconds, for timeouts.
+    first. Every failure is a `TransientError`: the pool never sends a request twice. The TLS
+    context is one of `tls_context`, the default one if it is needed and missing.
     """
 
     def __init__(
@@ -134,10 +123,8 @@ class HttpPool:
         future: this saves a coroutine per request. After a cancellation, the next sweep closes the
         connection, unless the response is complete by then.
 
-        Args:
-            head: The request line and the headers, with the empty line that ends them.
-            body: The request's body.
-            bodyless: The response has no body, whatever its headers say (HEAD).
+        ``head`` is the request line and the headers, with the empty line that ends them. The
+        response to a HEAD is ``bodyless``, whatever its headers say.
 
         Raises:
             TransientError: The network or the server failed; a retry may succeed.
@@ -155,16 +142,9 @@ class HttpPool:
 
     @asynccontextmanager
     async def stream(self, head: bytes) -> AsyncIterator[Response]:
-        """Send a request without a body, and stream the body of its response.
+        """Send a request without a body, and stream the body of its response; raises as `request`.
 
         If the body is not read to its end, the connection is closed.
-
-        Args:
-            head: The request line and the headers, with the empty line that ends them.
-
-        Raises:
-            TransientError: As in `request`; the stream raises it too.
-            ConfigurationError: As in `request`.
         """
         now = self._clock()
         connection = self._idle_connection(now)
