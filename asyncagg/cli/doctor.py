@@ -66,14 +66,13 @@ def _print(diagnosis: Diagnosis) -> None:
     table.add_column("check", overflow="fold")
     table.add_column("result", no_wrap=True)
     table.add_column("finding", overflow="fold")
-    for each in diagnosis.checks:
-        result = each.result
+    for name, result in diagnosis.results.items():
         status = Text(result.status, style=_STYLES[result.status])
-        table.add_row(Text(each.name), status, Text(visible(result.detail)))
+        table.add_row(Text(name), status, Text(visible(result.detail)))
     out.print(table)
-    for each in diagnosis.checks:
-        if advice := each.result.advice:
-            line = Text(f"{each.name}: {visible(advice)}", style=_STYLES[each.result.status])
+    for name, result in diagnosis.results.items():
+        if result.advice:
+            line = Text(f"{name}: {visible(result.advice)}", style=_STYLES[result.status])
             out.print(line, soft_wrap=True)
     if diagnosis.policy is not None:
         out.print(Text("this policy grants the missing permissions:"))

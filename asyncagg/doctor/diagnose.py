@@ -57,13 +57,13 @@ async def diagnose(
         UsageError: The URL is not that of a store.
     """
     exam = Examination()
-    exam.add("prefixes", _prefixes(settings))
+    exam.results["prefixes"] = _prefixes(settings)
     if "://" in settings.store:
         return await _check_bucket(exam, settings, environ, now, monotonic)
     if not settings.store:
         raise UsageError("store '': expected s3://bucket[/prefix] or a directory")
     await _check_directory(exam, settings)
-    return Diagnosis(settings.store, exam.checks)
+    return Diagnosis(settings.store, exam.results)
 
 
 def _prefixes(settings: Settings) -> CheckResult:
@@ -137,15 +137,14 @@ async def _check_bucket(
                 await _check_requests(exam, settings, s3, monotonic)
                 await s3.check_configuration(exam)
             else:
-                for name in ("permissions", "guards", "latency"):
-                    exam.skip(name, "needs bucket, which did not pass")
+                exam.skip("needs bucket, which did not pass", "permissions", "guards", "latency")
             region = control.region
     except AsyncaggError as error:  # opening failed; the errors of a check are in its result
-        exam.add("endpoint", CheckResult("fail", str(error)))
-        return Diagnosis(settings.store, exam.checks)
-    missing = [each.result.missing for each in exam.checks if each.result.missing is not None]
+        exam.results["endpoint"] = CheckResult("fail", str(error))
+        return Diagnosis(settings.store, exam.results)
+    missing = [result.missing for result in exam.results.values() if result.missing is not None]
     granting = policy(missing, bucket=bucket, root=root, partition=_partition(region))
-    return Diagnosis(settings.store, exam.checks, granting if missing else None)
+    return Diagnosis(settings.store, exam.results, granting if missing else None)
 
 
 def _partition(region: str) -> str:

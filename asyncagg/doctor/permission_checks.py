@@ -57,12 +57,9 @@ def prerequisites(grant: Grant) -> list[str]:
 
 
 async def check_permission(store: Store, grant: Grant, request_for: RequestFactory) -> CheckResult:
-    """Find out whether a permission is granted.
+    """Find out whether a permission is granted, with a store without guards.
 
-    Args:
-        store: The store, without guards.
-        grant: The permission.
-        request_for: Returns the request to send, for an action that a `Store` has no method for.
+    ``request_for`` returns the request to send if a `Store` has no method that needs the action.
     """
     key = f"{grant.prefix.removesuffix(PROBE)}{PROBE}{uuid.uuid4().hex}"
     request = request_for(grant.action, key)

@@ -53,13 +53,9 @@ def grants(settings: Settings) -> list[Grant]:
 
 
 def policy(missing: Iterable[Grant], *, bucket: str, root: str, partition: str) -> dict[str, Any]:
-    """Return the IAM policy that grants permissions, with one statement per action.
+    """Return the IAM policy that grants permissions on a bucket, with one statement per action.
 
-    Args:
-        missing: The permissions.
-        bucket: The bucket.
-        root: The prefix of all keys of the store; empty for the whole bucket.
-        partition: ``aws``, ``aws-cn`` or ``aws-us-gov``.
+    ``root`` is the prefix of the store; the partition is ``aws``, ``aws-cn`` or ``aws-us-gov``.
     """
     by_action: defaultdict[str, list[str]] = defaultdict(list)
     for grant in missing:

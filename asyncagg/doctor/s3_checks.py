@@ -40,16 +40,7 @@ _ELSEWHERE = frozenset({"301", "307", "AuthorizationHeaderMalformed", "Permanent
 
 @dataclass(frozen=True, slots=True)
 class S3Checks:
-    """Checks of one bucket.
-
-    Attributes:
-        control: Knows credentials, regions and endpoints.
-        bucket: The bucket.
-        root: The prefix of all keys of the store.
-        settings: The prefixes.
-        environ: The environment, for ``AWS_CA_BUNDLE``.
-        now: The clock of this machine.
-    """
+    """Checks of one bucket. ``root`` is the prefix of the store; ``environ`` has AWS_CA_BUNDLE."""
 
     control: Control
     bucket: str
@@ -63,8 +54,8 @@ class S3Checks:
         await exam.check("credentials", self._credentials)
         await exam.check("endpoint", self._endpoint, needs=["credentials"])
         if not exam.passed("endpoint"):
-            for name in ("accepted", "clock", "region", "bucket"):
-                exam.skip(name, "needs endpoint, which did not pass")
+            reason = "needs endpoint, which did not pass"
+            exam.skip(reason, "accepted", "clock", "region", "bucket")
             return
         responses: list[tuple[S3Response, datetime]] = []
 
@@ -76,13 +67,14 @@ class S3Checks:
 
         await exam.check("accepted", accepted)
         if not responses:
-            for name in ("clock", "region", "bucket"):
-                exam.skip(name, "the server did not respond")
+            exam.skip("the server did not respond", "clock", "region", "bucket")
             return
         [(response, received_at)] = responses
-        exam.add("clock", _clock(response, received_at))
-        exam.add("region", _region(response, self.control.region))
-        exam.add("bucket", self._exists(response))
+        exam.results |= {
+            "clock": _clock(response, received_at),
+            "region": _region(response, self.control.region),
+            "bucket": self._exists(response),
+        }
 
     async def check_configuration(self, exam: Examination) -> None:
         """Check the configuration of the bucket, as far as it may be read."""
