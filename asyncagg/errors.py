@@ -74,12 +74,16 @@ class StoreError(AsyncaggError):
     Attributes:
         operation: What was asked (``get``, ``put``, ``copy`` …).
         key: The object's key, or a prefix.
+        bucket: The bucket; empty where there is none.
     """
 
-    def __init__(self, message: str, *, operation: str = "", key: str = "") -> None:
+    def __init__(
+        self, message: str, *, operation: str = "", key: str = "", bucket: str = ""
+    ) -> None:
         super().__init__(message)
         self.operation = operation
         self.key = key
+        self.bucket = bucket
 
 
 class NotFoundError(StoreError):

@@ -1,4 +1,4 @@
-"""``asyncagg doctor``: what is wrong with a set-up, and what would mend it."""
+"""``asyncagg doctor``: checks a set-up, and says how to fix it."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _STYLES: dict[CheckStatus, str] = {
 def doctor(*, settings: Settings, json: JsonOption = False) -> None:
     """Check a set-up: credentials, permissions and the store.
 
-    Also region, endpoint, clock, guards and prefixes. For a directory: whether it may be used, and
-    whether its file system does what is relied on. It changes nothing; two small objects of its own
-    below the archive prefix are removed again. For permissions that are missing it prints the IAM
-    policy that grants them, as the role of template.yaml has it.
+    For a bucket, it also checks region, endpoint, clock, guards and prefixes; for a directory, the
+    permissions and the features of the file system. It changes nothing; the two small objects that
+    it creates below the archive prefix are removed. If permissions are missing, it prints the IAM
+    policy that grants them.
 
-    The exit code is 0 where all is well, warnings allowed, and 1 where something fails.
+    The exit code is 1 if a check fails, and 0 otherwise, warnings included.
 
     Examples:
       asyncagg doctor s3://matching-out-runs
@@ -62,22 +62,19 @@ def doctor(*, settings: Settings, json: JsonOption = False) -> None:
 
 
 def _print(diagnosis: Diagnosis) -> None:
-    table = Table(title=Text(f"examination of {diagnosis.store}"))
+    table = Table(title=Text(f"checks of {diagnosis.store}"))
     table.add_column("check", overflow="fold")
     table.add_column("result", no_wrap=True)
-    table.add_column("what was seen", overflow="fold")
-    for each in diagnosis.checks:
-        found = each.found
-        result = Text(found.status, style=_STYLES[found.status])
-        table.add_row(Text(each.name), result, Text(visible(found.told)))
+    table.add_column("finding", overflow="fold")
+    for name, result in diagnosis.results.items():
+        status = Text(result.status, style=_STYLES[result.status])
+        table.add_row(Text(name), status, Text(visible(result.detail)))
     out.print(table)
-    for each in diagnosis.checks:
-        if each.found.advice:
-            line = Text(
-                f"{each.name}: {visible(each.found.advice)}", style=_STYLES[each.found.status]
-            )
+    for name, result in diagnosis.results.items():
+        if result.advice:
+            line = Text(f"{name}: {visible(result.advice)}", style=_STYLES[result.status])
             out.print(line, soft_wrap=True)
     if diagnosis.policy is not None:
-        out.print(Text("this policy grants what is missing:"))
-        told = orjson.dumps(diagnosis.policy, option=orjson.OPT_INDENT_2).decode()
-        out.print(Text(told), soft_wrap=True)
+        out.print(Text("this policy grants the missing permissions:"))
+        policy = orjson.dumps(diagnosis.policy, option=orjson.OPT_INDENT_2).decode()
+        out.print(Text(policy), soft_wrap=True)

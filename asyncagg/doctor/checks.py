@@ -1,8 +1,8 @@
-"""Checks that are run one after the other, and what each of them found."""
+"""Checks that run one after the other, and their results."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -11,68 +11,63 @@ import anyio
 from asyncagg.doctor.permissions import Grant
 from asyncagg.errors import AsyncaggError
 
-__all__ = ("CHECK_SECONDS", "Check", "CheckResult", "CheckStatus", "Diagnosis", "Examination")
+__all__ = ("CheckResult", "CheckStatus", "Diagnosis", "Examination")
 
 CheckStatus: TypeAlias = Literal["ok", "warn", "fail", "skipped"]
 
-CHECK_SECONDS = 30.0
-"""How long one check may take."""
+_CHECK_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        status: How it is.
-        told: What was seen, in a few words.
-        advice: What to do about it; empty where there is nothing to do.
-        missing: The permission that is missing, if that is it.
+        status: Whether the check passed.
+        detail: What was found, in a few words.
+        advice: What to do about it, or empty.
+        missing: The permission that is missing, if any.
     """
 
     status: CheckStatus
-    told: str
+    detail: str
     advice: str = ""
     missing: Grant | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """One check and what it found.
-
-    Attributes:
-        name: What was checked.
-        found: What it found.
-    """
-
-    name: str
-    found: CheckResult
-
-
-@dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What all checks of one store found.
+    """The results of all checks of one store.
 
     Attributes:
-        store: Its name.
-        checks: The checks, in the order in which they were run.
-        policy: The IAM policy that grants what is missing, if anything is.
+        store: The store's URL.
+        results: The results by the names of the checks, in the order in which they ran.
+        policy: The IAM policy that grants the missing permissions, if any.
     """
 
     store: str
-    checks: Sequence[Check]
+    results: Mapping[str, CheckResult]
     policy: dict[str, Any] | None = None
 
     @property
     def exit_code(self) -> int:
-        """0 where nothing fails, 1 where something does."""
-        return int(any(each.found.status == "fail" for each in self.checks))
+        """1 if a check failed, otherwise 0."""
+        return int(any(result.status == "fail" for result in self.results.values()))
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
         return {
             "store": self.store,
-            "checks": [{"name": each.name, **asdict(each.found)} for each in self.checks],
+            "checks": [
+                {
+                    "name": name,
+                    "status": result.status,
+                    "told": result.detail,  # programs read this field
+                    "advice": result.advice,
+                    "missing": result.missing and asdict(result.missing),
+                }
+                for name, result in self.results.items()
+            ],
             "policy": self.policy,
             "exit_code": self.exit_code,
         }
@@ -80,46 +75,31 @@ class Diagnosis:
 
 @dataclass(slots=True)
 class Examination:
-    """Runs checks, and keeps what they found.
+    """Runs checks and keeps their results, by the names of the checks."""
 
-    Attributes:
-        checks: Those that are over.
-    """
-
-    checks: list[Check] = field(default_factory=list)
-
-    def add(self, name: str, found: CheckResult) -> None:
-        """Keep what was found."""
-        self.checks.append(Check(name, found))
+    results: dict[str, CheckResult] = field(default_factory=dict)
 
     def passed(self, name: str) -> bool:
-        """Say whether a check was run, and did not fail."""
-        return any(
-            each.name == name and each.found.status in {"ok", "warn"} for each in self.checks
-        )
+        """Whether a check ran and did not fail."""
+        return name in self.results and self.results[name].status in {"ok", "warn"}
 
-    def skip(self, name: str, because: str) -> None:
-        """Tell of a check that is not run."""
-        self.add(name, CheckResult("skipped", because))
+    def skip(self, reason: str, *names: str) -> None:
+        """Record checks that do not run."""
+        for name in names:
+            self.results[name] = CheckResult("skipped", reason)
 
     async def check(
-        self, name: str, look: Callable[[], Awaitable[CheckResult]], *, needs: Sequence[str] = ()
+        self, name: str, find: Callable[[], Awaitable[CheckResult]], *, needs: Sequence[str] = ()
     ) -> None:
-        """Run a check, unless another that it needs has not passed; an error fails it.
-
-        Args:
-            name: What is checked.
-            look: Finds out.
-            needs: The names of checks that have to pass before.
-        """
+        """Run a check, if those that it needs have passed; an error of ``find`` fails it."""
         for each in needs:
             if not self.passed(each):
-                self.skip(name, f"needs {each}, which did not pass")
+                self.skip(f"needs {each}, which did not pass", name)
                 return
-        found = CheckResult("fail", f"no answer within {CHECK_SECONDS:g} seconds")
-        with anyio.move_on_after(CHECK_SECONDS):
+        result = CheckResult("fail", f"no answer within {_CHECK_SECONDS:g} seconds")
+        with anyio.move_on_after(_CHECK_SECONDS):
             try:
-                found = await look()
+                result = await find()
             except AsyncaggError as error:
-                found = CheckResult("fail", str(error))
-        self.add(name, found)
+                result = CheckResult("fail", str(error))
+        self.results[name] = result

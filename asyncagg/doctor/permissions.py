@@ -1,4 +1,4 @@
-"""What the job asks of a bucket, as the statements of an IAM policy that grant it."""
+"""The permissions that the job needs on a bucket, and the IAM policy that grants them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ __all__ = ("Grant", "grants", "policy")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Grant:
-    """One action on the keys that start alike.
+    """The permission for one action below one prefix.
 
     Attributes:
-        action: Such as ``s3:GetObject``.
-        prefix: What the keys start with, relative to the store.
+        action: The action, such as ``s3:GetObject``.
+        prefix: The prefix of the keys, relative to the store.
     """
 
     action: str
     prefix: str
 
     def __str__(self) -> str:
-        """Its name in a table."""
+        """The name of its check."""
         return f"{self.action} {self.prefix}"
 
 
 def grants(settings: Settings) -> list[Grant]:
-    """Return all that the job needs, in the order in which it can be found out.
+    """Return all permissions that the job needs, in the order in which they can be checked.
 
-    It is what the role in ``template.yaml`` may do, and no more.
+    They are those of the role in ``template.yaml``.
     """
     runs, aggregates = settings.runs_prefix, settings.aggregate_prefix
     archive, quarantine = settings.archive_prefix, settings.quarantine_prefix
@@ -53,13 +53,9 @@ def grants(settings: Settings) -> list[Grant]:
 
 
 def policy(missing: Iterable[Grant], *, bucket: str, root: str, partition: str) -> dict[str, Any]:
-    """Return the IAM policy that grants what is missing, one statement an action.
+    """Return the IAM policy that grants permissions on a bucket, with one statement per action.
 
-    Args:
-        missing: What to grant.
-        bucket: The bucket.
-        root: What all keys of the store start with; empty where it is the whole bucket.
-        partition: ``aws``, ``aws-cn`` or ``aws-us-gov``.
+    ``root`` is the prefix of the store; the partition is ``aws``, ``aws-cn`` or ``aws-us-gov``.
     """
     by_action: defaultdict[str, list[str]] = defaultdict(list)
     for grant in missing:
@@ -68,7 +64,7 @@ def policy(missing: Iterable[Grant], *, bucket: str, root: str, partition: str) 
     statements = []
     for action, patterns in by_action.items():
         statement: dict[str, Any] = {"Effect": "Allow", "Action": action}
-        if action == "s3:ListBucket":  # its resource is the bucket itself
+        if action == "s3:ListBucket":  # its resource is the bucket
             statement |= {
                 "Resource": arn,
                 "Condition": {"StringLike": {"s3:prefix": patterns}},

@@ -1,4 +1,4 @@
-"""What only S3 can answer about itself: credentials, region, endpoint, clock, bucket, hints."""
+"""Checks of a bucket and the way to it: credentials, endpoint, clock, region, configuration."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from anyio.abc import ByteStream
 
 from asyncagg.doctor.checks import CheckResult, Examination
 from asyncagg.settings import Settings
-from asyncagg.store.s3.boto import Answer, Control, Location
-from asyncagg.store.s3.http import tls_context
+from asyncagg.store.s3.boto import Control, S3Response
+from asyncagg.store.s3.http import Endpoint, tls_context
 
-__all__ = ("ACCEPTED_SKEW", "S3Checks")
+__all__ = ("S3Checks",)
 
-ACCEPTED_SKEW = timedelta(minutes=15)
-"""How far a clock may be off before S3 refuses its signatures."""
+_ACCEPTED_SKEW = timedelta(minutes=15)
+"""S3 rejects signatures of clocks that are further off."""
 
 _NOTICED_SKEW = timedelta(minutes=1)
 _CONNECT_SECONDS = 10.0
@@ -36,23 +36,11 @@ _BAD_CREDENTIALS = frozenset(
     }
 )
 _ELSEWHERE = frozenset({"301", "307", "AuthorizationHeaderMalformed", "PermanentRedirect"})
-_FIND = (
-    "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
-)
 
 
 @dataclass(frozen=True, slots=True)
 class S3Checks:
-    """Checks of one bucket.
-
-    Attributes:
-        control: Who knows credentials, regions and endpoints.
-        bucket: The bucket.
-        root: What all keys of the store start with.
-        settings: The prefixes.
-        environ: The environment, for ``AWS_CA_BUNDLE``.
-        now: The clock of this machine.
-    """
+    """Checks of one bucket. ``root`` is the prefix of the store; ``environ`` has AWS_CA_BUNDLE."""
 
     control: Control
     bucket: str
@@ -61,43 +49,42 @@ class S3Checks:
     environ: Mapping[str, str]
     now: Callable[[], datetime]
 
-    async def diagnose(self, exam: Examination) -> None:
-        """Run the checks whose passing all others need; the last is ``bucket``."""
+    async def check_access(self, exam: Examination) -> None:
+        """Run the checks that all others need; the last is ``bucket``."""
         await exam.check("credentials", self._credentials)
         await exam.check("endpoint", self._endpoint, needs=["credentials"])
         if not exam.passed("endpoint"):
-            for name in ("accepted", "clock", "region", "bucket"):
-                exam.skip(name, "needs endpoint, which did not pass")
+            reason = "needs endpoint, which did not pass"
+            exam.skip(reason, "accepted", "clock", "region", "bucket")
             return
-        answers: list[tuple[Answer, datetime]] = []
+        responses: list[tuple[S3Response, datetime]] = []
 
         async def accepted() -> CheckResult:
             prefix = self.root + self.settings.runs_prefix
-            answer = await self._ask("list_objects_v2", Prefix=prefix, MaxKeys=1)
-            answers.append((answer, self.now()))
-            return _accepted(answer)
+            response = await self._ask("list_objects_v2", Prefix=prefix, MaxKeys=1)
+            responses.append((response, self.now()))
+            return _accepted(response)
 
         await exam.check("accepted", accepted)
-        judges: dict[str, Callable[[Answer, datetime], CheckResult]] = {
-            "clock": _clock,
-            "region": lambda answer, _: self._region(answer),
-            "bucket": lambda answer, _: self._bucket(answer),
+        if not responses:
+            exam.skip("the server did not respond", "clock", "region", "bucket")
+            return
+        [(response, received_at)] = responses
+        exam.results |= {
+            "clock": _clock(response, received_at),
+            "region": _region(response, self.control.region),
+            "bucket": self._exists(response),
         }
-        for name, judge in judges.items():
-            if answers:
-                exam.add(name, judge(*answers[0]))
-            else:
-                exam.skip(name, "there was no answer")
 
-    async def hints(self, exam: Examination) -> None:
-        """Look at how the bucket is set up, where that is permitted."""
+    async def check_configuration(self, exam: Examination) -> None:
+        """Check the configuration of the bucket, as far as it may be read."""
         await exam.check("versioning", self._versioning)
         await exam.check("lifecycle", self._lifecycle)
 
-    def question(self, action: str, key: str) -> Callable[[], Awaitable[Answer]] | None:
-        """Return a request on a key that does not exist, which only an action's grant lets pass.
+    def request_for(self, action: str, key: str) -> Callable[[], Awaitable[S3Response]] | None:
+        """Return a request for a key that does not exist, which needs this action's permission.
 
-        None where the action is one that a `Store` can be asked for.
+        None for an action that a method of `Store` needs.
         """
         match action:
             case "s3:AbortMultipartUpload":
@@ -108,7 +95,7 @@ class S3Checks:
                 return lambda: self._ask("put_object_tagging", Key=key, Tagging={"TagSet": []})
         return None
 
-    async def _ask(self, operation: str, **parameters: Any) -> Answer:
+    async def _ask(self, operation: str, **parameters: Any) -> S3Response:
         if "Key" in parameters:
             parameters["Key"] = self.root + parameters["Key"]
         return await self.control.ask(operation, bucket=self.bucket, **parameters)
@@ -116,140 +103,149 @@ class S3Checks:
     async def _credentials(self) -> CheckResult:
         found = await self.control.identity()
         if found is None:
-            return CheckResult("fail", "none found", _FIND)
-        return CheckResult("ok", f"those that end with {found.access_key[-4:]}, of {found.source}")
+            return CheckResult(
+                "fail",
+                "none found",
+                "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the "
+                "machine a role",
+            )
+        access_key, source = found
+        return CheckResult("ok", f"access key ...{access_key[-4:]}, from {source}")
 
     async def _endpoint(self) -> CheckResult:
-        at = await self.control.locate(self.bucket)
-        host = at.host if at.path_style else f"{self.bucket}.{at.host}"
+        server = (await self.control.locate(self.bucket)).server
+        where = f"{server.host}:{server.port}"
         try:
-            addresses = await anyio.getaddrinfo(host, at.port)
+            addresses = {each[4] for each in await anyio.getaddrinfo(server.host, server.port)}
         except OSError as error:
             return CheckResult(
                 "fail",
-                f"{host}: its name is not known ({error})",
-                "look at the endpoint's and the region's name, and at this machine's DNS",
+                f"{server.host}: the host name cannot be resolved ({error})",
+                "check the endpoint, the region and this machine's DNS",
             )
-        return await self._connected(at, host, len({each[4] for each in addresses}))
-
-    async def _connected(self, at: Location, host: str, addresses: int) -> CheckResult:
-        where = f"{host}:{at.port}"
         try:
             with anyio.fail_after(_CONNECT_SECONDS):
-                await self._connect(at, host)
+                await self._connect(server)
         except ssl.SSLError as error:
             return CheckResult(
                 "fail",
-                f"{where}: its certificate is not trusted ({error})",
+                f"{where}: the certificate is not trusted ({error})",
                 "set AWS_CA_BUNDLE to the file of its authority, or correct the endpoint's name",
             )
-        except (OSError, anyio.BrokenResourceError) as error:  # a timeout among them
-            told = str(error) or f"no answer within {_CONNECT_SECONDS:g} seconds"
+        except (OSError, anyio.BrokenResourceError) as error:  # includes a timeout
+            detail = str(error) or f"no answer within {_CONNECT_SECONDS:g} seconds"
             return CheckResult(
                 "fail",
-                f"{where}: not reached ({told})",
-                "look at firewalls, security groups, routes and VPC endpoints on the way",
+                f"{where}: cannot connect ({detail})",
+                "check the firewalls, security groups, routes and VPC endpoints on the way",
             )
-        kind = "TLS, its certificate verified" if at.tls else "no TLS"
-        return CheckResult("ok", f"{where}, {addresses} addresses, {kind}")
+        kind = "TLS with a trusted certificate" if server.tls else "no TLS"
+        return CheckResult("ok", f"{where}, {len(addresses)} addresses, {kind}")
 
-    async def _connect(self, at: Location, host: str) -> None:
-        if at.tls:
+    async def _connect(self, server: Endpoint) -> None:
+        if server.tls:
             tls = await to_thread.run_sync(tls_context, self.environ.get("AWS_CA_BUNDLE"))
             stream: ByteStream = await anyio.connect_tcp(
-                host, at.port, tls=True, ssl_context=tls, tls_standard_compatible=False
+                server.host, server.port, ssl_context=tls, tls_standard_compatible=False
             )
         else:
-            stream = await anyio.connect_tcp(host, at.port)
+            stream = await anyio.connect_tcp(server.host, server.port)
         await stream.aclose()
 
-    def _region(self, answer: Answer) -> CheckResult:
-        told = answer.content.get("Error", {}).get("Region", "")
-        true = answer.headers.get("x-amz-bucket-region") or told
-        given = self.control.region
-        used = given or "us-east-1"
-        named = given or "none given: us-east-1"
-        if answer.code in _ELSEWHERE:
-            where = true or "another region"
-            return CheckResult(
-                "fail", f"{named}; the bucket is in {where}", f"set AWS_REGION={where}"
-            )
-        if not true:
-            return CheckResult("ok", f"{named}; the server does not say where the bucket is")
-        if true != used:
-            return CheckResult(
-                "warn",
-                f"{named}; the bucket is in {true}: each start costs a request more",
-                f"set AWS_REGION={true}",
-            )
-        return CheckResult("ok", f"{named}, as the bucket's")
-
-    def _bucket(self, answer: Answer) -> CheckResult:
-        if answer.status < 300 or answer.code == "AccessDenied":
-            return CheckResult("ok", f"{self.bucket} is there")
-        if answer.code == "NoSuchBucket":
-            advice = "create it, or correct the store's name"
+    def _exists(self, response: S3Response) -> CheckResult:
+        if response.status < 300 or response.code == "AccessDenied":
+            return CheckResult("ok", f"{self.bucket} exists")
+        if response.code == "NoSuchBucket":
+            advice = "create it, or correct the store's URL"
             return CheckResult("fail", f"there is no bucket {self.bucket!r}", advice)
-        return CheckResult("fail", f"{answer.status} {answer.code}: {answer.message}")
+        return CheckResult("fail", f"{response.status} {response.code}: {response.message}")
 
     async def _versioning(self) -> CheckResult:
-        answer = await self._ask("get_bucket_versioning")
-        if answer.status >= 300:
-            return CheckResult("skipped", f"only a hint: {answer.status} {answer.code}")
-        if answer.content.get("Status") == "Enabled":
-            told = "on: deleted run files stay as old versions until a lifecycle rule expires them"
-            return CheckResult("ok", told)
-        return CheckResult("ok", "off: a run file that its producer overwrites is gone")
+        response = await self._ask("get_bucket_versioning")
+        if response.status >= 300:
+            return _not_readable(response)
+        if response.content.get("Status") == "Enabled":
+            detail = (
+                "on: deleted run files remain as old versions until a lifecycle rule expires them"
+            )
+            return CheckResult("ok", detail)
+        return CheckResult("ok", "off: a run file that its producer overwrites is lost")
 
     async def _lifecycle(self) -> CheckResult:
-        answer = await self._ask("get_bucket_lifecycle_configuration")
-        if answer.code == "NoSuchLifecycleConfiguration":
+        response = await self._ask("get_bucket_lifecycle_configuration")
+        if response.code == "NoSuchLifecycleConfiguration":
             return CheckResult("ok", "no rules")
-        if answer.status >= 300:
-            return CheckResult("skipped", f"only a hint: {answer.status} {answer.code}")
-        kept = {self.settings.runs_prefix, self.settings.aggregate_prefix}
-        rules = answer.content.get("Rules", ())
+        if response.status >= 300:
+            return _not_readable(response)
+        rules = response.content.get("Rules", ())
+        expired = tuple(_expired_prefixes(rules))
         harmful = sorted(
-            f"{self.root}{prefix}"
-            for prefix in kept
-            if any(_meet(prefix, expired, self.root) for expired in _expiring(rules))
+            whole
+            for prefix in {self.settings.runs_prefix, self.settings.aggregate_prefix}
+            for whole in [self.root + prefix]
+            if any(whole.startswith(each) or each.startswith(whole) for each in expired)
         )
         if harmful:
             return CheckResult(
                 "warn",
                 f"a rule expires objects below {', '.join(harmful)}",
-                "a run file that expires before it is counted is lost, and an aggregate that "
-                "expires is forgotten: leave both prefixes out of the rule",
+                "exclude both prefixes from the rule: a run file that expires before it is counted "
+                "is lost, and an aggregate that expires is forgotten",
             )
         return CheckResult("ok", f"{len(rules)} rules, none expires run files or aggregates")
 
 
-def _accepted(answer: Answer) -> CheckResult:
-    if answer.code in _BAD_CREDENTIALS:
-        told = f"the server refuses them: {answer.code}: {answer.message}"
-        advice = "renew them" if "Token" in answer.code else "correct key and secret"
-        return CheckResult("fail", told, advice)
-    return CheckResult("ok", "the server takes them")
+def _not_readable(response: S3Response) -> CheckResult:
+    detail = f"not needed, and not readable: {response.status} {response.code}"
+    return CheckResult("skipped", detail)
 
 
-def _clock(answer: Answer, now: datetime) -> CheckResult:
+def _accepted(response: S3Response) -> CheckResult:
+    if response.code in _BAD_CREDENTIALS:
+        detail = f"the server rejects the credentials: {response.code}: {response.message}"
+        advice = "renew them" if "Token" in response.code else "correct the key and the secret"
+        return CheckResult("fail", detail, advice)
+    return CheckResult("ok", "the server accepts the credentials")
+
+
+def _clock(response: S3Response, received_at: datetime) -> CheckResult:
     try:
-        date = parsedate_to_datetime(answer.headers.get("date", ""))
+        date = parsedate_to_datetime(response.headers.get("date", ""))
     except ValueError:
-        return CheckResult("skipped", "the server does not tell its time")
-    skew = now - date
+        return CheckResult("skipped", "the server does not send its time")
+    skew = received_at - date
     seconds = skew.total_seconds()
-    told = f"{abs(seconds):.0f} seconds {'ahead of' if seconds > 0 else 'behind'} the server's"
+    detail = f"{abs(seconds):.0f} seconds {'ahead of' if seconds > 0 else 'behind'} the server's"
     advice = "set this machine's clock by NTP"
-    if answer.code == "RequestTimeTooSkewed" or abs(skew) >= ACCEPTED_SKEW:
-        return CheckResult("fail", f"{told}; accepted are 15 minutes", advice)
-    return (
-        CheckResult("warn", told, advice) if abs(skew) >= _NOTICED_SKEW else CheckResult("ok", told)
-    )
+    if response.code == "RequestTimeTooSkewed" or abs(skew) >= _ACCEPTED_SKEW:
+        return CheckResult("fail", f"{detail}; S3 accepts up to 15 minutes", advice)
+    if abs(skew) >= _NOTICED_SKEW:
+        return CheckResult("warn", detail, advice)
+    return CheckResult("ok", detail)
 
 
-def _expiring(rules: Any) -> Iterator[str]:
-    """Yield the prefixes of the rules that expire objects; one that goes by tag alone has none."""
+def _region(response: S3Response, given: str) -> CheckResult:
+    in_error = response.content.get("Error", {}).get("Region", "")
+    actual = response.headers.get("x-amz-bucket-region") or in_error
+    configured = given or "none is set, so us-east-1"
+    if response.code in _ELSEWHERE:
+        where = actual or "another region"
+        return CheckResult(
+            "fail", f"{configured}; the bucket is in {where}", f"set AWS_REGION={where}"
+        )
+    if not actual:
+        return CheckResult("ok", f"{configured}; the server does not report the bucket's region")
+    if actual != (given or "us-east-1"):
+        return CheckResult(
+            "warn",
+            f"{configured}; the bucket is in {actual}: each start costs one more request",
+            f"set AWS_REGION={actual}",
+        )
+    return CheckResult("ok", f"{configured}, the same as the bucket's")
+
+
+def _expired_prefixes(rules: Any) -> Iterator[str]:
+    """Yield the prefixes of the rules that expire objects; a rule with only tags has none."""
     for rule in rules:
         if rule.get("Status") != "Enabled" or "Expiration" not in rule:
             continue
@@ -257,8 +253,3 @@ def _expiring(rules: Any) -> Iterator[str]:
         chosen = chosen.get("And", chosen)
         if "Prefix" in chosen:
             yield chosen["Prefix"]
-
-
-def _meet(prefix: str, expired: str, root: str) -> bool:
-    whole = root + prefix
-    return whole.startswith(expired) or expired.startswith(whole)

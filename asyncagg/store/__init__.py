@@ -1,4 +1,4 @@
-"""The places where objects live: the `Store` protocol, S3, a directory, and memory."""
+"""Where objects live: the `Store` protocol, and stores on S3, in a directory and in memory."""
 
 from asyncagg.store.protocol import (
     DELETE_BATCH,

@@ -1,8 +1,8 @@
-"""The guards that counting once rests on: found out by a probe, never assumed.
+"""Finds out by a probe which conditional requests a store honours: counting once needs them.
 
-S3-compatible servers differ. Some refuse a condition, some accept it and do not look at it, some
-compare etags wrongly so that a right one fails too. The probe sends conditions that must fail and
-conditions that must hold, on objects of its own.
+S3-compatible servers differ. Some reject a condition, some ignore it, and some compare etags
+wrongly, so that a correct one fails. The probe sends conditions that must fail and conditions that
+must hold, on objects that it creates and removes.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ from __future__ import annotations
 import uuid
 from collections.abc import (
     AsyncIterable,
-    AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
 import anyio
-import msgspec
+from msgspec import structs
 
 from asyncagg.errors import (
     ConfigurationError,
@@ -35,33 +34,33 @@ from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store.protocol import (
     Absent,
-    Body,
     Condition,
     Matches,
-    ObjectInfo,
     Store,
-    StreamedBody,
 )
 
-__all__ = ("PROBE", "GuardedStore", "Guards", "probe", "remove")
+__all__ = ("PROBE", "WRONG_ETAG", "GuardedStore", "Guards", "probe", "remove")
 
 PROBE = "asyncagg-probe-"
-"""What the names of a probe's objects start with."""
+"""The start of the names of a probe's objects."""
 
-_WRONG = "0" * 32
-_LOOKS_AT_ONCE = 16
+WRONG_ETAG = "0" * 32
+"""An etag that no object has."""
+
+_CLEANUP_SECONDS = 5.0
+_CONCURRENT_HEADS = 16
 _PROBES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """Which conditions a store honours.
+    """The conditional requests that a store honours.
 
     Attributes:
         put_if_absent: ``If-None-Match: *`` of a write.
         put_if_match: ``If-Match`` of a write.
         copy_if_match: ``x-amz-copy-source-if-match``.
-        copy_if_absent: ``If-None-Match: *`` of a copy; the one that may be missing.
+        copy_if_absent: ``If-None-Match: *`` of a copy; the only optional one.
         delete_if_match: The ETag of a deleted object.
     """
 
@@ -73,37 +72,35 @@ class Guards:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The names of those that are not honoured."""
+        """The names of the guards that the store does not honour."""
         return tuple(each.name for each in fields(self) if not getattr(self, each.name))
 
     @property
-    def lacking(self) -> tuple[str, ...]:
-        """The names of those that are not honoured and may not be missing."""
+    def missing_required(self) -> tuple[str, ...]:
+        """The names of the required guards that the store does not honour."""
         return tuple(name for name in self.missing if name != "copy_if_absent")
 
-    def of_put(self, condition: Condition) -> bool:
+    def supports_put(self, condition: Condition) -> bool:
         """Whether this condition of a write is honoured."""
         return self.put_if_absent if isinstance(condition, Absent) else self.put_if_match
 
-    def union(self, other: Guards) -> Guards:
-        """Return what is honoured in either: a condition does not hold and fail by chance."""
+    def __or__(self, other: Guards) -> Guards:
+        """Return the guards that either probe found: a probe never finds one by chance."""
         names = [each.name for each in fields(self)]
         return Guards(**{name: getattr(self, name) or getattr(other, name) for name in names})
 
 
 async def probe(store: Store, prefix: str) -> Guards:
-    """Find out which conditions a store honours, on two objects that are removed again.
+    """Find out which conditions a store honours, with two objects that are removed afterwards.
 
-    Args:
-        store: The store.
-        prefix: Where to put the objects: one that nobody lists for run files or aggregates.
+    No run files or aggregates must be listed below the prefix for these objects.
     """
     token = uuid.uuid4().hex
     first, second = f"{prefix}{PROBE}{token}", f"{prefix}{PROBE}{token}-copy"
     try:
         return await _probe(store, first, second)
     finally:
-        with anyio.move_on_after(5, shield=True):
+        with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
             await remove(store, first)
             await remove(store, second)
 
@@ -112,19 +109,19 @@ async def _probe(store: Store, first: str, second: str) -> Guards:
     def put(body: bytes, condition: Condition) -> Callable[[], Awaitable[object]]:
         return lambda: store.put(first, body, condition=condition)
 
+    def copy(if_match: str, condition: Absent | None) -> Callable[[], Awaitable[object]]:
+        return lambda: store.copy(first, second, if_match=if_match, condition=condition)
+
     absent_holds = await _honoured(put(b"1", Absent()), must_hold=True)
     if not absent_holds:
         await store.put(first, b"1")
     absent_fails = await _honoured(put(b"2", Absent()), must_hold=False)
-    match_fails = await _honoured(put(b"3", Matches(_WRONG)), must_hold=False)
+    match_fails = await _honoured(put(b"3", Matches(WRONG_ETAG)), must_hold=False)
     etag = (await store.head(first)).file.etag
     match_holds = await _honoured(put(b"4", Matches(etag)), must_hold=True)
     etag = (await store.head(first)).file.etag
 
-    def copy(if_match: str, condition: Absent | None) -> Callable[[], Awaitable[object]]:
-        return lambda: store.copy(first, second, if_match=if_match, condition=condition)
-
-    source_fails = await _honoured(copy(_WRONG, None), must_hold=False)
+    source_fails = await _honoured(copy(WRONG_ETAG, None), must_hold=False)
     source_holds = await _honoured(copy(etag, None), must_hold=True)
     await remove(store, second)
     target_holds = await _honoured(copy(etag, Absent()), must_hold=True)
@@ -150,12 +147,11 @@ async def _honoured(request: Callable[[], Awaitable[object]], *, must_hold: bool
 
 async def _delete_honoured(store: Store, key: str) -> bool:
     file = (await store.head(key)).file
-    wrong = RunFile(key, file.size, _WRONG, file.last_modified)
     try:
-        refused = await store.delete([wrong])
-        failure = refused.get(key)
+        failures = await store.delete([structs.replace(file, etag=WRONG_ETAG)])
+        failure = failures.get(key)
         if isinstance(failure, ConfigurationError):
-            raise failure  # a permission is missing, not a guard
+            raise failure  # a missing permission says nothing about the guard
         if not isinstance(failure, PreconditionFailedError):
             return False
         return not await store.delete([file])
@@ -164,31 +160,30 @@ async def _delete_honoured(store: Store, key: str) -> bool:
 
 
 async def remove(store: Store, key: str) -> None:
-    """Remove an object of a probe, if it is there, without a condition where the store has none.
+    """Remove a probe's object, if it exists; unconditionally if the store rejects conditions.
 
-    Nobody else writes to it.
+    This is safe because no other program writes to the key.
     """
     try:
         file = (await store.head(key)).file
         with suppress(UnsupportedConditionError):
             if not await store.delete([file]):
                 return
-        await store.delete([msgspec.structs.replace(file, etag="")])
+        await store.delete([structs.replace(file, etag="")])
     except StoreError:
-        return  # gone, or a small object stays under a name that says whose it is
+        return  # it does not exist, or a small object stays whose name shows its origin
 
 
 class GuardedStore:
-    """A store whose guards are probed before it is first written to.
+    """A store that is probed before the first write.
 
-    Where one is missing, that is an error, unless ``required`` is off: then the object is looked at
-    just before the request instead, which leaves a gap that a second runner can fall into. A store
-    that only lacks the guard of a copy's target (older than October 2025) is never an error: the
-    archive is looked at first.
+    A missing guard is an error if ``required``. Otherwise a HEAD checks the object just before the
+    request, which leaves a race with other runners. A missing ``copy_if_absent`` (S3 has it since
+    October 2025) is never an error: the archive is checked before each copy instead.
 
     Args:
-        store: The store itself.
-        prefix: Where to probe.
+        store: The store.
+        prefix: The prefix for the probe's objects.
         required: Whether a missing guard is an error.
     """
 
@@ -197,68 +192,52 @@ class GuardedStore:
         self._prefix = prefix
         self._required = required
         self._guards: Guards | None = None
-        self._all_there = False  # as far as is known
+        self._has_all = False  # until the probe has shown it
         self._probing = anyio.Lock()
+        # Reading needs no guards. A method of this class would cost one more call for each file.
+        self.list_pages = store.list_pages
+        self.head = store.head
+        self.get = store.get
+        self.stream = store.stream
 
     @property
     def url(self) -> str:
-        """Its name for messages."""
+        """The store's name for messages."""
         return self._store.url
 
     @property
     def unguarded(self) -> Store:
-        """The store itself, for who wants to find out what it does by itself."""
+        """The store without guards, for callers that test its own behaviour."""
         return self._store
 
     async def guards(self) -> Guards:
-        """Return which conditions the store honours.
+        """Return the guards of the store; probe it at the first call.
 
         Raises:
-            ConfigurationError: One is missing that is required.
+            ConfigurationError: A required guard is missing.
         """
         if self._guards is None:
             async with self._probing:
                 if self._guards is None:
-                    self._guards = self._checked(await self._probe())
-                    self._all_there = not self._guards.missing
+                    self._guards = await self._probe()
+                    self._has_all = not self._guards.missing
         return self._guards
 
     async def _probe(self) -> Guards:
-        """Probe until nothing is lacking, a few times: a lost answer looks like a missing guard."""
+        """Probe again if guards are missing: a lost response looks like a missing guard."""
         guards = await probe(self._store, self._prefix)
         for _ in range(_PROBES - 1):
-            if not guards.lacking:
+            if not guards.missing_required:
                 break
-            guards = guards.union(await probe(self._store, self._prefix))
-        return guards
-
-    def _checked(self, guards: Guards) -> Guards:
-        lacking = guards.lacking
-        if lacking and self._required:
+            guards |= await probe(self._store, self._prefix)
+        missing = guards.missing_required
+        if missing and self._required:
             raise ConfigurationError(
-                f"store {self.url!r} does not honour {', '.join(lacking)}: expected a store with "
+                f"store {self.url!r} does not honour {', '.join(missing)}: expected a store with "
                 "conditional writes, copies and deletes, such as Amazon S3; or set "
                 "conditional_writes=off and see docs/explanation/guarantees.md for what that costs"
             )
         return guards
-
-    def list_pages(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Sequence[RunFile]]:
-        """See `asyncagg.store.Store.list_pages`."""
-        return self._store.list_pages(prefix, start_after=start_after)
-
-    async def head(self, key: str) -> ObjectInfo:
-        """See `asyncagg.store.Store.head`."""
-        return await self._store.head(key)
-
-    def get(self, key: str, *, if_match: str | None = None) -> Coroutine[Any, Any, Body]:
-        """See `asyncagg.store.Store.get`; no frame of its own, for once per file."""
-        return self._store.get(key, if_match=if_match)
-
-    def stream(
-        self, key: str, *, if_match: str | None = None
-    ) -> AbstractAsyncContextManager[StreamedBody]:
-        """See `asyncagg.store.Store.stream`."""
-        return self._store.stream(key, if_match=if_match)
 
     async def put(
         self,
@@ -269,17 +248,13 @@ class GuardedStore:
         content_type: str = "application/json",
         metadata: Mapping[str, str] | None = None,
     ) -> str:
-        """See `asyncagg.store.Store.put`."""
+        """Write an object in one atomic step and return its etag."""
         guards = await self.guards()
-        if condition is not None and not guards.of_put(condition):
-            await self._expect(key, condition)
+        if condition is not None and not guards.supports_put(condition):
+            await self._check(key, condition)
             condition = None
         return await self._store.put(
-            key,
-            body,
-            condition=condition,
-            content_type=content_type,
-            metadata=metadata,
+            key, body, condition=condition, content_type=content_type, metadata=metadata
         )
 
     def copy(
@@ -291,8 +266,9 @@ class GuardedStore:
         condition: Absent | None = Absent(),
         metadata: Mapping[str, str] | None = None,
     ) -> Coroutine[Any, Any, None]:
-        """See `asyncagg.store.Store.copy`; no frame of its own where every guard is there."""
-        copy = self._store.copy if self._all_there else self._copy
+        """Copy an object whose etag is ``if_match``."""
+        # Not a coroutine function either, for the same reason.
+        copy = self._store.copy if self._has_all else self._copy
         return copy(source, target, if_match=if_match, condition=condition, metadata=metadata)
 
     async def _copy(
@@ -306,45 +282,48 @@ class GuardedStore:
     ) -> None:
         guards = await self.guards()
         if not guards.copy_if_match:
-            await self._expect(source, Matches(if_match))
+            await self._check(source, Matches(if_match))
             if_match = ""
         if condition is not None and not guards.copy_if_absent:
-            await self._expect(target, condition)
+            await self._check(target, condition)
             condition = None
         await self._store.copy(
             source, target, if_match=if_match, condition=condition, metadata=metadata
         )
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
-        """See `asyncagg.store.Store.delete`."""
+        """Delete objects whose etag is unchanged; return the failures by key."""
         if (await self.guards()).delete_if_match:
             return await self._store.delete(files)
         failures: dict[str, StoreError] = {}
-        safe: list[RunFile] = []
+        unchanged: list[RunFile] = []
 
-        async def look(file: RunFile) -> None:
+        async def check(file: RunFile) -> None:
             try:
-                await self._expect(file.key, Matches(file.etag))
+                await self._check(file.key, Matches(file.etag))
             except NotFoundError:
                 return
             except PreconditionFailedError as error:
                 failures[file.key] = error
             else:
-                safe.append(msgspec.structs.replace(file, etag=""))
+                unchanged.append(structs.replace(file, etag=""))
 
-        await for_each(files, look, workers=_LOOKS_AT_ONCE)
-        return failures | dict(await self._store.delete(safe) if safe else {})
+        await for_each(files, check, workers=_CONCURRENT_HEADS)
+        return failures | dict(await self._store.delete(unchanged) if unchanged else {})
 
-    async def _expect(self, key: str, condition: Condition) -> None:
-        """Look at an object instead of sending the condition."""
-        etag = condition.etag if isinstance(condition, Matches) else None
+    async def _check(self, key: str, condition: Condition) -> None:
+        """Check a condition by a HEAD, for a store that does not honour it."""
+        expected = condition.etag if isinstance(condition, Matches) else None
         try:
             found = (await self._store.head(key)).file.etag
         except NotFoundError:
-            if etag is None:
+            if expected is None:
                 return
             raise
-        if found != etag:
+        if found != expected:
+            wanted = "no object" if expected is None else repr(expected)
             raise PreconditionFailedError(
-                f"{key!r} has etag {found!r}: expected {etag!r}", operation="head", key=key
+                f"{key!r} has etag {found!r}, expected {wanted}",
+                operation="head",
+                key=key,
             )

@@ -1,4 +1,4 @@
-"""A store in memory, with the semantics of S3: for tests, and for trying the library out."""
+"""A store in memory with the semantics of S3, for tests and for trying the library out."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ import msgspec
 from asyncagg.errors import NotFoundError, PreconditionFailedError, StoreError
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import (
-    DELETE_BATCH,
     Absent,
     Body,
     Condition,
     Matches,
     ObjectInfo,
     StreamedBody,
+    check_batch,
+    lower_keys,
 )
 
 __all__ = ("MemoryStore",)
 
 _PAGE = 1000
 _BLOCK = 256 * 1024
-_LONGEST_KEY = 1024
+_MAX_KEY_BYTES = 1024
 
 
 class _Object(msgspec.Struct, frozen=True):
@@ -40,10 +41,10 @@ class _Object(msgspec.Struct, frozen=True):
 
 
 class MemoryStore:
-    """Objects in a dictionary. Every method lets other tasks run, and be cancelled, once.
+    """Objects in a dictionary. Every method has one checkpoint: other tasks run, or cancel it.
 
     Args:
-        clock: Tells the time, with a time zone, that a written object gets.
+        clock: Returns the ``last_modified`` of an object that is written now, with a time zone.
     """
 
     def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -58,15 +59,10 @@ class MemoryStore:
     async def list_pages(
         self, prefix: str, *, start_after: str = ""
     ) -> AsyncIterator[Sequence[RunFile]]:
-        """Yield the objects whose key starts with ``prefix``, page by page, in key order.
-
-        Args:
-            prefix: What the keys start with.
-            start_after: Only keys behind this one.
-        """
+        """Yield the objects whose key starts with a prefix, page by page, in key order."""
         while True:
             await anyio.lowlevel.checkpoint()
-            # Text sorts by code points, which is the order of its UTF-8 bytes.
+            # Strings sort by code points, which is the order of their UTF-8 bytes.
             wanted = (key for key in self._objects if key > start_after and key.startswith(prefix))
             keys = heapq.nsmallest(_PAGE, wanted)
             if not keys:
@@ -75,7 +71,7 @@ class MemoryStore:
             start_after = keys[-1]
 
     async def head(self, key: str) -> ObjectInfo:
-        """Return what is known of an object."""
+        """Return an object's reference, media type and metadata."""
         await anyio.lowlevel.checkpoint()
         return self._find("head", key).info
 
@@ -101,21 +97,10 @@ class MemoryStore:
         content_type: str = "application/json",
         metadata: Mapping[str, str] | None = None,
     ) -> str:
-        """Write an object in one atomic step and return its etag.
-
-        Args:
-            key: The object's key.
-            body: Its content.
-            condition: What must hold of the object that has that key, if anything.
-            content_type: Its media type.
-            metadata: Pairs to keep with it.
-
-        Raises:
-            PreconditionFailedError: The object has another etag, or the key is taken.
-        """
+        """Write an object in one atomic step and return its etag."""
         await anyio.lowlevel.checkpoint()
         data = body if isinstance(body, bytes) else b"".join([block async for block in body])
-        info = ObjectInfo(self._reference(key, data), content_type, "", _lower(metadata or {}))
+        info = ObjectInfo(self._reference(key, data), content_type, "", lower_keys(metadata or {}))
         self._write("put", _Object(data, info), condition)
         return info.file.etag
 
@@ -128,35 +113,18 @@ class MemoryStore:
         condition: Absent | None = Absent(),
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Copy an object.
-
-        Args:
-            source: The key to copy from.
-            target: The key to copy to.
-            if_match: Only if the source still has this etag.
-            condition: What must hold of the target: by default, that no object has its key.
-            metadata: Pairs to keep with the copy instead of the source's.
-
-        Raises:
-            NotFoundError: The source is gone.
-            PreconditionFailedError: One of the two conditions does not hold.
-        """
+        """Copy an object whose etag is ``if_match``."""
         await anyio.lowlevel.checkpoint()
         found = self._find("copy", source, if_match)
         info = msgspec.structs.replace(found.info, file=self._reference(target, found.data))
         if metadata is not None:
-            info = msgspec.structs.replace(info, metadata=_lower(metadata))
+            info = msgspec.structs.replace(info, metadata=lower_keys(metadata))
         self._write("copy", _Object(found.data, info), condition)
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
-        """Delete up to `DELETE_BATCH` objects, each only if it still has its etag.
-
-        Returns:
-            What could not be deleted, by key: the objects that have changed.
-        """
+        """Delete objects whose etag is unchanged; return the failures by key."""
         await anyio.lowlevel.checkpoint()
-        if len(files) > DELETE_BATCH:
-            raise StoreError(f"delete of {len(files)} objects: accepted are up to {DELETE_BATCH}")
+        check_batch(files)
         failures: dict[str, StoreError] = {}
         for file in files:
             try:
@@ -171,44 +139,35 @@ class MemoryStore:
     def _find(self, operation: str, key: str, if_match: str | None = None) -> _Object:
         found = self._objects.get(key)
         if found is None:
-            raise NotFoundError(f"{operation} {key!r}: no such key", operation=operation, key=key)
+            raise _error(NotFoundError, operation, key, "no such key")
         if if_match is not None and if_match != found.etag:
-            raise PreconditionFailedError(
-                f"{operation} {key!r}: its etag is {found.etag!r}, expected {if_match!r}",
-                operation=operation,
-                key=key,
-            )
+            detail = f"its etag is {found.etag!r}, expected {if_match!r}"
+            raise _error(PreconditionFailedError, operation, key, detail)
         return found
 
-    def _write(self, operation: str, written: _Object, condition: Condition | None) -> None:
-        key = written.info.file.key
-        if not 0 < len(key.encode(errors="surrogatepass")) <= _LONGEST_KEY:
-            message = (
-                f"{operation} {key!r}: accepted are keys of 1 to {_LONGEST_KEY} bytes of UTF-8"
-            )
-            raise StoreError(message, operation=operation, key=key)
+    def _write(self, operation: str, new: _Object, condition: Condition | None) -> None:
+        key = new.info.file.key
+        if not 0 < len(key.encode(errors="surrogatepass")) <= _MAX_KEY_BYTES:
+            detail = f"expected a key of 1 to {_MAX_KEY_BYTES} bytes of UTF-8"
+            raise _error(StoreError, operation, key, detail)
         present = self._objects.get(key)
-        message = ""
         if isinstance(condition, Absent) and present is not None:
-            message = "the key is taken"
-        elif isinstance(condition, Matches) and (present is None or present.etag != condition.etag):
-            message = f"no object with etag {condition.etag!r}"
-        if message:
-            raise PreconditionFailedError(
-                f"{operation} {key!r}: {message}", operation=operation, key=key
-            )
-        self._objects[key] = written
+            raise _error(PreconditionFailedError, operation, key, "the key already exists")
+        if isinstance(condition, Matches) and (present is None or present.etag != condition.etag):
+            detail = f"no object with etag {condition.etag!r}"
+            raise _error(PreconditionFailedError, operation, key, detail)
+        self._objects[key] = new
 
     def _reference(self, key: str, data: bytes) -> RunFile:
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
         return RunFile(key, len(data), etag, self._clock())
 
 
+def _error(kind: type[StoreError], operation: str, key: str, detail: str) -> StoreError:
+    return kind(f"{operation} {key!r}: {detail}", operation=operation, key=key)
+
+
 async def _blocks(data: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(data), _BLOCK):
         await anyio.lowlevel.checkpoint()
         yield data[start : start + _BLOCK]
-
-
-def _lower(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {key.lower(): value for key, value in metadata.items()}

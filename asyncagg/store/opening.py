@@ -1,4 +1,4 @@
-"""From a store's name to the store: ``s3://bucket[/prefix]`` or a directory."""
+"""Opens the store that a URL names: ``s3://bucket[/prefix]`` or a directory."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ if TYPE_CHECKING:
 
 __all__ = ("open_store", "parse_bucket")
 
+_CLEANUP_SECONDS = 5.0
 _MAX_PAGE_BYTES = 16 * 1024 * 1024
 
 
 @asynccontextmanager
 async def open_store(settings: Settings, *, retry: Retry | None = None) -> AsyncIterator[Store]:
-    """Open the store that the settings name, for as long as the context lasts.
+    """Open the store that the settings name.
 
     Args:
-        settings: Its name, and how to reach it.
-        retry: The retry layer around its requests, which counts them; default: one of its own.
+        settings: The store's URL, and how to access it.
+        retry: The retry layer around its requests, which counts them; a new one by default.
 
     Raises:
-        UsageError: The name is none of a store.
-        ConfigurationError: There is no such directory, or no way to reach the bucket.
+        UsageError: The URL is not that of a store.
+        ConfigurationError: The directory does not exist, or the bucket cannot be reached.
     """
     if "://" in settings.store:
         async with _open_s3(settings, retry) as store:
             yield store
     elif settings.store:
-        # Imported where it is asked for: the Lambda does without it.
+        # Imported only when needed: the Lambda never does.
         from asyncagg.store.directory import DirectoryStore  # noqa: PLC0415
 
         yield DirectoryStore(Path(settings.store))
@@ -55,8 +56,8 @@ async def open_store(settings: Settings, *, retry: Retry | None = None) -> Async
 
 @asynccontextmanager
 async def _open_s3(settings: Settings, retry: Retry | None) -> AsyncIterator[Store]:
-    # A directory needs no S3.
-    from asyncagg.store.s3.boto import BotoMultipart, open_control  # noqa: PLC0415
+    # Imported only when needed: a directory needs no S3.
+    from asyncagg.store.s3.boto import BotoBucket, BotoMultipart, open_control  # noqa: PLC0415
     from asyncagg.store.s3.store import S3Store  # noqa: PLC0415
 
     bucket, prefix = parse_bucket(settings.store)
@@ -67,7 +68,7 @@ async def _open_s3(settings: Settings, retry: Retry | None) -> AsyncIterator[Sto
         ) as control,
         _open_plane(control, settings, bucket, prefix) as plane,
     ):
-        multipart = BotoMultipart(control.client, bucket, prefix)
+        multipart = BotoMultipart(BotoBucket(control.client, bucket, prefix))
         yield GuardedStore(
             S3Store(settings.store, plane, multipart, retry),
             prefix=settings.archive_prefix,
@@ -80,45 +81,40 @@ async def _open_plane(
     control: Control, settings: Settings, bucket: str, prefix: str
 ) -> AsyncIterator[DataPlane]:
     if settings.data_plane == "boto":
-        from asyncagg.store.s3.boto import BotoPlane  # noqa: PLC0415
+        from asyncagg.store.s3.boto import BotoBucket, BotoPlane  # noqa: PLC0415
 
-        yield BotoPlane(control.client, bucket, prefix)
+        yield BotoPlane(BotoBucket(control.client, bucket, prefix))
         return
-    from asyncagg.store.s3.http import Endpoint, Limits, tls_context  # noqa: PLC0415
-    from asyncagg.store.s3.http_plane import HttpDataPlane, HttpPlaneConfig  # noqa: PLC0415
+    from asyncagg.store.s3.http import Limits, tls_context  # noqa: PLC0415
+    from asyncagg.store.s3.http_plane import HttpDataPlane  # noqa: PLC0415
+    from asyncagg.store.s3.requester import Requester  # noqa: PLC0415
 
-    at = await control.locate(bucket)
+    target = await control.locate(bucket)
     tls = None
-    if at.tls:
+    if target.endpoint.tls:
         tls = await to_thread.run_sync(tls_context, os.environ.get("AWS_CA_BUNDLE"))
-    plane = HttpDataPlane(
-        HttpPlaneConfig(
-            endpoint=Endpoint(at.host, at.port, tls=at.tls),
-            region=at.region,
-            bucket=bucket,
-            prefix=prefix,
-            path_style=at.path_style,
-            # One more than there are workers: the listing is one page ahead of them.
-            limits=Limits(
-                max_connections=settings.concurrency + 1,
-                max_body_bytes=max(settings.stream_bytes, _MAX_PAGE_BYTES),
-            ),
-            tls=tls,
-        ),
+    requester = Requester(
+        target,
         control.credentials,
+        # One connection more than workers, because the listing reads one page ahead of them.
+        limits=Limits(
+            max_connections=settings.concurrency + 1,
+            max_body_bytes=max(settings.stream_bytes, _MAX_PAGE_BYTES),
+        ),
+        tls=tls,
     )
     try:
-        yield plane
+        yield HttpDataPlane(requester, prefix)
     finally:
-        with move_on_after(5, shield=True):
-            await plane.aclose()
+        with move_on_after(_CLEANUP_SECONDS, shield=True):
+            await requester.aclose()
 
 
 def parse_bucket(url: str) -> tuple[str, str]:
-    """Return the bucket of an ``s3://`` name, and what the keys below it start with.
+    """Return the bucket and the key prefix of an ``s3://`` URL.
 
     Raises:
-        UsageError: It is no such name.
+        UsageError: It is not such a URL.
     """
     parts = urlsplit(url)
     prefix = parts.path.lstrip("/")

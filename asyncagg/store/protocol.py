@@ -1,4 +1,4 @@
-"""The one interface between the pipeline and the place where objects live."""
+"""The interface between the job and the place where objects live."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ __all__ = (
     "ObjectInfo",
     "Store",
     "StreamedBody",
+    "check_batch",
+    "lower_keys",
 )
 
 DELETE_BATCH = 1000
@@ -29,12 +31,12 @@ DELETE_BATCH = 1000
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """The condition that no object has the key."""
+    """The condition of a write that no object has the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """The condition that the object that has the key has this etag.
+    """The condition of a write that the present object has this etag.
 
     Attributes:
         etag: The etag, without quotes.
@@ -44,17 +46,16 @@ class Matches:
 
 
 Condition: TypeAlias = Absent | Matches
-"""What must hold of a key for a write to it to succeed."""
 
 
 class ObjectInfo(msgspec.Struct, frozen=True):
-    """What a store knows of one object beyond its reference.
+    """What ``head`` returns.
 
     Attributes:
-        file: Its reference.
+        file: The object's reference.
         content_type: Its media type.
         content_encoding: ``gzip`` or empty, as its writer declared.
-        metadata: The writer's own pairs; keys are lower case.
+        metadata: Its metadata; keys are lower case.
     """
 
     file: RunFile
@@ -68,7 +69,7 @@ class Body(msgspec.Struct, frozen=True):
 
     Attributes:
         data: The bytes as stored (still compressed, if they are).
-        etag: The tag of exactly these bytes, without quotes.
+        etag: The etag of exactly these bytes, without quotes.
         content_encoding: ``gzip`` or empty, as its writer declared.
     """
 
@@ -81,8 +82,8 @@ class StreamedBody(msgspec.Struct, frozen=True):
     """An object's content, block by block.
 
     Attributes:
-        chunks: The blocks, to be read once, in order.
-        etag: The tag of exactly these bytes, without quotes.
+        chunks: The blocks in order; they can be iterated once.
+        etag: The etag of exactly these bytes, without quotes.
         content_encoding: ``gzip`` or empty, as its writer declared.
     """
 
@@ -93,41 +94,36 @@ class StreamedBody(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class Store(Protocol):
-    """Where objects live: a bucket (below a prefix) or a directory.
+    """Where objects live: a bucket, a prefix of a bucket, a directory, or memory.
 
-    Every method raises the errors of `asyncagg.errors` and no others: `NotFoundError`,
-    `PreconditionFailedError`, `AccessDeniedError`, `ConfigurationError` (no such bucket or
-    directory) and `TransientError` (after the store's own retries).
-    ETags have no quotes. Keys are relative to the store.
+    Keys are relative to the store, and etags have no quotes. Every method raises errors of
+    `asyncagg.errors` only: `NotFoundError`, `PreconditionFailedError`, `AccessDeniedError`,
+    `ConfigurationError` (no such bucket or directory) and `TransientError` (after the store's own
+    retries).
     """
 
     @property
     def url(self) -> str:
         """The store's name for messages, such as ``s3://bucket/prefix``."""
-        ...
 
     def list_pages(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Sequence[RunFile]]:
-        """Yield the objects whose key starts with ``prefix``, page by page, in key order.
+        """Yield the objects whose key starts with a prefix, page by page, in key order.
 
         Args:
-            prefix: What the keys start with.
-            start_after: Only keys behind this one.
+            prefix: The prefix.
+            start_after: List only keys after this one.
         """
-        ...
 
     async def head(self, key: str) -> ObjectInfo:
-        """Return what is known of an object."""
-        ...
+        """Return an object's reference, media type and metadata."""
 
     async def get(self, key: str, *, if_match: str | None = None) -> Body:
         """Return an object's whole content, if its etag is still ``if_match``."""
-        ...
 
     def stream(
         self, key: str, *, if_match: str | None = None
     ) -> AbstractAsyncContextManager[StreamedBody]:
         """Open an object's content for reading block by block."""
-        ...
 
     async def put(
         self,
@@ -142,15 +138,14 @@ class Store(Protocol):
 
         Args:
             key: The object's key.
-            body: Its content; an iterable is iterated from its start at each attempt.
-            condition: What must hold of the object that has that key, if anything.
+            body: Its content; an iterable is iterated once.
+            condition: What must hold for the key; ``None`` overwrites any object.
             content_type: Its media type.
-            metadata: Pairs to keep with it (ASCII).
+            metadata: Its metadata (ASCII).
 
         Raises:
             PreconditionFailedError: The condition does not hold.
         """
-        ...
 
     async def copy(
         self,
@@ -161,26 +156,35 @@ class Store(Protocol):
         condition: Absent | None = Absent(),
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Copy an object inside the store, without its content passing through here.
+        """Copy an object within the store, without downloading it.
 
         Args:
             source: The key to copy from.
             target: The key to copy to.
-            if_match: Only if the source still has this etag.
-            condition: What must hold of the target: by default, that no object has its key.
-            metadata: Pairs to keep with the copy instead of the source's.
+            if_match: The etag that the source must have.
+            condition: What must hold for the target key; ``None`` overwrites any object.
+            metadata: Replaces the source's metadata.
 
         Raises:
-            NotFoundError: The source is gone.
+            NotFoundError: The source does not exist.
             PreconditionFailedError: One of the two conditions does not hold.
         """
-        ...
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """Delete up to `DELETE_BATCH` objects, each only if it still has its etag.
 
         Returns:
-            What could not be deleted, by key: `PreconditionFailedError` where the object has
-            changed, `TransientError` where trouble remained. A key that is gone is no failure.
+            The failures by key: `PreconditionFailedError` for an object that has changed,
+            `TransientError` where retries did not help. A key without an object is no failure.
         """
-        ...
+
+
+def check_batch(files: Sequence[RunFile]) -> None:
+    """Raise a `StoreError` if a batch to delete has more than `DELETE_BATCH` objects."""
+    if len(files) > DELETE_BATCH:
+        raise StoreError(f"delete of {len(files)} objects: expected at most {DELETE_BATCH}")
+
+
+def lower_keys(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return metadata with keys in lower case, as S3 returns it."""
+    return {key.lower(): value for key, value in metadata.items()}

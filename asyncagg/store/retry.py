@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how patiently one request is tried.
+    """The limits of the retries of one request.
 
     Attributes:
-        attempts: Tries in all, the first included.
-        base_seconds: The longest first pause; it doubles with each further try.
-        cap_seconds: The longest pause of all.
-        budget_seconds: The most time from the first failure to the start of the last try.
+        attempts: The most attempts, the first included.
+        base_seconds: The longest first pause; it doubles with each further attempt.
+        cap_seconds: The longest pause.
+        budget_seconds: The most time from the first failure to the start of the last attempt.
     """
 
     attempts: int = 8
@@ -35,22 +35,22 @@ class RetryPolicy:
 
 
 class Retry:
-    """The one retry layer: capped exponential backoff with full jitter.
+    """Retries with capped exponential backoff and full jitter.
 
-    Retried are `TransientError` and its kinds, nothing else. A throttled request slows down every
-    request that shares this object, so that many workers do not hammer together. A pause that would
-    pass the budget, or the deadline of the surrounding cancel scope, is not begun: the error is
-    raised instead. Source of the jitter:
+    Only a `TransientError` is retried. After a `ThrottledError`, all requests that share this
+    object wait, so that they do not overload the server together. If a pause would exceed the
+    budget or the deadline of the surrounding cancel scope, the error is raised at once. Source of
+    the jitter:
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 
     Args:
-        policy: How often and how patiently.
-        sleep: The pause, in seconds.
-        uniform: Returns a number between its two arguments.
+        policy: The limits.
+        sleep: Waits for a number of seconds.
+        uniform: Returns a random number between its two arguments.
 
     Attributes:
-        requests: How many requests were sent, tries included, by operation.
-        retries: How many requests were tried again, by operation.
+        requests: The number of requests sent, retries included, by operation.
+        retries: The number of retries, by operation.
     """
 
     def __init__(
@@ -65,48 +65,48 @@ class Retry:
         self.retries: dict[str, int] = defaultdict(int)
         self._sleep = sleep
         self._uniform = uniform
-        self._resume_at: float | None = None
+        self._throttled_until: float | None = None
 
     async def call(self, operation: str, request: Callable[[], Awaitable[T]]) -> T:
-        """Return what ``request`` returns, trying it again while its trouble is transient.
+        """Return the result of ``request``, and call it again after a `TransientError`.
 
         Raises:
-            TransientError: It was still in trouble at the last try; ``attempts`` says how many.
+            TransientError: The last attempt failed, too; its ``attempts`` is their number.
         """
         attempt = 0
-        started: float | None = None
+        failed_at: float | None = None
         while True:
-            if self._resume_at is not None:
-                await self._wait_for_the_others(self._resume_at)
+            if self._throttled_until is not None:
+                await self._wait_out_throttling(self._throttled_until)
             attempt += 1
             self.requests[operation] += 1
             try:
                 return await request()
             except TransientError as error:
                 error.attempts = attempt
-                started = anyio.current_time() if started is None else started
+                failed_at = anyio.current_time() if failed_at is None else failed_at
                 pause = self._pause(attempt)
-                if attempt >= self.policy.attempts or self._too_late(started, pause):
+                if attempt >= self.policy.attempts or self._is_too_late(failed_at, pause):
                     raise
                 self.retries[operation] += 1
                 if isinstance(error, ThrottledError):
-                    resume_at = anyio.current_time() + pause / 2
-                    self._resume_at = max(self._resume_at or resume_at, resume_at)
+                    until = anyio.current_time() + pause / 2
+                    self._throttled_until = max(self._throttled_until or until, until)
             await self._sleep(pause)
 
     def _pause(self, attempt: int) -> float:
         longest = min(self.policy.cap_seconds, self.policy.base_seconds * 2 ** (attempt - 1))
         return self._uniform(0, longest)
 
-    def _too_late(self, started: float, pause: float) -> bool:
-        resumed = anyio.current_time() + pause
-        budget_ends = started + self.policy.budget_seconds
-        return resumed > min(budget_ends, anyio.current_effective_deadline())
+    def _is_too_late(self, failed_at: float, pause: float) -> bool:
+        next_attempt = anyio.current_time() + pause
+        budget_ends = failed_at + self.policy.budget_seconds
+        return next_attempt > min(budget_ends, anyio.current_effective_deadline())
 
-    async def _wait_for_the_others(self, resume_at: float) -> None:
-        wait = resume_at - anyio.current_time()
+    async def _wait_out_throttling(self, until: float) -> None:
+        wait = until - anyio.current_time()
         if wait <= 0:
-            self._resume_at = None
+            self._throttled_until = None
         elif anyio.current_time() + wait <= anyio.current_effective_deadline():
-            # Spread the return: all at once would be the next burst.
+            # Random, because all requests at once would be the next burst.
             await self._sleep(wait * self._uniform(1, 2))

@@ -1,4 +1,4 @@
-"""The doctor: each thing that can be wrong is told, and the store is as it was."""
+"""The doctor reports each problem, and leaves the store unchanged."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ WRITES = {"PutObject", "CopyObject", "DeleteObjects", "DeleteObject", "CreateMul
 async def examined(
     server: S3Server, plane: str = PLANES[0], *, clock: timedelta = timedelta(), **more: Any
 ) -> Diagnosis:
-    """Examine the bucket of a test server."""
+    """Check the bucket of a test server."""
     settings = s3_settings(server.url, plane, **more)
     return await diagnose(settings, environ={}, now=lambda: AT + clock)
 
 
 def found(diagnosis: Diagnosis, name: str) -> CheckResult:
-    """Return what a check found."""
-    (finding,) = [each.found for each in diagnosis.checks if each.name == name]
-    return finding
+    """Return the result of a check."""
+    return diagnosis.results[name]
 
 
 def status(diagnosis: Diagnosis) -> dict[str, str]:
-    """Return how each check ended that did not find all well."""
-    return {each.name: each.found.status for each in diagnosis.checks if each.found.status != "ok"}
+    """Return the status of each check that is not ok."""
+    results = diagnosis.results.items()
+    return {name: result.status for name, result in results if result.status != "ok"}
 
 
 HINTS = {"versioning": "skipped", "lifecycle": "skipped"}
-"""What the test server knows nothing of."""
+"""The checks that the test server does not support."""
 UNKNOWN = {
     "s3:GetObjectTagging runs/": "skipped",
     "s3:PutObjectTagging archive/": "skipped",
@@ -76,14 +76,14 @@ def granting(some: Iterable[Grant]) -> list[dict[str, Any]]:
 
 
 def test_what_is_asked_for_is_what_the_stack_grants() -> None:
-    """The role of template.yaml and the doctor know the same permissions."""
+    """The role of template.yaml and the doctor have the same permissions."""
     server = S3Server()
     assert Judge(server, granting(grants(Settings()))).granted() == Judge(server, role()).granted()
 
 
 @pytest.mark.parametrize("plane", PLANES)
 async def test_following_the_advice_ends_with_the_role_of_the_stack(plane: str) -> None:
-    """From no permission at all, the printed policies are granted, until nothing is missing."""
+    """Starting without permissions, granting the printed policies is enough, and no more."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         fill_server(server, prepared().store)
         before = of_server(server)
@@ -104,7 +104,7 @@ async def test_following_the_advice_ends_with_the_role_of_the_stack(plane: str) 
 
 @pytest.mark.parametrize("missing", grants(Settings()), ids=str)
 async def test_a_missing_permission_is_named(missing: Grant) -> None:
-    """Of all that the job needs, the one that is missing, with the statement that grants it."""
+    """The one missing permission is named, with the statement that grants it."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         fill_server(server, prepared().store)
         before = of_server(server)
@@ -112,20 +112,20 @@ async def test_a_missing_permission_is_named(missing: Grant) -> None:
         server.on_request = Judge(server, granting(rest))
         diagnosis = await examined(server, PLANES[1])
         assert of_server(server) == before
-    (denied,) = [each for each in diagnosis.checks if each.found.missing is not None]
-    assert (denied.name, denied.found.missing) == (str(missing), missing)
+    (denied,) = [name for name, each in diagnosis.results.items() if each.missing is not None]
+    assert (denied, found(diagnosis, denied).missing) == (str(missing), missing)
     mild = "Tagging" in missing.action or "Abort" in missing.action
-    assert denied.found.status == ("warn" if mild else "fail")
+    assert found(diagnosis, denied).status == ("warn" if mild else "fail")
     assert diagnosis.policy is not None
     assert diagnosis.policy["Statement"] == granting([missing])
-    assert all(each.found.status != "fail" for each in diagnosis.checks if each is not denied)
+    assert all(each.status != "fail" for name, each in diagnosis.results.items() if name != denied)
 
 
 @pytest.mark.slow
 async def test_the_policy_mends_what_another_judge_denies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The same under moto's reading of IAM: what is printed, attached to a user, is enough."""
+    """The printed policies are also enough in moto's implementation of IAM."""
     endpoint = await to_thread.run_sync(moto_endpoint)
     bucket = f"doctor-{uuid4().hex}"
     async with (
@@ -172,14 +172,14 @@ async def test_the_policy_mends_what_another_judge_denies(
 
 
 def test_a_policy_names_the_prefix_and_the_partition() -> None:
-    """A store below a prefix of its bucket, in China."""
-    told = policy(
+    """The policy of a store below a prefix, in China."""
+    document = policy(
         [Grant("s3:PutObject", "archive/"), Grant("s3:ListBucket", "runs/")],
         bucket="b",
         root="a b/",
         partition="aws-cn",
     )
-    put, listing = told["Statement"]
+    put, listing = document["Statement"]
     assert put["Resource"] == ["arn:aws-cn:s3:::b/a b/archive/*"]
     assert listing["Resource"] == "arn:aws-cn:s3:::b"
     assert listing["Condition"] == {"StringLike": {"s3:prefix": ["a b/runs/*"]}}
@@ -190,7 +190,7 @@ def test_a_policy_names_the_prefix_and_the_partition() -> None:
 
 @pytest.mark.parametrize("plane", PLANES)
 async def test_a_sound_bucket_is_found_so_and_left_so(plane: str) -> None:
-    """Nothing fails; whatever was written had the name of a probe, and is gone."""
+    """Nothing fails; only objects of the probe were written, and they are removed."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         fill_server(server, prepared().store)
         before = of_server(server)
@@ -217,7 +217,7 @@ async def test_a_sound_bucket_is_found_so_and_left_so(plane: str) -> None:
     ],
 )
 async def test_a_missing_guard_is_named(switch: str, name: str, how: Guard) -> None:
-    """Ignored, refused or always failing; and the bucket is as it was all the same."""
+    """A guard is ignored, rejected or always fails; the bucket stays unchanged."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         fill_server(server, prepared().store)
         before = of_server(server)
@@ -225,7 +225,7 @@ async def test_a_missing_guard_is_named(switch: str, name: str, how: Guard) -> N
         diagnosis = await examined(server, PLANES[1])
         assert of_server(server) == before
         guards = found(diagnosis, "guards")
-        assert name in guards.told
+        assert name in guards.detail
         assert guards.status == ("warn" if name == "copy_if_absent" else "fail")
         off = await examined(server, PLANES[1], conditional_writes="off")
         assert found(off, "guards").status == "warn"
@@ -233,43 +233,43 @@ async def test_a_missing_guard_is_named(switch: str, name: str, how: Guard) -> N
 
 
 async def test_what_a_careless_store_keeps_is_told() -> None:
-    """It overlooks the condition, and the role may not delete there: the object is named."""
+    """The store ignores the condition, and the role may not delete: the object is named."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         server.faults.guards.put_if_match = "ignore"
         server.on_request = Judge(server, granting(grants(Settings())))
         diagnosis = await examined(server, PLANES[1])
         kept = server.keys(BUCKET)
-    told = found(diagnosis, "s3:PutObject aggregates/").told
-    assert next(key for key in kept if key.startswith("aggregates/")) in told
+    detail = found(diagnosis, "s3:PutObject aggregates/").detail
+    assert next(key for key in kept if key.startswith("aggregates/")) in detail
     assert not [key for key in kept if key.startswith(("runs/", "archive/"))]
 
 
 async def test_no_bucket() -> None:
-    """It says so, and what depends on it is skipped with the reason."""
+    """A missing bucket is reported, and the checks that need it are skipped with the reason."""
     async with S3Server(["another"], clock=lambda: AT) as server:
         diagnosis = await examined(server)
     assert found(diagnosis, "bucket").status == "fail"
-    assert f"no bucket {BUCKET!r}" in found(diagnosis, "bucket").told
+    assert f"no bucket {BUCKET!r}" in found(diagnosis, "bucket").detail
     assert found(diagnosis, "guards") == CheckResult("skipped", "needs bucket, which did not pass")
 
 
 @pytest.mark.parametrize(
-    ("secrets", "told"),
+    ("secrets", "code"),
     [({"testing": "another"}, "SignatureDoesNotMatch"), ({"another": "x"}, "InvalidAccessKeyId")],
 )
-async def test_refused_credentials(secrets: dict[str, str], told: str) -> None:
-    """They are found, and the server takes them for wrong."""
+async def test_refused_credentials(secrets: dict[str, str], code: str) -> None:
+    """Credentials are found, and the server rejects them."""
     async with S3Server([BUCKET], credentials=secrets) as server:
         diagnosis = await diagnose(s3_settings(server.url), environ={})
-    assert "of env" in found(diagnosis, "credentials").told
-    assert "testing" not in found(diagnosis, "credentials").told
+    assert "from env" in found(diagnosis, "credentials").detail
+    assert "testing" not in found(diagnosis, "credentials").detail
     assert found(diagnosis, "accepted").status == "fail"
-    assert told in found(diagnosis, "accepted").told
+    assert code in found(diagnosis, "accepted").detail
     assert diagnosis.exit_code == 1
 
 
 async def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is sent, and it says where credentials are looked for."""
+    """Nothing is sent, and the advice says where to set credentials."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     async with S3Server([BUCKET], clock=lambda: AT) as server:
@@ -285,16 +285,16 @@ async def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     [(0, "ok"), (59, "ok"), (-61, "warn"), (600, "warn"), (901, "fail"), (-1200, "fail")],
 )
 async def test_the_clock_is_compared_with_the_servers(skew: int, expected: str) -> None:
-    """A minute is told, a quarter of an hour is refused; which way is told too."""
+    """One minute is a warning, 15 minutes are a failure; the direction is reported."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         diagnosis = await examined(server, clock=timedelta(seconds=skew))
     clock = found(diagnosis, "clock")
     assert clock.status == expected
-    assert f"{abs(skew)} seconds {'ahead of' if skew > 0 else 'behind'}" in clock.told
+    assert f"{abs(skew)} seconds {'ahead of' if skew > 0 else 'behind'}" in clock.detail
 
 
 async def test_a_clock_that_the_server_refuses() -> None:
-    """Signatures are refused: the clock is told, not the credentials."""
+    """Signatures are rejected: the clock is reported, not the credentials."""
     async with S3Server([BUCKET], credentials={"testing": "testing"}, clock=lambda: AT) as server:
         diagnosis = await diagnose(s3_settings(server.url), environ={})
     assert found(diagnosis, "clock").status == "fail"
@@ -302,30 +302,32 @@ async def test_a_clock_that_the_server_refuses() -> None:
 
 
 async def test_the_region_of_the_bucket() -> None:
-    """Another one is a warning where it is followed, a failure where it is not."""
+    """Another region is a warning if S3 redirects, and a failure if it does not."""
     async with S3Server([BUCKET], clock=lambda: AT, region="eu-west-1") as server:
         region = found(await examined(server), "region")
         assert (region.status, region.advice) == ("warn", "set AWS_REGION=eu-west-1")
     async with S3Server([BUCKET], clock=lambda: AT) as server:
-        assert found(await examined(server), "region").told == "us-east-1, as the bucket's"
+        assert (
+            found(await examined(server), "region").detail == "us-east-1, the same as the bucket's"
+        )
         server.faults.redirect_region = "eu-central-1"
         region = found(await examined(server), "region")
         assert (region.status, region.advice) == ("fail", "set AWS_REGION=eu-central-1")
 
 
 async def test_an_endpoint_out_of_reach() -> None:
-    """A closed port, a name that nobody knows, and what is no URL."""
+    """A closed port, an unknown host name, and a string that is not a URL."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        for url, told in {
-            closed: "not reached",
-            "http://nowhere.invalid:1": "its name is not known",
+        for url, expected in {
+            closed: "cannot connect",
+            "http://nowhere.invalid:1": "cannot be resolved",
             "nonsense": "endpoint_url 'nonsense'",
         }.items():
             diagnosis = await diagnose(s3_settings(url), environ={})
             assert found(diagnosis, "endpoint").status == "fail"
-            assert told in found(diagnosis, "endpoint").told
+            assert expected in found(diagnosis, "endpoint").detail
             assert diagnosis.exit_code == 1
 
 
@@ -333,7 +335,7 @@ async def test_an_endpoint_out_of_reach() -> None:
 async def test_the_certificate_is_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, trusted: bool
 ) -> None:
-    """One of an authority that nobody trusts is refused, until AWS_CA_BUNDLE names it."""
+    """A certificate of an unknown authority is rejected, unless AWS_CA_BUNDLE names it."""
     authority = Authority(tmp_path)
     context = authority.server_context("localhost")
     environ = {"AWS_CA_BUNDLE": str(authority.bundle)} if trusted else {}
@@ -344,14 +346,14 @@ async def test_the_certificate_is_verified(
         diagnosis = await diagnose(s3_settings(url, PLANES[1]), environ=environ)
     endpoint = found(diagnosis, "endpoint")
     assert endpoint.status == ("ok" if trusted else "fail")
-    assert ("verified" if trusted else "not trusted") in endpoint.told
+    assert ("a trusted certificate" if trusted else "not trusted") in endpoint.detail
     assert diagnosis.exit_code == (not trusted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("executed", [False, True])
 async def test_a_cancelled_examination_leaves_nothing(*, executed: bool) -> None:
-    """Cancelled while any write of a probe hangs, before or after it is executed."""
+    """It is cancelled while a write of the probe hangs, before or after its execution."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         stopped = 0
         reached = True
@@ -390,20 +392,20 @@ async def _cancel_once(pause: Pause, scope: anyio.CancelScope) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prefixes", "told"),
+    ("prefixes", "expected"),
     [
-        ({"aggregate_prefix": "runs/"}, "beside run files"),
+        ({"aggregate_prefix": "runs/"}, "share the prefix"),
         ({"archive_prefix": "runs/archive/"}, "archive_prefix 'runs/archive/'"),
         ({"runs_prefix": ""}, "below the inbox ''"),
     ],
 )
 async def test_prefixes_that_meet_are_told(
-    prefixes: dict[str, str], told: str, inbox: Path
+    prefixes: dict[str, str], expected: str, inbox: Path
 ) -> None:
-    """They are accepted, and a warning says what they cost."""
+    """Overlapping prefixes are accepted, with a warning about their cost."""
     diagnosis = await diagnose(settings_from({"store": str(inbox), **prefixes}), environ={})
     assert found(diagnosis, "prefixes").status == "warn"
-    assert told in found(diagnosis, "prefixes").told
+    assert expected in found(diagnosis, "prefixes").detail
     assert diagnosis.exit_code == 0
 
 
@@ -411,33 +413,33 @@ async def test_prefixes_that_meet_are_told(
 
 
 async def test_a_sound_directory_is_left_as_it_is(inbox: Path) -> None:
-    """Nothing fails, and no file or folder is made."""
+    """Nothing fails, and no file or folder is created."""
     diagnosis = await diagnose(Settings(store=str(inbox)), environ={})
     assert (diagnosis.exit_code, os.listdir(inbox)) == (0, ["runs"])  # noqa: PTH208 - names
-    assert found(diagnosis, "folder runs/").told == "is there"
-    assert "not there yet" in found(diagnosis, "folder archive/").told
+    assert found(diagnosis, "folder runs/").detail == "exists"
+    assert "does not exist yet" in found(diagnosis, "folder archive/").detail
     assert found(diagnosis, "file system").status == "ok"
 
 
 async def test_what_is_wrong_with_a_directory(inbox: Path) -> None:
-    """It is not there, it is a file, a link or a file stands where a folder is needed."""
+    """The root is missing or a file; a link or a file has the name of a folder."""
     (inbox / "file").write_bytes(b"")
     wrong = {"no-such": "does not exist", "file": "is not a directory", "x" * 300: "too long"}
-    for name, told in wrong.items():
+    for name, expected in wrong.items():
         diagnosis = await diagnose(Settings(store=str(inbox / name)), environ={})
-        assert told in found(diagnosis, "directory").told
+        assert expected in found(diagnosis, "directory").detail
         assert found(diagnosis, "file system").status == "skipped"
         assert diagnosis.exit_code == 1
     (inbox / "archive").symlink_to(inbox / "runs")
     (inbox / "quarantine").write_bytes(b"")
     diagnosis = await diagnose(Settings(store=str(inbox)), environ={})
-    assert "symbolic link" in found(diagnosis, "folder archive/").told
-    assert "is a file" in found(diagnosis, "folder quarantine/").told
+    assert "symbolic link" in found(diagnosis, "folder archive/").detail
+    assert "is a file" in found(diagnosis, "folder quarantine/").detail
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
 async def test_a_directory_without_permission(inbox: Path) -> None:
-    """It says which folder, and for whom."""
+    """The folder without permission is named."""
     (inbox / "runs").chmod(0o500)
     diagnosis = await diagnose(Settings(store=str(inbox)), environ={})
     assert found(diagnosis, "folder runs/").status == "fail"
@@ -447,7 +449,7 @@ async def test_a_directory_without_permission(inbox: Path) -> None:
 
 
 async def moto_bucket() -> str:
-    """Make a bucket on moto's server, with versioning and a rule that expires run files."""
+    """Create a bucket on moto's server, with versioning and a rule that expires run files."""
     bucket = f"doctor-{uuid4().hex}"
     async with open_control(endpoint_url=moto_endpoint(), connections=1) as control:
         client = control.client
@@ -468,7 +470,7 @@ async def moto_bucket() -> str:
 
 
 def test_on_moto_through_the_installed_command() -> None:
-    """Permissions are there, guards are not; the hints are told; nothing is left."""
+    """Permissions are granted, guards are missing; configuration is reported; nothing is left."""
     bucket = anyio.run(moto_bucket)
     words = ("doctor", f"s3://{bucket}/below", "--endpoint-url", moto_endpoint())
     done = asyncagg(*words, "--json")
@@ -492,7 +494,7 @@ def test_on_moto_through_the_installed_command() -> None:
 
 
 def test_on_a_directory_through_the_installed_command(tmp_path: Path) -> None:
-    """A table for people, a document for machines, and 1 where something fails."""
+    """It prints a table or JSON, and the exit code is 1 if a check fails."""
     done = asyncagg("doctor", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "file system" in done.stdout
@@ -504,16 +506,16 @@ def test_on_a_directory_through_the_installed_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["doctor"], "store ''"),
         (["doctor", "ftp://x"], "store 'ftp://x'"),
         (["doctor", ".", "--archive-prefix", "runs/"], "lies in"),
     ],
 )
-def test_a_mistake_is_one_sentence(words: list[str], told: str) -> None:
-    """Wrong words end with 2, and no traceback."""
+def test_a_mistake_is_one_sentence(words: list[str], expected: str) -> None:
+    """Wrong usage ends with 2 and one sentence, without a traceback."""
     done = asyncagg(*words)
     assert done.returncode == 2, done.stderr
-    assert told in done.stderr
+    assert expected in done.stderr
     assert "Traceback" not in done.stderr

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import signal
@@ -33,8 +34,8 @@ from asyncagg.errors import (
 from asyncagg.model import RunFile
 from asyncagg.store import Absent
 from asyncagg.store.directory import DirectoryStore, removal, walk
-from asyncagg.store.directory.paths import Spot
-from asyncagg.store.directory.tree import Tree, status_of
+from asyncagg.store.directory.paths import KeyPath
+from asyncagg.store.directory.tree import Tree, find
 
 BODY = b'{"run_id": "a"}'
 SECRET = b"outside of the root"
@@ -96,14 +97,14 @@ class TestRoot:
         """A root that does not exist is a configuration error that names it."""
         store = DirectoryStore(root / "nowhere")
         for operation in (keys(store), store.get("a"), store.put("a", BODY)):
-            with pytest.raises(ConfigurationError, match=r"nowhere.*accepted is an existing"):
+            with pytest.raises(ConfigurationError, match=r"nowhere.*expected an existing"):
                 await operation
         assert not (root / "nowhere").exists()
 
     async def test_not_a_directory(self, root: Path) -> None:
         """A root that is a file is a configuration error that names it."""
         (root / "file").write_bytes(BODY)
-        with pytest.raises(ConfigurationError, match=r"file.*accepted is an existing directory"):
+        with pytest.raises(ConfigurationError, match=r"file.*expected an existing directory"):
             await keys(DirectoryStore(root / "file"))
 
     async def test_reached_through_a_link(self, root: Path) -> None:
@@ -145,9 +146,9 @@ class TestLinks:
         """A put or copy neither follows nor replaces a link."""
         await store.put("a.json", BODY)
         source = await listed(store, "a.json")
-        with pytest.raises(StoreError, match=r"link|not a file"):
+        with pytest.raises(StoreError, match=r"link|not a regular file"):
             await store.put(key, BODY)
-        with pytest.raises(StoreError, match=r"link|not a file"):
+        with pytest.raises(StoreError, match=r"link|not a regular file"):
             await store.copy("a.json", key, if_match=source.etag, condition=None)
         assert {path.name for path in root.parent.rglob("*") if path.is_symlink()} == {
             "file-link",
@@ -210,7 +211,7 @@ class TestKeys:
     async def test_refusal_names_key_and_rule(self, store: DirectoryStore, key: str) -> None:
         """A key that cannot be held is named, with what is accepted."""
         for operation in (store.get(key), store.head(key), store.put(key, BODY)):
-            with pytest.raises(StoreError, match="accepted are names") as failure:
+            with pytest.raises(StoreError, match="expected names") as failure:
                 await operation
             assert repr(key) in str(failure.value)
             assert failure.value.key == key
@@ -218,7 +219,7 @@ class TestKeys:
     @pytest.mark.parametrize("key", [".asyncagg-lock", ".asyncagg-tmp-1/a", "a" * 256, "é" * 128])
     async def test_names_that_cannot_be(self, store: DirectoryStore, key: str) -> None:
         """The store's own names, and names of more than 255 bytes, are refused."""
-        with pytest.raises(StoreError, match="accepted are names"):
+        with pytest.raises(StoreError, match="expected names"):
             await store.put(key, BODY)
 
     async def test_longest_name_with_metadata(self, store: DirectoryStore) -> None:
@@ -228,7 +229,7 @@ class TestKeys:
 
     async def test_illegal_prefix_is_refused(self, store: DirectoryStore) -> None:
         """A prefix that no key can have is told, not listed as empty: somebody mistyped it."""
-        with pytest.raises(StoreError, match="accepted are names"):
+        with pytest.raises(StoreError, match="expected names"):
             await keys(store, "../outside/")
         assert await keys(store, ".") == []
 
@@ -259,7 +260,7 @@ class TestListing:
         self, store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A folder with more names than are held at a time is listed in order, each name once."""
-        monkeypatch.setattr(walk, "_SCANNED", 3)
+        monkeypatch.setattr(walk, "_MAX_SCANNED", 3)
         names = ["a", "b-c", "b.json", "b/1", "b/2", "b/3", "b/4", "b0", "c/x", "d", "e/y/z", "f"]
         for name in reversed(names):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -403,15 +404,17 @@ class TestProducers:
     ) -> None:
         """A file that changes after its etag was checked is neither copied nor given out."""
         (root / "a.json").write_bytes(BODY)
-        etag = Tree.etag
+        open_file = Tree.open_file
 
-        def check_and_rewrite(tree: Tree, spot: Spot, file: int, expected: str | None) -> str:
-            checked = etag(tree, spot, file, expected)
+        def open_and_rewrite(
+            tree: Tree, path: KeyPath, if_match: str | None
+        ) -> tuple[io.FileIO, str]:
+            opened = open_file(tree, path, if_match)
             with (root / "a.json").open("ab") as producer:
-                producer.write(b" ")  # one more, for clocks too coarse to tell two writes apart
-            return checked
+                producer.write(b" ")  # one byte more, in case the clock is too coarse
+            return opened
 
-        monkeypatch.setattr(Tree, "etag", check_and_rewrite)
+        monkeypatch.setattr(Tree, "open_file", open_and_rewrite)
         with pytest.raises(TransientError, match="rewritten"):
             await store.get("a.json")
         file = await listed(store, "a.json")
@@ -430,13 +433,13 @@ class TestProducers:
         path.write_bytes(BODY)
 
         def look_and_replace(folder: int, name: bytes) -> os.stat_result | None:
-            status = status_of(folder, name)
+            status = find(folder, name)
             if status is not None and status.st_size == len(BODY):
                 (root / "new").write_bytes(b"replaced in the meantime")
                 (root / "new").rename(path)
             return status
 
-        monkeypatch.setattr(removal, "status_of", look_and_replace)
+        monkeypatch.setattr(removal, "find", look_and_replace)
         return path
 
     @pytest.mark.parametrize("links", [True, False], ids=["links", "no-links"])
@@ -464,9 +467,9 @@ class TestProducers:
         file = await listed(store, "a.json")
         original = removal._put_back
 
-        def put_back(folder: int, aside: int, name: bytes) -> None:
+        def put_back(folder: int, trash: int, name: bytes) -> None:
             replaced.write_bytes(b"the third")
-            original(folder, aside, name)
+            original(folder, trash, name)
 
         monkeypatch.setattr(removal, "_put_back", put_back)
         assert set(await store.delete([file])) == {"a.json"}
@@ -524,7 +527,7 @@ class TestLesserFileSystems:
         etags = [await store.put("a.json", BODY) for _ in range(10)]
         assert len(set(etags)) == 10
         fine = await listed(store, "fine.json")
-        with pytest.raises(ConfigurationError, match="too coarsely"):
+        with pytest.raises(ConfigurationError, match="rounds times"):
             await store.copy("fine.json", "b.json", if_match=fine.etag)
         assert left_over(root) == []
 

@@ -1,4 +1,4 @@
-"""The lean plane against S3 servers that check signatures: our own, and moto's."""
+"""The HTTP data plane against S3 servers that check signatures: our own, and moto's."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ from asyncagg.errors import (
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Matches, ObjectInfo
 from asyncagg.store.s3.http import Endpoint, Limits, tls_context
-from asyncagg.store.s3.http_plane import HttpDataPlane, HttpPlaneConfig
+from asyncagg.store.s3.http_plane import HttpDataPlane
 from asyncagg.store.s3.plane import DataPlane
+from asyncagg.store.s3.requester import Requester
 from asyncagg.store.s3.sigv4 import Credentials
 from asyncagg.store.s3.target import Target, redirected
 from asyncagg.store.s3.xml import fits_xml
@@ -68,14 +69,19 @@ async def credentials(_refused: Credentials | None) -> Credentials:
     return GOOD
 
 
-def lean(server: S3Server, **changes: Any) -> HttpDataPlane:
+def http_plane(server: S3Server, **changes: Any) -> HttpDataPlane:
     """Return a plane for the bucket ``b`` of a server."""
-    config = HttpPlaneConfig(
-        Endpoint(server.host, server.port, tls=False), "us-east-1", "b", "base/", path_style=True
-    )
+    endpoint = changes.pop("endpoint", Endpoint(server.host, server.port, tls=False))
+    bucket, path_style = changes.pop("bucket", "b"), changes.pop("path_style", True)
+    target = Target(endpoint, "us-east-1", bucket, path_style=path_style)
     clock = changes.pop("clock", NOON.timestamp)
     source = changes.pop("source", credentials)
-    return HttpDataPlane(replace(config, **changes), source, clock=clock)
+    return HttpDataPlane(Requester(target, source, clock=clock), "base/", **changes)
+
+
+async def close(plane: HttpDataPlane) -> None:
+    """Close the connections of a plane."""
+    await plane._requester.aclose()
 
 
 @asynccontextmanager
@@ -84,11 +90,11 @@ async def planed(
 ) -> AsyncIterator[tuple[HttpDataPlane, S3Server]]:
     """A plane and the server it talks to, which checks its signatures."""
     async with S3Server(["b"], credentials=KEYS, region=region, clock=clock) as server:
-        plane = lean(server, **changes)
+        plane = http_plane(server, **changes)
         try:
             yield plane, server
         finally:
-            await plane.aclose()
+            await close(plane)
 
 
 async def put(plane: DataPlane, key: str, data: bytes = b"{}", **changes: Any) -> str:
@@ -157,14 +163,14 @@ async def test_the_bucket_may_stand_in_the_host(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
     async with planed() as (_, server):
         endpoint = Endpoint("s3.example.test", server.port, tls=False)
-        plane = lean(server, endpoint=endpoint, path_style=False)
+        plane = http_plane(server, endpoint=endpoint, path_style=False)
         etag = await put(plane, "k")
         await plane.copy("k", "k2", if_match=etag, condition=Absent(), replacing=None)
         files = await listed(plane)
         assert [file.key for file in files] == ["k", "k2"]
         assert await plane.delete(files) == {}
         assert set(resolved) == {"b.s3.example.test"}
-        await plane.aclose()
+        await close(plane)
 
 
 async def test_a_listing_is_read_page_by_page() -> None:
@@ -349,7 +355,7 @@ async def test_a_stream_that_breaks_says_so_behind_its_bytes() -> None:
         server.faults.truncate = 1
         size = 0
         async with plane.open("k", if_match=None, offset=0) as body:
-            with pytest.raises(TransientError, match=r"get 'k': .*cut short"):  # noqa: PT012 (bytes come first)
+            with pytest.raises(TransientError, match=r"get 'k' in bucket 'b': .*cut short"):  # noqa: PT012 (bytes come first)
                 async for block in body.chunks:
                     size += len(block)
         assert 0 < size < 100_000
@@ -367,9 +373,9 @@ async def test_a_body_that_is_not_its_etags_is_transient_trouble() -> None:
             await plane.get("altered", if_match=None)
         for key in ("parts", "kms"):
             assert (await plane.get(key, if_match=None)).data == b"x"
-        trusting = lean(server, verify_bodies=False)
+        trusting = http_plane(server, verify_bodies=False)
         assert (await trusting.get("altered", if_match=None)).data == b"x"
-        await trusting.aclose()
+        await close(trusting)
 
 
 CRC32_OF_X = base64.b64encode(zlib.crc32(b"x").to_bytes(4, "big")).decode()
@@ -395,26 +401,26 @@ async def test_a_body_is_verified_by_its_checksum_or_its_etag(
         if whole:
             assert (await plane.get("k", if_match=None)).data == b"x"
         else:
-            with pytest.raises(TransientError, match=r"'k'.*the body is not the one of its"):
+            with pytest.raises(TransientError, match=r"'k'.*the body does not match its"):
                 await plane.get("k", if_match=None)
 
 
 async def test_configuration_trouble_is_not_transient() -> None:
     """A missing bucket and a wrong secret are the operator's to mend."""
     async with planed() as (_, server):
-        missing = lean(server, bucket="missing")
+        missing = http_plane(server, bucket="missing")
         with pytest.raises(ConfigurationError, match="NoSuchBucket"):
             await missing.list_page("", start_after="", token=None)
 
         async def wrong(_refused: Credentials | None) -> Credentials:
             return Credentials("AKIATEST", "wrong-secret")
 
-        stranger = lean(server, source=wrong)
+        stranger = http_plane(server, source=wrong)
         with pytest.raises(ConfigurationError, match="SignatureDoesNotMatch") as caught:
             await stranger.get("k", if_match=None)
         assert "wrong-secret" not in str(caught.value)
-        await missing.aclose()
-        await stranger.aclose()
+        await close(missing)
+        await close(stranger)
 
 
 @pytest.mark.parametrize(
@@ -441,17 +447,16 @@ async def test_an_answer_that_is_none_is_transient_trouble(body: bytes) -> None:
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    config = HttpPlaneConfig(
-        Endpoint("127.0.0.1", port, tls=False), "us-east-1", "b", path_style=True
-    )
-    plane = HttpDataPlane(config, credentials)
+    endpoint = Endpoint("127.0.0.1", port, tls=False)
+    target = Target(endpoint, "us-east-1", "b", path_style=True)
+    plane = HttpDataPlane(Requester(target, credentials))
     with pytest.raises(TransientError, match="list"):
         await plane.list_page("", start_after="", token=None)
     with pytest.raises(TransientError, match="copy"):
         await plane.copy("k", "c", if_match="x", condition=Absent(), replacing=None)
     with pytest.raises(TransientError, match="delete"):
         await plane.delete([RunFile("k", 1, "x", NOON)])
-    await plane.aclose()
+    await close(plane)
     server.close()
 
 
@@ -650,14 +655,14 @@ async def test_credentials_are_asked_for_now_and_then() -> None:
         return GOOD
 
     async with planed(source=source, clock=lambda: now) as (_, server):
-        plane = lean(server, source=source, clock=lambda: now.timestamp())  # noqa: PLW0108 (the time moves)
+        plane = http_plane(server, source=source, clock=lambda: now.timestamp())  # noqa: PLW0108 (the time moves)
         for _ in range(5):
             await put(plane, "k")
         assert asked == 1
         now += timedelta(minutes=1)
         await put(plane, "k")
         assert asked == 2
-        await plane.aclose()
+        await close(plane)
 
 
 # ------------------------------------------------------------------ TLS
@@ -679,14 +684,9 @@ async def test_everything_works_over_tls(
         server.on_request = lambda request: payloads.append(
             (request.header("x-amz-content-sha256") or "")[:8]
         )
-        config = HttpPlaneConfig(
-            Endpoint("localhost", server.port, tls=True),
-            "us-east-1",
-            "b",
-            path_style=True,
-            tls=contexts[1],
-        )
-        plane = HttpDataPlane(config, credentials)
+        endpoint = Endpoint("localhost", server.port, tls=True)
+        target = Target(endpoint, "us-east-1", "b", path_style=True)
+        plane = HttpDataPlane(Requester(target, credentials, tls=contexts[1]))
         large = bytes(3_000_000)
         await put(plane, "small", b"x")
         etag = await put(plane, "large", large)
@@ -695,7 +695,7 @@ async def test_everything_works_over_tls(
         async with plane.open("large", if_match=etag, offset=1) as body:
             assert sum([len(block) async for block in body.chunks]) == len(large) - 1
         assert await plane.delete(await listed(plane)) == {}
-        await plane.aclose()
+        await close(plane)
 
 
 # ------------------------------------------------------------------ moto
@@ -739,12 +739,12 @@ async def test_moto_accepts_the_signatures(moto: tuple[str, Credentials]) -> Non
     url, good = moto
     host, _, port = url.removeprefix("http://").partition(":")
     endpoint = Endpoint(host, int(port), tls=False)
-    config = HttpPlaneConfig(endpoint, "us-east-1", "bucket", path_style=True)
+    target = Target(endpoint, "us-east-1", "bucket", path_style=True)
 
     async def source(_refused: Credentials | None) -> Credentials:
         return good
 
-    plane = HttpDataPlane(config, source)
+    plane = HttpDataPlane(Requester(target, source))
     keys = ["plain.json", "with space+plus%20.json", "é€.json"]
     for key in keys:
         etag = await put(plane, key, key.encode(), metadata={"a": "b  c"})
@@ -755,15 +755,15 @@ async def test_moto_accepts_the_signatures(moto: tuple[str, Credentials]) -> Non
     assert {file.key for file in files} == {*keys, *(f"copy/{key}" for key in keys)}
     assert await plane.delete(files) == {}
     assert await listed(plane) == []
-    await plane.aclose()
+    await close(plane)
 
     async def wrong(_refused: Credentials | None) -> Credentials:
         return Credentials(good.access_key, "wrong")
 
-    stranger = HttpDataPlane(config, wrong)
+    stranger = HttpDataPlane(Requester(target, wrong))
     with pytest.raises(ConfigurationError, match="SignatureDoesNotMatch"):
         await put(stranger, "k")
-    await stranger.aclose()
+    await close(stranger)
 
 
 def test_the_plane_is_a_data_plane() -> None:

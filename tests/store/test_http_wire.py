@@ -161,7 +161,7 @@ async def test_a_response_that_is_cut_short_is_transient_trouble(data: bytes) ->
         if at:
             wire.receive(data[:at])
         wire.connection.connection_lost(None)
-        assert "cut short" in wire.failure() or "before it answered" in wire.failure()
+        assert "cut short" in wire.failure() or "before it responded" in wire.failure()
         assert wire.owner.gone == [wire.connection]
 
 
@@ -294,7 +294,7 @@ async def test_headers_are_bounded(start: bytes, block: bytes) -> None:
         wire.receive(block)
         received += len(block)
         assert received < 100_000
-    assert "headers pass" in wire.failure()
+    assert "headers exceed" in wire.failure()
 
 
 async def test_a_body_that_is_gathered_is_bounded() -> None:
@@ -303,7 +303,7 @@ async def test_a_body_that_is_gathered_is_bounded() -> None:
     wire.receive(b"HTTP/1.1 200 OK\r\ncontent-length: 10000000\r\n\r\n")
     for _ in range(11):
         wire.receive(bytes(10_000))
-    assert "body passes" in wire.failure()
+    assert "body exceeds" in wire.failure()
 
 
 async def test_an_answer_to_half_a_request_ends_the_connection() -> None:
@@ -608,7 +608,7 @@ async def test_a_connection_closed_in_place_of_an_answer_is_transient_trouble() 
         peer.actions["/close"] = close
         for _ in range(5):
             await pool.request(get())
-            with pytest.raises(TransientError, match="before it answered"):
+            with pytest.raises(TransientError, match="before it responded"):
                 await pool.request(get("/close"))
         assert [path for _, path in peer.seen].count("/close") == 5
         await assert_sound(pool)
@@ -808,9 +808,9 @@ async def test_a_silent_server_is_given_up() -> None:
         await peer.asked("/slow", 2)
         (connection,) = (c for c in pool._connections if c.busy)
         now += LIMITS.total + 1
-        connection.heard = now  # as after a drip
+        connection.last_received = now  # as after a drip
         pool.sweep()
-        with pytest.raises(TransientError, match="no whole answer in 120 seconds"):
+        with pytest.raises(TransientError, match="no complete response in 120 seconds"):
             await request
         await assert_sound(pool)
 

@@ -10,7 +10,7 @@ from testkit.s3server import Faults, Request, S3Error, S3Server
 from asyncagg.errors import PreconditionFailedError
 from asyncagg.store import Absent, Matches
 from asyncagg.store.retry import Retry, RetryPolicy
-from asyncagg.store.s3.boto import BotoMultipart, BotoPlane, open_control
+from asyncagg.store.s3.boto import BotoBucket, BotoMultipart, BotoPlane, open_control
 from asyncagg.store.s3.store import PART_BYTES, S3Store
 
 BUCKET = "s3-store"
@@ -28,9 +28,9 @@ async def server() -> AsyncIterator[S3Server]:
 async def store(server: S3Server) -> AsyncIterator[S3Store]:
     """A store that retries at once, and copies above 1,000 bytes in parts."""
     async with open_control(endpoint_url=server.url, connections=4) as control:
-        plane = BotoPlane(control.client, BUCKET)
+        bucket = BotoBucket(control.client, BUCKET)
         retry = Retry(RetryPolicy(base_seconds=0.0))
-        multipart = BotoMultipart(control.client, BUCKET)
+        plane, multipart = BotoPlane(bucket), BotoMultipart(bucket)
         yield S3Store("s3://test", plane, multipart, retry, copy_bytes=1000)
 
 

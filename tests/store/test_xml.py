@@ -100,7 +100,7 @@ class TestListing:
 @given(st.lists(st.tuples(texts.filter(s3xml.fits_xml), etags | st.just("")), max_size=5))
 def test_a_batch_says_what_it_was_given(objects: list[tuple[str, str]]) -> None:
     """A parser reads the keys and etags from a batch to be deleted that were put into it."""
-    root = ET.fromstring(s3xml.delete_batch(objects))  # noqa: S314 - made here
+    root = ET.fromstring(s3xml.delete_body(objects))  # noqa: S314 - made here
     told = [
         (entry.findtext("{*}Key"), (entry.findtext("{*}ETag") or "").strip('"'))
         for entry in root.iterfind("{*}Object")

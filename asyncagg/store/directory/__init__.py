@@ -1,4 +1,4 @@
-"""A directory as a store."""
+"""A local directory as a store."""
 
 from asyncagg.store.directory.store import DirectoryStore
 

@@ -1,4 +1,4 @@
-"""From keys to names below a root, and from the system's errors to ours. Nothing here does I/O."""
+"""Keys as paths below a root, and the system's errors as the package's. Nothing here does I/O."""
 
 from __future__ import annotations
 
@@ -21,14 +21,23 @@ from asyncagg.errors import (
 )
 from asyncagg.model import RunFile
 
-__all__ = ("ASIDE", "LOCK", "Spot", "draft_name", "etag_of", "is_work", "locate", "reference")
+__all__ = (
+    "LOCK_NAME",
+    "TRASH_NAME",
+    "KeyPath",
+    "etag_of",
+    "is_hidden",
+    "parse_key",
+    "reference",
+    "temp_name",
+)
 
-_WORK = b".asyncagg-"
-LOCK = _WORK + b"lock"
-ASIDE = _WORK + b"aside"
+_HIDDEN = b".asyncagg-"
+LOCK_NAME = _HIDDEN + b"lock"
+TRASH_NAME = _HIDDEN + b"aside"
 _ACCEPTED = (
-    "accepted are names joined by '/', each of 1 to 255 bytes of UTF-8, "
-    "none of them '.' or '..' or beginning with '.asyncagg-'"
+    "expected names joined by '/', each of 1 to 255 bytes of UTF-8, "
+    "not '.' or '..', and not starting with '.asyncagg-'"
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -36,7 +45,7 @@ _BY_ERRNO: dict[int, type[AsyncaggError]] = {
     errno.ENOENT: NotFoundError,
     errno.ENOTDIR: NotFoundError,
     errno.EISDIR: NotFoundError,
-    errno.ELOOP: NotFoundError,  # what O_NOFOLLOW says of a symbolic link
+    errno.ELOOP: NotFoundError,  # O_NOFOLLOW on a symbolic link
     errno.EEXIST: PreconditionFailedError,
     errno.EACCES: AccessDeniedError,
     errno.EPERM: AccessDeniedError,
@@ -59,72 +68,62 @@ _ADVICE: dict[type[AsyncaggError], str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
-    """One key of one operation, taken apart into names.
+class KeyPath:
+    """A key split into names, with the operation and the store's URL for error messages.
 
     Attributes:
-        operation: What is asked of the store, for messages.
-        where: The store's URL, for messages.
-        key: The key as the caller said it.
-        folder: The names of the folders on the way, from the root down.
-        name: The last name; empty where a prefix ends in ``/``.
+        parents: The names of the folders that lead to the file, from the root down.
+        name: The last name; empty if a prefix ends in ``/``.
     """
 
     operation: str
-    where: str
+    store: str
     key: str
-    folder: tuple[bytes, ...]
+    parents: tuple[bytes, ...]
     name: bytes
 
-    def error(self, kind: type[AsyncaggError], why: str) -> AsyncaggError:
+    def error(self, kind: type[AsyncaggError], detail: str) -> AsyncaggError:
         """Return an error of this kind that names the operation, the key and the store."""
-        text = f"{self.operation} {self.key!r} in {self.where}: {why}"
+        message = f"{self.operation} {self.key!r} in {self.store}: {detail}"
         if issubclass(kind, StoreError):
-            return kind(text, operation=self.operation, key=self.key)
-        return kind(text)
+            return kind(message, operation=self.operation, key=self.key)
+        return kind(message)
 
-    def changed(self, etag: str, expected: str) -> AsyncaggError:
-        """Return the error for an object that has another etag than the one expected."""
+    def etag_mismatch(self, etag: str, expected: str) -> AsyncaggError:
+        """Return the error for a file whose etag is not the expected one."""
         return self.error(PreconditionFailedError, f"its etag is {etag!r}, expected {expected!r}")
 
-    def failure(self, error: OSError) -> AsyncaggError:
-        """Return the error of this package that one of the system stands for."""
+    def translate(self, error: OSError) -> AsyncaggError:
+        """Return the error of this package for an error of the system."""
         kind = _BY_ERRNO.get(error.errno or 0, StoreError)
-        why = "a symbolic link, never followed" if error.errno == errno.ELOOP else error.strerror
-        return self.error(kind, f"{why}{_ADVICE.get(kind, '')}")
+        is_link = error.errno == errno.ELOOP
+        detail = "symbolic links are not followed" if is_link else error.strerror
+        return self.error(kind, f"{detail}{_ADVICE.get(kind, '')}")
 
     @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Translate what the system raises inside the context."""
+    def translating(self) -> Iterator[None]:
+        """Translate each `OSError` that is raised inside the context."""
         try:
             yield
         except OSError as error:
-            raise self.failure(error) from error
+            raise self.translate(error) from error
 
 
-def locate(operation: str, where: str, key: str, *, prefix: bool = False) -> Spot:
-    """Take a key apart, so that no name in it can lead out of the root.
-
-    Args:
-        operation: What is asked of the store, for messages.
-        where: The store's URL, for messages.
-        key: A key, or the beginning of keys.
-        prefix: Whether it is only a beginning, which may end anywhere.
+def parse_key(operation: str, store: str, key: str, *, is_prefix: bool = False) -> KeyPath:
+    """Split a key, or a prefix of keys, into names; reject names that could lead out of the root.
 
     Raises:
         StoreError: The key has a name that no file of this store can have.
     """
     try:
-        *folder, name = key.encode().split(b"/")
+        *parents, name = key.encode().split(b"/")
+        legal = all(map(_is_legal, parents)) and (is_prefix or _is_legal(name))
     except UnicodeEncodeError:  # a lone surrogate
-        folder, name = [], b""
-        legal = False
-    else:
-        legal = all(map(_is_legal, folder)) and (prefix or _is_legal(name))
-    spot = Spot(operation, where, key, tuple(folder), name)
+        parents, name, legal = [], b"", False
+    path = KeyPath(operation, store, key, tuple(parents), name)
     if not legal:
-        raise spot.error(StoreError, f"no such key can be held in a directory; {_ACCEPTED}")
-    return spot
+        raise path.error(StoreError, f"a directory cannot hold this key; {_ACCEPTED}")
+    return path
 
 
 def _is_legal(name: bytes) -> bool:
@@ -132,26 +131,26 @@ def _is_legal(name: bytes) -> bool:
         0 < len(name) <= 255
         and name not in {b".", b".."}
         and b"\0" not in name
-        and not is_work(name)
+        and not is_hidden(name)
     )
 
 
-def is_work(name: bytes) -> bool:
-    """Whether a name is one of the store's own hidden work files."""
-    return name.startswith(_WORK)
+def is_hidden(name: bytes) -> bool:
+    """Whether a name belongs to the store's internal files."""
+    return name.startswith(_HIDDEN)
 
 
-def draft_name() -> bytes:
-    """Return a new hidden name, for a file that is not to be seen yet."""
-    return _WORK + b"tmp-" + secrets.token_hex(8).encode()
+def temp_name() -> bytes:
+    """Return a new hidden name for a temporary file."""
+    return _HIDDEN + b"tmp-" + secrets.token_hex(8).encode()
 
 
 def etag_of(status: os.stat_result) -> str:
-    """Return the etag of a file with this status.
+    """Return the etag of a file with this status: its modification time and size.
 
-    It has no inode, so that a copy with its source's time is known to be the same content. What it
-    cannot tell apart: two writes of the same size within one tick of the file system's clock (4 ms
-    on older kernels, some nanoseconds from Linux 6.13 on), and a writer that sets the time back.
+    The inode is left out, so that a copy with its source's time has its source's etag. Two cases go
+    unnoticed: two writes of the same size within one tick of the file system's clock (4 ms on older
+    kernels, some nanoseconds since Linux 6.13), and a writer that sets the time back.
     """
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 

@@ -1,8 +1,8 @@
-"""Deleting files that a producer, who knows nothing of our lock, may be replacing right now.
+"""Conditional deletes, safe against producers that replace files without taking the store's lock.
 
-No system call unlinks a file only if it is a certain one. So it is first renamed into a hidden
-folder beside it, where no producer writes, looked at there, and then removed or put back. What a
-crash leaves in that folder is put back by the next listing or delete.
+No system call unlinks a file only if it is unchanged. So a file is first renamed into a hidden
+trash folder next to it, where no producer writes. There its etag is checked again, and it is
+removed or put back. The next listing or delete puts back what a crash leaves in that folder.
 """
 
 from __future__ import annotations
@@ -16,115 +16,104 @@ from itertools import groupby
 
 from asyncagg.errors import AsyncaggError, StoreError
 from asyncagg.store.directory import sidecar
-from asyncagg.store.directory.paths import ASIDE, Spot, etag_of
-from asyncagg.store.directory.tree import Tree, status_of
+from asyncagg.store.directory.paths import TRASH_NAME, KeyPath, etag_of
+from asyncagg.store.directory.tree import FOLDER_FLAGS, Tree, find
 from asyncagg.store.directory.writing import NO_LINKS
 
 __all__ = ("remove", "restore")
 
 _log = logging.getLogger(__name__)
-_ASIDE_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
-def remove(tree: Tree, wanted: Sequence[tuple[Spot, str]]) -> dict[str, StoreError]:
-    """Delete files, each only if it has its etag; return the failures by key.
-
-    Args:
-        tree: Where they are.
-        wanted: The files and their etags.
-    """
+def remove(tree: Tree, wanted: Sequence[tuple[KeyPath, str]]) -> dict[str, StoreError]:
+    """Delete files, each only if it has the given etag; return the failures by key."""
     failures: dict[str, StoreError] = {}
-    ordered = sorted(wanted, key=lambda pair: pair[0].folder)
-    for names, group in groupby(ordered, key=lambda pair: pair[0].folder):
+    ordered = sorted(wanted, key=lambda pair: pair[0].parents)
+    for parents, group in groupby(ordered, key=lambda pair: pair[0].parents):
         pairs = list(group)
         try:
-            with _aside(tree, names) as (folder, aside):
-                for spot, etag in pairs:
-                    _note(failures, spot, _remove(folder, aside, spot, etag))
+            with _trash(tree, parents) as (folder, trash):
+                for path, etag in pairs:
+                    _record(failures, path, _remove(folder, trash, path, etag))
         except (FileNotFoundError, NotADirectoryError):
-            continue  # the whole folder is gone, and the files with it
+            continue  # the folder is gone, and its files with it
         except OSError as error:
-            for spot, _ in pairs:
-                _note(failures, spot, spot.failure(error))
+            for path, _ in pairs:
+                _record(failures, path, path.translate(error))
     return failures
 
 
-def restore(tree: Tree, names: Sequence[bytes]) -> None:
-    """Put back what a crash in the middle of a delete left aside in a folder.
-
-    Args:
-        tree: Where the folder is.
-        names: The folder's names from the root down.
-    """
+def restore(tree: Tree, parents: Sequence[bytes]) -> None:
+    """Put back the files that an interrupted delete left in a folder's trash."""
     try:
-        with tree.folder(names) as folder:
-            if status_of(folder, ASIDE) is None:
+        with tree.open_folder(parents) as folder:
+            if find(folder, TRASH_NAME) is None:
                 return
-        with _aside(tree, names):
+        with _trash(tree, parents):
             pass
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        # Whoever may only read, or finds the disk full, can still list the rest.
-        _log.warning("files left aside by a crash are not put back: %s", error)
+        # A user without write permission, or on a full disk, can still list the other files.
+        _log.warning("cannot restore the files of an interrupted delete: %s", error)
 
 
 @contextmanager
-def _aside(tree: Tree, names: Sequence[bytes]) -> Iterator[tuple[int, int]]:
-    """Hold the lock, a folder, and its emptied hidden folder, which is gone afterwards."""
-    with tree.lock(), tree.folder(names) as folder:
+def _trash(tree: Tree, parents: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+    """Hold the lock, a folder, and its trash, which starts empty and is removed afterwards."""
+    with tree.lock(), tree.open_folder(parents) as folder:
         with suppress(FileExistsError):
-            os.mkdir(ASIDE, dir_fd=folder)
-        aside = os.open(ASIDE, _ASIDE_FLAGS, dir_fd=folder)
+            os.mkdir(TRASH_NAME, dir_fd=folder)
+        trash = os.open(TRASH_NAME, FOLDER_FLAGS, dir_fd=folder)
         try:
-            with os.scandir(aside) as entries:
-                left = [os.fsencode(entry.name) for entry in entries]
-            for name in left:
-                _put_back(folder, aside, name)
-            yield folder, aside
+            with os.scandir(trash) as entries:
+                leftovers = [os.fsencode(entry.name) for entry in entries]
+            for name in leftovers:
+                _put_back(folder, trash, name)
+            yield folder, trash
         finally:
-            os.close(aside)
-            with suppress(OSError):  # what could not be put back is not lost
-                os.rmdir(ASIDE, dir_fd=folder)
+            os.close(trash)
+            with suppress(OSError):  # a file that could not be put back stays in it
+                os.rmdir(TRASH_NAME, dir_fd=folder)
 
 
-def _remove(folder: int, aside: int, spot: Spot, etag: str) -> AsyncaggError | None:
-    present = status_of(folder, spot.name)
+def _remove(folder: int, trash: int, path: KeyPath, etag: str) -> AsyncaggError | None:
+    present = find(folder, path.name)
     if present is None or not stat.S_ISREG(present.st_mode):
         return None
     if etag_of(present) != etag:
-        return spot.changed(etag_of(present), etag)
+        return path.etag_mismatch(etag_of(present), etag)
     try:
-        os.rename(spot.name, spot.name, src_dir_fd=folder, dst_dir_fd=aside)
-        moved = os.stat(spot.name, dir_fd=aside, follow_symlinks=False)
+        os.rename(path.name, path.name, src_dir_fd=folder, dst_dir_fd=trash)
+        moved = os.stat(path.name, dir_fd=trash, follow_symlinks=False)
         if etag_of(moved) != etag:
-            _put_back(folder, aside, spot.name)
-            return spot.changed(etag_of(moved), etag)
-        os.unlink(spot.name, dir_fd=aside)
-        sidecar.remove(folder, spot.name, etag)
+            _put_back(folder, trash, path.name)
+            return path.etag_mismatch(etag_of(moved), etag)
+        os.unlink(path.name, dir_fd=trash)
+        sidecar.remove(folder, path.name, etag)
     except FileNotFoundError:
-        return None  # another runner was faster
+        return None  # another runner deleted it first
     except OSError as error:
-        return spot.failure(error)
+        return path.translate(error)
     return None
 
 
-def _put_back(folder: int, aside: int, name: bytes) -> None:
+def _put_back(folder: int, trash: int, name: bytes) -> None:
     try:
-        os.link(name, name, src_dir_fd=aside, dst_dir_fd=folder, follow_symlinks=False)
+        os.link(name, name, src_dir_fd=trash, dst_dir_fd=folder, follow_symlinks=False)
     except FileExistsError:
-        pass  # its producer has written it once more: that is the file now
+        pass  # its producer has written the file again: the new one stays
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        if status_of(folder, name) is None:
-            os.rename(name, name, src_dir_fd=aside, dst_dir_fd=folder)
+        if find(folder, name) is None:
+            os.rename(name, name, src_dir_fd=trash, dst_dir_fd=folder)
             return
-    os.unlink(name, dir_fd=aside)
+    os.unlink(name, dir_fd=trash)
 
 
-def _note(failures: dict[str, StoreError], spot: Spot, failure: AsyncaggError | None) -> None:
+def _record(failures: dict[str, StoreError], path: KeyPath, failure: AsyncaggError | None) -> None:
     if isinstance(failure, StoreError):
-        failures[spot.key] = failure
+        failures[path.key] = failure
     elif failure is not None:
         raise failure

@@ -1,8 +1,8 @@
-"""What a file system does not know of a file: media type and metadata, in a hidden file beside it.
+"""Media type and metadata, which file systems do not store, in a hidden file next to each file.
 
-A sidecar's name is made of the file's name *and etag*. So the next content's sidecar is written
-before that content is shown, without touching the one in force; and a file that its producer
-rewrites has none of its predecessor's metadata.
+A sidecar's name is derived from the file's name *and etag*. So the sidecar of new content can be
+written before that content becomes visible, without touching the current one. And a file that its
+producer rewrites does not inherit old metadata.
 """
 
 from __future__ import annotations
@@ -21,41 +21,30 @@ _log = logging.getLogger(__name__)
 
 
 class Sidecar(msgspec.Struct, frozen=True):
-    """The content of a sidecar.
-
-    Attributes:
-        content_type: The file's media type.
-        metadata: Its writer's own pairs.
-    """
+    """The content of a sidecar."""
 
     content_type: str = ""
     metadata: Mapping[str, str] = {}
 
 
 def read(folder: int, name: bytes, etag: str) -> Sidecar:
-    """Return what is known of a file, if only from its name.
-
-    Args:
-        folder: A descriptor of the directory that holds it.
-        name: The file's name.
-        etag: The file's etag.
-    """
+    """Return the media type and metadata of a file in a folder, from its sidecar or its name."""
     try:
-        sidecar = os.open(_name(name, etag), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+        descriptor = os.open(_name(name, etag), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
     except FileNotFoundError:
         return _default(name)
-    with os.fdopen(sidecar, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file:
         content = file.read()
     try:
         return msgspec.json.decode(content, type=Sidecar)
     except msgspec.DecodeError as error:
-        # The file itself is whole: it must not wait for ever for the sake of its metadata.
-        _log.warning("the metadata of %r is damaged and left out: %s", os.fsdecode(name), error)
+        # The file itself is intact: damaged metadata must not block it.
+        _log.warning("ignoring the damaged metadata of %r: %s", os.fsdecode(name), error)
         return _default(name)
 
 
 def write(folder: int, name: bytes, etag: str, sidecar: Sidecar) -> None:
-    """Keep what is known of a file, durably; nothing where its name says it all."""
+    """Write a file's sidecar durably, unless the file's name implies all that it says."""
     if sidecar == _default(name):
         remove(folder, name, etag)
         return
@@ -74,7 +63,7 @@ def remove(folder: int, name: bytes, etag: str) -> None:
 
 
 def _name(name: bytes, etag: str) -> bytes:
-    # A digest: a file's name may itself be as long as a name can be.
+    # A digest, because the file's name may already have the maximum length.
     digest = hashlib.sha256(name + b"/" + etag.encode()).hexdigest()
     return b".asyncagg-meta-" + digest[:32].encode()
 

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-import aiofiles
 import anyio
-import anyio.lowlevel
-from aiofiles.threadpool.binary import AsyncFileIO
 from anyio import to_thread
 
 from asyncagg.errors import StoreError
 from asyncagg.model import RunFile
-from asyncagg.store.directory.paths import Spot, draft_name, locate
+from asyncagg.store.directory.paths import KeyPath, parse_key, temp_name
 from asyncagg.store.directory.removal import remove
 from asyncagg.store.directory.sidecar import Sidecar
 from asyncagg.store.directory.tree import Tree
 from asyncagg.store.directory.walk import walk
-from asyncagg.store.directory.writing import copy, create_draft, discard, publish
+from asyncagg.store.directory.writing import copy, create_temp, discard_temp, publish
 from asyncagg.store.protocol import (
-    DELETE_BATCH,
     Absent,
     Body,
     Condition,
     ObjectInfo,
     StreamedBody,
+    check_batch,
+    lower_keys,
 )
 
 __all__ = ("DirectoryStore",)
@@ -44,21 +43,20 @@ _CLEANUP_SECONDS = 10
 class DirectoryStore:
     """The files below a directory, as objects.
 
-    Symbolic links are neither listed nor followed, except on the way to the directory itself. The
-    store's own work files have hidden names that begin with ``.asyncagg-``; a crash leaves at most
-    some of them. Conditional writes exclude each other across processes by a lock file.
+    Symbolic links are neither listed nor followed, except on the way to the directory itself.
+    Internal files have hidden names that start with ``.asyncagg-``; a crash leaves at most some of
+    them. A lock file serialises conditional writes across processes.
 
-    An object's etag is its file's time and size, and a copy has its source's; so has it its
-    source's ``last_modified``. Other programs may write files here at any time, best by writing
-    elsewhere on the same file system and renaming: a file that is being written in place can be
-    seen half.
+    An object's etag is its file's modification time and size; a copy has that of its source. Other
+    programs may write files here at any time, best by a rename within the file system: a file that
+    is written in place can be read half-written.
 
-    Every method waits for its disk in a worker thread, in as few steps as it can: a step costs
-    more than most system calls.
+    Every method does its work in a worker thread, in as few steps as possible: a step costs more
+    than most system calls.
 
     Args:
-        root: The directory. It must exist when it is first used.
-        threads: The most worker threads at a time. On a local disk more than a few only contend
+        root: The directory. It must exist at the first use.
+        threads: The most worker threads at a time. On a local disk, more than a few only contend
             for the interpreter; on a network file system they hide its latency.
     """
 
@@ -75,17 +73,12 @@ class DirectoryStore:
     async def list_pages(
         self, prefix: str, *, start_after: str = ""
     ) -> AsyncIterator[Sequence[RunFile]]:
-        """Yield the objects whose key starts with ``prefix``, page by page, in key order.
-
-        Args:
-            prefix: What the keys start with; it may end in the middle of a name.
-            start_after: Only keys behind this one.
-        """
-        spot = locate("list", self.url, prefix, prefix=True)
-        files = walk(self._tree, spot, start_after)
+        """Yield the objects below a prefix, which may end in the middle of a name."""
+        path = parse_key("list", self.url, prefix, is_prefix=True)
+        files = walk(self._tree, path, start_after)
         while True:
-            with spot.translated():
-                # Only reading: a thread that is left behind harms nothing.
+            with path.translating():
+                # It only reads, so a thread that is left behind does no harm.
                 page = await to_thread.run_sync(
                     _page, files, abandon_on_cancel=True, limiter=self._threads
                 )
@@ -94,29 +87,32 @@ class DirectoryStore:
             yield page
 
     async def head(self, key: str) -> ObjectInfo:
-        """Return what is known of an object."""
-        spot = self._locate("head", key)
-        return await self._in_thread(spot, self._tree.head, spot)
+        """Return an object's metadata."""
+        path = self._parse("head", key)
+        return await self._in_thread(path, self._tree.head, path)
 
     async def get(self, key: str, *, if_match: str | None = None) -> Body:
-        """Return an object's whole content, if its etag is still ``if_match``."""
-        spot = self._locate("get", key)
-        return await self._in_thread(spot, self._tree.read, spot, if_match)
+        """Return an object's whole content."""
+        path = self._parse("get", key)
+        return await self._in_thread(path, self._tree.read, path, if_match)
 
     @asynccontextmanager
     async def stream(self, key: str, *, if_match: str | None = None) -> AsyncIterator[StreamedBody]:
         """Open an object's content for reading in blocks of 256 KiB."""
-        spot = self._locate("stream", key)
-        with spot.translated(), anyio.CancelScope(shield=True):
-            file = await aiofiles.open(
-                spot.name, "rb", buffering=0, opener=lambda *_: self._tree.open_file(spot)
-            )
+        path = self._parse("stream", key)
+        file, etag = await self._in_thread(path, self._tree.open_file, path, if_match)
         try:
-            etag = await self._in_thread(spot, self._tree.etag, spot, file.fileno(), if_match)
-            yield StreamedBody(self._blocks(spot, file, etag, if_match), etag)
+            yield StreamedBody(self._blocks(path, file, etag, if_match), etag)
         finally:
-            with anyio.CancelScope(shield=True):
-                await file.close()
+            with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
+                await to_thread.run_sync(file.close, abandon_on_cancel=True)
+
+    async def _blocks(
+        self, path: KeyPath, file: io.FileIO, etag: str, if_match: str | None
+    ) -> AsyncIterator[bytes]:
+        while block := await self._in_thread(path, file.read, _BLOCK):
+            yield block
+        await self._in_thread(path, self._tree.check_unchanged, path, file, etag, if_match)
 
     async def put(
         self,
@@ -127,36 +123,22 @@ class DirectoryStore:
         content_type: str = "application/json",
         metadata: Mapping[str, str] | None = None,
     ) -> str:
-        """Write an object in one atomic and durable step and return its etag.
-
-        Args:
-            key: The object's key.
-            body: Its content.
-            condition: What must hold of the object that has that key, if anything.
-            content_type: Its media type.
-            metadata: Pairs to keep with it.
-
-        Raises:
-            PreconditionFailedError: The object has another etag, or the key is taken.
-        """
-        spot = self._locate("put", key)
-        known = Sidecar(content_type, _lower(metadata or {}))
-        draft = draft_name()
-
+        """Write an object in one atomic and durable step and return its etag."""
+        path, temp = self._parse("put", key), temp_name()
+        content = Sidecar(content_type, lower_keys(metadata or {}))
+        file: io.BufferedWriter | None = None
         try:
-            await self._write_draft(spot, draft, body)
+            file = await self._in_thread(path, create_temp, self._tree, path, temp)
+            async for block in _once(body) if isinstance(body, bytes) else body:
+                await self._in_thread(path, file.write, block)
             return await self._in_thread(
-                spot,
-                publish,
-                self._tree,
-                spot,
-                draft,
-                known,
-                condition,
+                path, publish, self._tree, path, temp, file, content, condition=condition
             )
         except BaseException:
-            with anyio.move_on_after(_CLEANUP_SECONDS, shield=True), spot.translated():
-                await to_thread.run_sync(discard, self._tree, spot, draft, abandon_on_cancel=True)
+            with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
+                await to_thread.run_sync(
+                    discard_temp, self._tree, path, temp, file, abandon_on_cancel=True
+                )
             raise
 
     async def copy(
@@ -168,86 +150,39 @@ class DirectoryStore:
         condition: Absent | None = Absent(),
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Copy an object, in one atomic and durable step; the copy has its source's etag.
-
-        Args:
-            source: The key to copy from.
-            target: The key to copy to.
-            if_match: Only if the source still has this etag.
-            condition: What must hold of the target: by default, that no object has its key.
-            metadata: Pairs to keep with the copy instead of the source's.
-
-        Raises:
-            NotFoundError: The source is gone.
-            PreconditionFailedError: One of the two conditions does not hold.
-        """
-        from_spot, to_spot = self._locate("copy", source), self._locate("copy", target)
-        pairs = None if metadata is None else _lower(metadata)
-
+        """Copy an object in one atomic and durable step; the copy has its source's etag."""
+        path = self._parse("copy", source)
         await self._in_thread(
-            from_spot,
+            path,
             copy,
             self._tree,
-            from_spot,
-            to_spot,
+            path,
+            self._parse("copy", target),
             if_match=if_match,
             condition=condition,
-            metadata=pairs,
+            metadata=None if metadata is None else lower_keys(metadata),
         )
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
-        """Delete up to `DELETE_BATCH` objects, each only if it still has its etag.
+        """Delete objects whose etag is unchanged; return the failures by key.
 
-        Folders that become empty stay: a producer may be about to write there.
-
-        Returns:
-            What could not be deleted, by key.
+        Empty folders stay: a producer may be about to write there.
         """
-        if len(files) > DELETE_BATCH:
-            raise StoreError(f"delete of {len(files)} objects: accepted are up to {DELETE_BATCH}")
-        wanted = [(self._locate("delete", file.key), file.etag) for file in files]
+        check_batch(files)
+        wanted = [(self._parse("delete", file.key), file.etag) for file in files]
         return await to_thread.run_sync(remove, self._tree, wanted, limiter=self._threads)
 
-    def _locate(self, operation: str, key: str) -> Spot:
-        return locate(operation, self.url, key)
+    def _parse(self, operation: str, key: str) -> KeyPath:
+        return parse_key(operation, self.url, key)
 
     async def _in_thread(
-        self, spot: Spot, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+        self, path: KeyPath, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        with spot.translated():
+        """Call a function in a worker thread. Once it has begun, it is not cancelled."""
+        with path.translating():
             return await to_thread.run_sync(
                 lambda: function(*args, **kwargs), limiter=self._threads
             )
-
-    async def _write_draft(
-        self, spot: Spot, draft: bytes, body: bytes | AsyncIterable[bytes]
-    ) -> None:
-        # Shielded, because a cancelled aiofiles call goes on in its thread, unobserved. Between the
-        # blocks a cancellation comes through.
-        with spot.translated(), anyio.CancelScope(shield=True):
-            file = await aiofiles.open(
-                draft, "xb", opener=lambda *_: create_draft(self._tree, spot, draft)
-            )
-        try:
-            async for block in _once(body) if isinstance(body, bytes) else body:
-                with spot.translated(), anyio.CancelScope(shield=True):
-                    await file.write(block)
-        finally:
-            with spot.translated(), anyio.CancelScope(shield=True):
-                await file.close()
-
-    async def _blocks(
-        self, spot: Spot, file: AsyncFileIO, etag: str, if_match: str | None
-    ) -> AsyncIterator[bytes]:
-        while True:
-            await anyio.lowlevel.checkpoint_if_cancelled()
-            with spot.translated(), anyio.CancelScope(shield=True):
-                block = await file.read(_BLOCK)
-            if not block:
-                break
-            yield block
-        check = self._tree.check_unchanged
-        await self._in_thread(spot, check, spot, file.fileno(), etag, if_match)
 
 
 def _page(files: Iterator[RunFile]) -> list[RunFile]:
@@ -256,7 +191,3 @@ def _page(files: Iterator[RunFile]) -> list[RunFile]:
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:
     yield body
-
-
-def _lower(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {key.lower(): value for key, value in metadata.items()}

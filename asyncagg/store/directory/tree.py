@@ -1,8 +1,8 @@
 """Files below one root: every step of the directory store that must happen in one worker thread.
 
-Each folder on the way is opened relative to the one above it, without following symbolic links, and
-files are named relative to their opened folder. So no path can leave the root, not even when
-somebody swaps a folder for a link in the middle of an operation.
+Each folder of a path is opened relative to its parent, without following symbolic links, and files
+are opened relative to their folder. So no path can leave the root, even if somebody swaps a folder
+for a link in the middle of an operation.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from asyncagg.errors import (
+    AsyncaggError,
     ConfigurationError,
     NotFoundError,
     PreconditionFailedError,
@@ -24,146 +25,137 @@ from asyncagg.errors import (
     TransientError,
 )
 from asyncagg.store.directory import sidecar
-from asyncagg.store.directory.paths import LOCK, Spot, etag_of, reference
+from asyncagg.store.directory.paths import LOCK_NAME, KeyPath, etag_of, reference
 from asyncagg.store.protocol import Body, ObjectInfo
 
-__all__ = ("Tree", "status_of")
+__all__ = ("FOLDER_FLAGS", "Tree", "find")
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-# Opening a named pipe must not wait for its writer.
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+# O_NONBLOCK: opening a named pipe must not wait for a writer.
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Tree:
-    """The files below a root. Its methods block, and raise `OSError` beside the package's errors.
-
-    Args:
-        root: The directory; looked at when it is first used.
-    """
+    """The files below a root. Its methods block, and raise `OSError` as well as other errors."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._resolved: Path | None = None
 
     @contextmanager
-    def folder(self, names: Sequence[bytes], *, create: bool = False) -> Iterator[int]:
-        """Open the folder with these names below the root.
-
-        Args:
-            names: The names from the root down.
-            create: Make those that are missing.
-        """
+    def open_folder(self, names: Sequence[bytes], *, create: bool = False) -> Iterator[int]:
+        """Open the folder with these names below the root, and yield its descriptor."""
         descriptor = self._open_root()
         try:
             for name in names:
-                below = _enter(descriptor, name, create=create)
+                child = _open_child(descriptor, name, create=create)
                 os.close(descriptor)
-                descriptor = below
+                descriptor = child
             yield descriptor
         finally:
             os.close(descriptor)
 
     @contextmanager
-    def target_folder(self, spot: Spot) -> Iterator[int]:
-        """Open the folder that a key is to be written to, made if it is missing."""
+    def open_target_folder(self, path: KeyPath) -> Iterator[int]:
+        """Open the folder to write a file to, and create it if it does not exist."""
         with ExitStack() as stack:
             try:
-                folder = stack.enter_context(self.folder(spot.folder, create=True))
+                folder = stack.enter_context(self.open_folder(path.parents, create=True))
             except NotADirectoryError as error:
-                why = "a file or a symbolic link stands where a folder is needed"
-                raise spot.error(StoreError, why) from error
+                detail = "a file or a symbolic link has the name of one of its folders"
+                raise path.error(StoreError, detail) from error
             yield folder
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep every other thread and process that writes through a store out of this root."""
-        with self.folder(()) as root:
-            lock = os.open(LOCK, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666, dir_fd=root)
+        """Exclude all other threads and processes that write to this root through a store."""
+        with self.open_folder(()) as root:
+            lock = os.open(LOCK_NAME, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666, dir_fd=root)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
             os.close(lock)
 
-    def open_file(self, spot: Spot) -> int:
-        """Open a file for reading and return its descriptor.
+    def open_file(self, path: KeyPath, if_match: str | None) -> tuple[io.FileIO, str]:
+        """Open a file for reading, and return it with its etag.
 
         Raises:
-            NotFoundError: What has that key is no regular file.
+            NotFoundError: The path is not a regular file.
+            PreconditionFailedError: The etag is not ``if_match``.
         """
-        with self.folder(spot.folder) as folder:
-            file = os.open(spot.name, _READ, dir_fd=folder)
-        if stat.S_ISREG(os.fstat(file).st_mode):
-            return file
-        os.close(file)
-        raise spot.error(NotFoundError, "what is there is not a file")
+        with self.open_folder(path.parents) as folder:
+            file = io.FileIO(os.open(path.name, _READ_FLAGS, dir_fd=folder))
+        try:
+            return file, _checked_etag(path, os.fstat(file.fileno()), if_match)
+        except AsyncaggError:
+            file.close()
+            raise
 
-    def etag(self, spot: Spot, file: int, expected: str | None) -> str:
-        """Return the etag of an open file.
+    def check_unchanged(
+        self, path: KeyPath, file: io.FileIO, etag: str, if_match: str | None
+    ) -> None:
+        """Check that an open file did not change since it was opened with this etag.
 
         Raises:
-            PreconditionFailedError: It is not the expected one.
+            PreconditionFailedError: It has changed, and the caller asked for its etag.
+            TransientError: It has changed otherwise: the next attempt reads the new content.
         """
-        etag = etag_of(os.fstat(file))
-        if expected is not None and etag != expected:
-            raise spot.changed(etag, expected)
-        return etag
-
-    def check_unchanged(self, spot: Spot, file: int, etag: str, if_match: str | None) -> None:
-        """Make sure that what was read of an open file was all of one content.
-
-        Raises:
-            PreconditionFailedError: It has changed, and the caller had named its etag.
-            TransientError: It has changed otherwise: reading it again gives the new content.
-        """
-        if etag_of(os.fstat(file)) != etag:
+        if etag_of(os.fstat(file.fileno())) != etag:
             kind = TransientError if if_match is None else PreconditionFailedError
-            raise spot.error(kind, "it was rewritten while it was read")
+            raise path.error(kind, "it was rewritten while it was read")
 
-    def head(self, spot: Spot) -> ObjectInfo:
-        """Return what is known of a file."""
-        with self.folder(spot.folder) as folder:
-            status = os.stat(spot.name, dir_fd=folder, follow_symlinks=False)
-            if not stat.S_ISREG(status.st_mode):
-                raise spot.error(NotFoundError, "what is there is not a file")
-            known = sidecar.read(folder, spot.name, etag_of(status))
-        file = reference(spot.key, status)
-        return ObjectInfo(file, content_type=known.content_type, metadata=known.metadata)
+    def head(self, path: KeyPath) -> ObjectInfo:
+        """Return a file's reference, media type and metadata."""
+        with self.open_folder(path.parents) as folder:
+            status = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+            found = sidecar.read(folder, path.name, _checked_etag(path, status, None))
+        file = reference(path.key, status)
+        return ObjectInfo(file, content_type=found.content_type, metadata=found.metadata)
 
-    def read(self, spot: Spot, if_match: str | None) -> Body:
+    def read(self, path: KeyPath, if_match: str | None) -> Body:
         """Return a file's whole content."""
-        with io.FileIO(self.open_file(spot)) as file:
-            etag = self.etag(spot, file.fileno(), if_match)
+        file, etag = self.open_file(path, if_match)
+        with file:
             data = file.readall()
-            self.check_unchanged(spot, file.fileno(), etag, if_match)
+            self.check_unchanged(path, file, etag, if_match)
         return Body(data, etag)
 
     def _open_root(self) -> int:
         try:
             if self._resolved is None:
                 self._resolved = self._root.resolve(strict=True)
-            return os.open(self._resolved, _FOLDER)
+            return os.open(self._resolved, FOLDER_FLAGS)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ConfigurationError(
-                f"store {str(self._root)!r}: {error.strerror}; accepted is an existing directory"
+                f"store {str(self._root)!r}: {error.strerror}; expected an existing directory"
             ) from error
 
 
-def _enter(above: int, name: bytes, *, create: bool) -> int:
+def _checked_etag(path: KeyPath, status: os.stat_result, if_match: str | None) -> str:
+    if not stat.S_ISREG(status.st_mode):
+        raise path.error(NotFoundError, "it is not a regular file")
+    etag = etag_of(status)
+    if if_match is not None and etag != if_match:
+        raise path.etag_mismatch(etag, if_match)
+    return etag
+
+
+def _open_child(parent: int, name: bytes, *, create: bool) -> int:
     if create:
         with suppress(FileExistsError):
-            os.mkdir(name, dir_fd=above)
-            os.fsync(above)
+            os.mkdir(name, dir_fd=parent)
+            os.fsync(parent)
     try:
-        return os.open(name, _FOLDER, dir_fd=above)
+        return os.open(name, FOLDER_FLAGS, dir_fd=parent)
     except OSError as error:
-        if error.errno != errno.ELOOP:  # what some systems say of a symbolic link, others ENOTDIR
+        if error.errno != errno.ELOOP:  # for a symbolic link: ELOOP on some systems, else ENOTDIR
             raise
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
 
 
-def status_of(folder: int, name: bytes) -> os.stat_result | None:
-    """Return the status of what has that name in a folder, itself where it is a link."""
+def find(folder: int, name: bytes) -> os.stat_result | None:
+    """Return the status of an entry of a folder, of the link itself if it is one."""
     try:
         return os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Writing files below a root: a draft with a hidden name, made durable, then shown in one step."""
+"""Atomic, durable writes: a hidden temporary file, synced to disk, then renamed into place."""
 
 from __future__ import annotations
 
@@ -10,167 +10,172 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
-from asyncagg.errors import (
-    ConfigurationError,
-    PreconditionFailedError,
-    StoreError,
-)
+from asyncagg.errors import AsyncaggError, ConfigurationError, PreconditionFailedError, StoreError
 from asyncagg.store.directory import sidecar
-from asyncagg.store.directory.paths import Spot, draft_name, etag_of
+from asyncagg.store.directory.paths import KeyPath, etag_of, temp_name
 from asyncagg.store.directory.sidecar import Sidecar
-from asyncagg.store.directory.tree import Tree, status_of
+from asyncagg.store.directory.tree import Tree, find
 from asyncagg.store.protocol import Absent, Condition, Matches
 
-__all__ = ("NO_LINKS", "copy", "create_draft", "discard", "publish")
+__all__ = ("NO_LINKS", "copy", "create_temp", "discard_temp", "publish")
 
-_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+_CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _COPY_BLOCK = 256 * 1024
 _COARSEST_TICK = 2_000_000_000
 """Nanoseconds: FAT keeps times to two seconds."""
 
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
-"""What a file system says that has no hard links."""
+"""The error numbers of a file system without hard links."""
 
 
-def create_draft(tree: Tree, spot: Spot, draft: bytes) -> int:
-    """Make a hidden file where the key is to be written, and return its descriptor."""
-    with tree.target_folder(spot) as folder:
-        return os.open(draft, _CREATE, 0o666, dir_fd=folder)
+def create_temp(tree: Tree, path: KeyPath, temp: bytes) -> io.BufferedWriter:
+    """Create the temporary file ``temp`` in the folder of a path, and open it for writing."""
+    with tree.open_target_folder(path) as folder:
+        return io.BufferedWriter(
+            io.FileIO(os.open(temp, _CREATE_FLAGS, 0o666, dir_fd=folder), "r+")
+        )
 
 
-def discard(tree: Tree, spot: Spot, draft: bytes) -> None:
-    """Remove a hidden file that is not wanted any more, if it is there."""
-    with suppress(FileNotFoundError, NotADirectoryError), tree.folder(spot.folder) as folder:
-        os.unlink(draft, dir_fd=folder)
+def discard_temp(
+    tree: Tree, path: KeyPath, temp: bytes, file: io.BufferedWriter | None = None
+) -> None:
+    """Close and remove a temporary file after a failure; never raises one of its own."""
+    with suppress(OSError):
+        if file is not None:
+            file.close()
+    with suppress(OSError, AsyncaggError), tree.open_folder(path.parents) as folder:
+        os.unlink(temp, dir_fd=folder)
 
 
 def publish(
     tree: Tree,
-    spot: Spot,
-    draft: bytes,
-    known: Sidecar,
+    path: KeyPath,
+    temp: bytes,
+    file: io.BufferedWriter,
+    content: Sidecar,
+    *,
     condition: Condition | None,
 ) -> str:
-    """Show a draft under its key in one atomic step, durably, and return its etag."""
-    with tree.folder(spot.folder) as folder:
-        file = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
-        try:
-            os.fsync(file)
-            with tree.lock():
-                present = _admit(spot, folder, condition)
-                etag = _stamp(file, present)
-                _show(spot, folder, draft, etag, known, condition=condition, present=present)
-        finally:
-            os.close(file)
+    """Rename a temporary file into place in one atomic step, durably, and return its etag."""
+    with file, tree.open_folder(path.parents) as folder:
+        file.flush()
+        os.fsync(file.fileno())
+        with tree.lock():
+            replaced = _check_condition(path, folder, condition)
+            etag = _set_time(file.fileno(), replaced)
+            _rename(path, folder, temp, etag, content, condition=condition, replaced=replaced)
         os.fsync(folder)
     return etag
 
 
 def copy(
     tree: Tree,
-    source: Spot,
-    target: Spot,
+    source: KeyPath,
+    target: KeyPath,
     *,
     if_match: str,
     condition: Absent | None,
     metadata: Mapping[str, str] | None,
 ) -> None:
-    """Copy a file together with its time, and with that its etag.
+    """Copy a file with its modification time, so that the copy has its etag.
 
-    It is a real copy. A hard link would move no bytes, but its two names would be one file: a
-    producer that rewrites the file in place would rewrite what was counted and archived.
+    The bytes are copied. A hard link would be cheaper, but its two names would share one content: a
+    producer that rewrites the file in place would also rewrite the archived one.
     """
-    known = tree.head(source)
-    kept = Sidecar(known.content_type, known.metadata if metadata is None else metadata)
-    draft = draft_name()
-    with (
-        io.FileIO(tree.open_file(source)) as original,
-        tree.target_folder(target) as folder,
-    ):
-        tree.etag(source, original.fileno(), if_match)
+    found = tree.head(source)
+    content = Sidecar(found.content_type, found.metadata if metadata is None else metadata)
+    original, _ = tree.open_file(source, if_match)
+    temp = temp_name()
+    with original, tree.open_target_folder(target) as folder:
         try:
-            with io.FileIO(os.open(draft, _CREATE, 0o600, dir_fd=folder), "r+") as copied:
+            with io.FileIO(os.open(temp, _CREATE_FLAGS, 0o600, dir_fd=folder), "r+") as copied:
                 _copy_content(source, original, copied, if_match)
             with tree.lock():
-                present = _admit(target, folder, condition)
-                _show(target, folder, draft, if_match, kept, condition=condition, present=present)
+                replaced = _check_condition(target, folder, condition)
+                _rename(
+                    target, folder, temp, if_match, content, condition=condition, replaced=replaced
+                )
         finally:
             with suppress(FileNotFoundError):
-                os.unlink(draft, dir_fd=folder)
+                os.unlink(temp, dir_fd=folder)
         os.fsync(folder)
 
 
-def _admit(spot: Spot, folder: int, condition: Condition | None) -> os.stat_result | None:
-    """Check the conditions of a write, as S3 does; return the status of what it will replace."""
-    present = status_of(folder, spot.name)
+def _check_condition(
+    path: KeyPath, folder: int, condition: Condition | None
+) -> os.stat_result | None:
+    """Check the condition of a write, as S3 does; return the status of the file to replace."""
+    present = find(folder, path.name)
     if present is None:
         if isinstance(condition, Matches):
-            raise spot.error(
-                PreconditionFailedError, f"no file, expected one with etag {condition.etag!r}"
-            )
+            detail = f"no such file, expected one with etag {condition.etag!r}"
+            raise path.error(PreconditionFailedError, detail)
         return None
     if not stat.S_ISREG(present.st_mode):
-        raise spot.error(StoreError, "what is there is not a file, and is not replaced")
+        raise path.error(StoreError, "it is not a regular file, and is not replaced")
     if isinstance(condition, Absent):
-        raise spot.error(PreconditionFailedError, "the key is taken")
+        raise path.error(PreconditionFailedError, "the key already exists")
     if isinstance(condition, Matches) and etag_of(present) != condition.etag:
-        raise spot.changed(etag_of(present), condition.etag)
+        raise path.etag_mismatch(etag_of(present), condition.etag)
     return present
 
 
-def _stamp(file: int, present: os.stat_result | None) -> str:
-    """Give a draft the time of this moment, and one that its predecessor did not have."""
+def _set_time(file: int, replaced: os.stat_result | None) -> str:
+    """Set a file's time to now, or later if needed for a new etag; return the etag."""
     now = time.time_ns()
-    last = 0 if present is None else present.st_mtime_ns
+    last = 0 if replaced is None else replaced.st_mtime_ns
     os.utime(file, ns=(now, max(now, last + 1)))
-    if present is not None and etag_of(os.fstat(file)) == etag_of(present):
+    if replaced is not None and etag_of(os.fstat(file)) == etag_of(replaced):
         os.utime(file, ns=(now, last + _COARSEST_TICK))
     return etag_of(os.fstat(file))
 
 
-def _copy_content(source: Spot, original: io.FileIO, copied: io.FileIO, if_match: str) -> None:
+def _copy_content(source: KeyPath, original: io.FileIO, copied: io.FileIO, if_match: str) -> None:
     with io.BufferedWriter(copied) as writer:
         while block := original.read(_COPY_BLOCK):
             writer.write(block)
         writer.flush()
         status = os.fstat(original.fileno())
         if etag_of(status) != if_match:
-            raise source.changed(etag_of(status), if_match)
+            raise source.etag_mismatch(etag_of(status), if_match)
         os.fchmod(copied.fileno(), stat.S_IMODE(status.st_mode) & 0o777)
         os.utime(copied.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
         if etag_of(os.fstat(copied.fileno())) != if_match:
-            why = "the file system of the target keeps times too coarsely for a copy to be known by"
-            raise source.error(ConfigurationError, why)
+            detail = "the file system of the target rounds times, so the copy has another etag"
+            raise source.error(ConfigurationError, detail)
         os.fsync(copied.fileno())
 
 
-def _show(
-    spot: Spot,
+def _rename(
+    path: KeyPath,
     folder: int,
-    draft: bytes,
+    temp: bytes,
     etag: str,
-    known: Sidecar,
+    content: Sidecar,
     *,
     condition: Condition | None,
-    present: os.stat_result | None,
+    replaced: os.stat_result | None,
 ) -> None:
-    """Give a draft its name. To be called under the lock, after `_admit`."""
-    sidecar.write(folder, spot.name, etag, known)
+    """Rename a temporary file into place. The caller holds the lock and has checked the condition.
+
+    The sidecar is written first: a crash in between leaves one that no file refers to.
+    """
+    sidecar.write(folder, path.name, etag, content)
     if isinstance(condition, Absent):
-        _link(folder, draft, spot.name)
+        _link(folder, temp, path.name)
     else:
-        os.rename(draft, spot.name, src_dir_fd=folder, dst_dir_fd=folder)
-    if present is not None and etag_of(present) != etag:
-        sidecar.remove(folder, spot.name, etag_of(present))
+        os.rename(temp, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+    if replaced is not None and etag_of(replaced) != etag:
+        sidecar.remove(folder, path.name, etag_of(replaced))
 
 
-def _link(folder: int, draft: bytes, name: bytes) -> None:
+def _link(folder: int, temp: bytes, name: bytes) -> None:
     try:
-        os.link(draft, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+        os.link(temp, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        # `_admit` saw the name free, and the lock keeps other stores from taking it since.
-        os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
+        # The name was free when the condition was checked, and the lock excludes other stores.
+        os.rename(temp, name, src_dir_fd=folder, dst_dir_fd=folder)
     else:
-        os.unlink(draft, dir_fd=folder)
+        os.unlink(temp, dir_fd=folder)

@@ -1,100 +1,57 @@
-"""The lean data plane: one method, one signed HTTP request, and little else.
+"""The HTTP data plane: each method sends one signed HTTP request with as little CPU as possible.
 
-It exists because the CPU that a request costs is the throughput of the whole program, and a
-general client spends forty times as much. `asyncagg.store.s3.requester` signs and sends,
-`asyncagg.store.s3.xml` reads the answers.
+The CPU that a request costs limits the throughput of the whole program, and a general client needs
+forty times as much. `asyncagg.store.s3.requester` signs and sends, `asyncagg.store.s3.xml` parses.
 """
 
 from __future__ import annotations
 
 import re
-import ssl
-import time
 import zlib
 from base64 import b64encode
 from binascii import b2a_base64
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from hashlib import md5
 from typing import Any
 
-from asyncagg.errors import AsyncaggError, NotFoundError, StoreError, TransientError
+from asyncagg.errors import NotFoundError, StoreError, TransientError
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, Matches, ObjectInfo, StreamedBody
 from asyncagg.store.s3 import xml as s3xml
-from asyncagg.store.s3.http import Endpoint, Limits, Response
-from asyncagg.store.s3.plane import Page, failure
-from asyncagg.store.s3.requester import CredentialsSource, Requester, S3Request, with_context
+from asyncagg.store.s3.http import Response
+from asyncagg.store.s3.plane import Page, delete_failures, s3_error
+from asyncagg.store.s3.requester import Requester, S3Request
 from asyncagg.store.s3.sigv4 import canonical_query, encode_path
-from asyncagg.store.s3.target import Target
 
-__all__ = ("HttpDataPlane", "HttpPlaneConfig")
+__all__ = ("HttpDataPlane",)
 
 _MD5 = re.compile("[0-9a-f]{32}")
 _RANGE = re.compile(rb"bytes (\d+)-")
 _META = b"x-amz-meta-"
 _CRC32 = b"x-amz-checksum-crc32"
-_CRC32_AS_S3_WRITES_IT = b"\r\nx-amz-checksum-crc32: "
-
-
-@dataclass(frozen=True, slots=True)
-class HttpPlaneConfig:
-    """Where a lean plane works, and within which bounds.
-
-    Attributes:
-        endpoint: The S3 server, without the bucket in its name.
-        region: The region to sign for.
-        bucket: The bucket.
-        prefix: What the keys of the store are below, with its slash; empty for the whole bucket.
-        path_style: Whether the bucket stands in the path rather than in the host.
-        limits: The connections and their timeouts.
-        tls: The TLS context, from `asyncagg.store.s3.http.tls_context`.
-        verify_bodies: Whether a body must have the CRC32 that comes with it, or the MD5 that its
-            ETag claims to be. Turn it off for a server whose ETags look like an MD5 and are none.
-    """
-
-    endpoint: Endpoint
-    region: str
-    bucket: str
-    prefix: str = ""
-    path_style: bool = False
-    limits: Limits = field(default_factory=Limits)
-    tls: ssl.SSLContext | None = None
-    verify_bodies: bool = True
+_CRC32_LINE_OF_S3 = b"\r\nx-amz-checksum-crc32: "
 
 
 class HttpDataPlane:
-    """`asyncagg.store.s3.plane.DataPlane` over HTTP connections of our own.
+    """`asyncagg.store.s3.plane.DataPlane` over the package's own HTTP client.
 
     Args:
-        config: Where and within which bounds.
-        credentials: Where the credentials come from.
-        clock: The time in seconds since the epoch, for signatures.
-        monotonic: The time in seconds, for timeouts.
+        requester: Sends requests to the bucket.
+        prefix: The prefix of all keys, with its slash; empty for the whole bucket.
+        verify_bodies: Whether a body must match its CRC32, or the MD5 in its ETag. Turn it off for
+            a server whose ETags look like an MD5 but are not.
     """
 
     def __init__(
-        self,
-        config: HttpPlaneConfig,
-        credentials: CredentialsSource,
-        *,
-        clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
+        self, requester: Requester, prefix: str = "", *, verify_bodies: bool = True
     ) -> None:
-        self._bucket = config.bucket
-        self._prefix = config.prefix
-        self._root = f"/{encode_path(config.prefix)}"
-        self._verify_bodies = config.verify_bodies
-        self._requester = Requester(
-            Target(config.endpoint, config.region, config.bucket, config.path_style),
-            credentials,
-            limits=config.limits,
-            tls=config.tls,
-            clock=clock,
-            monotonic=monotonic,
-        )
+        self._bucket = requester.bucket
+        self._prefix = prefix
+        self._root = f"/{encode_path(prefix)}"
+        self._verify_bodies = verify_bodies
+        self._requester = requester
 
     def list_page(
         self, prefix: str, *, start_after: str, token: str | None
@@ -111,15 +68,15 @@ class HttpDataPlane:
         elif start_after:
             query["start-after"] = self._prefix + start_after
         request = S3Request("list", prefix, "GET", "/", query=canonical_query(query.items()))
-        return self._requester.ask(request, self._page)
+        return self._requester.ask(request, self._parse_page)
 
-    def _page(self, _: S3Request, response: Response) -> Page:
+    def _parse_page(self, _: S3Request, response: Response) -> Page:
         return s3xml.parse_listing(response.body, self._prefix)
 
     def head(self, key: str) -> Coroutine[Any, Any, ObjectInfo]:
         """HeadObject."""
         request = S3Request("head", key, "HEAD", self._root + encode_path(key))
-        return self._requester.ask(request, _info)
+        return self._requester.ask(request, _parse_info)
 
     def get(self, key: str, *, if_match: str | None) -> Coroutine[Any, Any, Body]:
         """GetObject, read whole; a short or altered body is a `TransientError`."""
@@ -127,15 +84,15 @@ class HttpDataPlane:
         if if_match is not None:
             headers["if-match"] = f'"{if_match}"'
         request = S3Request("get", key, "GET", self._root + encode_path(key), headers)
-        return self._requester.ask(request, self._body)
+        return self._requester.ask(request, self._parse_body)
 
-    def _body(self, request: S3Request, response: Response) -> Body:
+    def _parse_body(self, request: S3Request, response: Response) -> Body:
         data = response.body
-        # Most objects have a CRC32, which takes a sixth of the time of an MD5: SDKs send it.
+        # Most objects have a CRC32, because SDKs send it; it takes a sixth of the time of an MD5.
         checksum = _crc32(data)
-        if response.head.find(_CRC32_AS_S3_WRITES_IT + checksum) < 0:
+        if response.head.find(_CRC32_LINE_OF_S3 + checksum) < 0:
             self._verify(response, checksum)
-        # A condition that held names the ETag.
+        # If a condition held, its etag is the object's.
         etag = request.headers.get("if-match", "").strip('"') or _etag(response.headers)
         return Body(data, etag, _content_encoding(response))
 
@@ -148,11 +105,11 @@ class HttpDataPlane:
             if given == checksum or md5(response.body, usedforsecurity=False).hexdigest() == etag:
                 return
             if _is_md5(etag, headers):
-                raise TransientError("the body is not the one of its ETag")
-            if b"-" not in given:  # with a hyphen, it is one of the parts' checksums
-                raise TransientError("the body is not the one of its checksum")
+                raise TransientError("the body does not match its ETag")
+            if b"-" not in given:  # a hyphen marks a checksum of the parts' checksums
+                raise TransientError("the body does not match its checksum")
         if not response.framed:
-            raise TransientError("nothing tells whether the body is whole")
+            raise TransientError("the response has no length, so it may be incomplete")
 
     @asynccontextmanager
     async def open(
@@ -164,13 +121,22 @@ class HttpDataPlane:
             headers["range"] = f"bytes={offset}-"
         request = S3Request("get", key, "GET", self._root + encode_path(key), headers)
         async with self._requester.stream(request) as response:
-            answered = response.headers
+            headers_received = response.headers
             if not response.framed:
-                raise TransientError("nothing tells where the body ends")
-            if _starts_at(response.status, answered) != offset:
+                raise TransientError("the response has no length, so its end is unknown")
+            if _first_byte(response.status, headers_received) != offset:
                 raise TransientError(f"the body does not start at byte {offset}")
-            blocks = _blocks(request, response)
-            yield StreamedBody(blocks, _etag(answered), _content_encoding(response))
+            blocks = self._blocks(request, response)
+            yield StreamedBody(blocks, _etag(headers_received), _content_encoding(response))
+
+    async def _blocks(self, request: S3Request, response: Response) -> AsyncIterator[bytes]:
+        if response.stream is None:
+            return
+        try:
+            async for block in response.stream:
+                yield block
+        except TransientError as error:
+            raise self._requester.with_context(request, error) from error
 
     def put(
         self,
@@ -189,7 +155,8 @@ class HttpDataPlane:
         elif condition is not None:
             headers["if-none-match"] = "*"
         path = self._root + encode_path(key)
-        return self._requester.ask(S3Request("put", key, "PUT", path, headers, body=data), _written)
+        request = S3Request("put", key, "PUT", path, headers, body=data)
+        return self._requester.ask(request, _parse_etag)
 
     def copy(
         self,
@@ -200,7 +167,7 @@ class HttpDataPlane:
         condition: Absent | None,
         replacing: ObjectInfo | None,
     ) -> Coroutine[Any, Any, None]:
-        """CopyObject; ``replacing`` gives the copy these headers and metadata instead."""
+        """CopyObject; ``replacing`` replaces the source's headers and metadata."""
         headers = {"x-amz-copy-source": f"{self._bucket}{self._root}{encode_path(source)}"}
         if if_match:
             headers["x-amz-copy-source-if-match"] = f'"{if_match}"'
@@ -212,23 +179,19 @@ class HttpDataPlane:
                 replacing.content_type, replacing.content_encoding, replacing.metadata
             )
         request = S3Request("copy", source, "PUT", self._root + encode_path(target), headers)
-        return self._requester.ask(request, self._copied)
+        return self._requester.ask(request, self._parse_copied)
 
-    def _copied(self, request: S3Request, response: Response) -> None:
-        refusal = s3xml.parse_copied(response.body)
-        if refusal is not None:  # S3 may find out after it has begun to answer 200
-            raise self._failure(request, refusal, request.key)
-
-    def _failure(self, request: S3Request, refusal: s3xml.Refusal, key: str) -> AsyncaggError:
-        """Return the error for a refusal that came inside of a 200."""
-        return failure(
-            request.operation,
-            key,
-            bucket=self._bucket,
-            status=200,
-            code=refusal.code,
-            message=refusal.message,
-        )
+    def _parse_copied(self, request: S3Request, response: Response) -> None:
+        error = s3xml.parse_copy_error(response.body)
+        if error is not None:  # S3 may fail after it has begun to respond 200
+            raise s3_error(
+                "copy",
+                request.key,
+                bucket=self._bucket,
+                status=200,
+                code=error.code,
+                message=error.message,
+            )
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """DeleteObjects with each object's ETag; returns the failures by key."""
@@ -242,50 +205,38 @@ class HttpDataPlane:
         return failures
 
     def _delete_batch(self, files: Sequence[RunFile]) -> Coroutine[Any, Any, dict[str, StoreError]]:
-        body = s3xml.delete_batch([(self._prefix + file.key, file.etag) for file in files])
-        # Of the checksums that it wants, the one that every server knows.
+        body = s3xml.delete_body([(self._prefix + file.key, file.etag) for file in files])
+        # S3 requires a checksum; MD5 is the one that every server supports.
         digest = b64encode(md5(body, usedforsecurity=False).digest()).decode()
         headers = {"content-type": "application/xml", "content-md5": digest}
         request = S3Request("delete", files[0].key, "POST", "/", headers, "delete=", body)
-        return self._requester.ask(request, self._undeleted)
+        return self._requester.ask(request, self._parse_deleted)
 
-    def _undeleted(self, request: S3Request, response: Response) -> dict[str, StoreError]:
-        failures: dict[str, StoreError] = {}
-        for refusal in s3xml.parse_undeleted(response.body):
-            key = refusal.key[len(self._prefix) :]
-            error = self._failure(request, refusal, key)
-            if not isinstance(error, StoreError):
-                raise error
-            if not isinstance(error, NotFoundError):
-                failures[key] = error
-        return failures
+    def _parse_deleted(self, _: S3Request, response: Response) -> dict[str, StoreError]:
+        skip = len(self._prefix)
+        errors = s3xml.parse_delete_errors(response.body)
+        return delete_failures(
+            ((error.key[skip:], error.code, error.message) for error in errors), self._bucket
+        )
 
     async def _delete_one(self, file: RunFile) -> dict[str, StoreError]:
         headers = {"if-match": f'"{file.etag}"'} if file.etag else {}
         path = self._root + encode_path(file.key)
         request = S3Request("delete", file.key, "DELETE", path, headers)
         try:
-            await self._requester.ask(request, _nothing)
+            await self._requester.ask(request, lambda *_: None)
         except NotFoundError:
             return {}
         except StoreError as error:
             return {file.key: error}
         return {}
 
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._requester.aclose()
 
-
-def _nothing(_: S3Request, __: Response) -> None:
-    return
-
-
-def _written(_: S3Request, response: Response) -> str:
+def _parse_etag(_: S3Request, response: Response) -> str:
     return _etag(response.headers)
 
 
-def _info(request: S3Request, response: Response) -> ObjectInfo:
+def _parse_info(request: S3Request, response: Response) -> ObjectInfo:
     headers = response.headers
     try:
         file = RunFile(
@@ -295,7 +246,7 @@ def _info(request: S3Request, response: Response) -> ObjectInfo:
             parsedate_to_datetime(headers[b"last-modified"].decode("latin-1")),
         )
     except (KeyError, ValueError) as error:
-        raise TransientError(f"the answer lacks or garbles {error}") from error
+        raise TransientError(f"a header is missing or invalid: {error}") from error
     return ObjectInfo(
         file,
         content_type=headers.get(b"content-type", b"").decode("latin-1"),
@@ -311,19 +262,19 @@ def _info(request: S3Request, response: Response) -> ObjectInfo:
 def _etag(headers: Mapping[bytes, bytes]) -> str:
     etag = headers.get(b"etag")
     if etag is None:
-        raise TransientError("the answer has no ETag")
+        raise TransientError("the response has no ETag")
     return etag.decode("latin-1").strip('"')
 
 
 def _content_encoding(response: Response) -> str:
-    if response.head.lower().find(b"\r\ncontent-encoding:") < 0:  # few have one
+    if response.head.lower().find(b"\r\ncontent-encoding:") < 0:  # few responses have one
         return ""
     value = response.headers[b"content-encoding"]
     return "" if value == b"aws-chunked" else value.decode("latin-1").lower()
 
 
 def _is_md5(etag: str, headers: Mapping[bytes, bytes]) -> bool:
-    """Tell whether an ETag is the MD5 of the body: not of parts, not of what was encrypted.
+    """Whether an ETag is the MD5 of the body: not of a multipart upload or an encrypted object.
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
     """
@@ -334,22 +285,12 @@ def _is_md5(etag: str, headers: Mapping[bytes, bytes]) -> bool:
     )
 
 
-def _starts_at(status: int, headers: Mapping[bytes, bytes]) -> int:
-    """Return the offset of the first byte of a body, -1 where that cannot be told."""
+def _first_byte(status: int, headers: Mapping[bytes, bytes]) -> int:
+    """Return the offset of the first byte of a body, -1 if it is unknown."""
     if status != 206:
         return 0
     found = _RANGE.match(headers.get(b"content-range", b""))
     return int(found[1]) if found else -1
-
-
-async def _blocks(request: S3Request, response: Response) -> AsyncIterator[bytes]:
-    if response.stream is None:
-        return
-    try:
-        async for block in response.stream:
-            yield block
-    except TransientError as error:
-        raise with_context(request, error) from error
 
 
 def _crc32(data: bytes) -> bytes:

@@ -1,12 +1,12 @@
-"""What S3 is asked for each file: one method, one HTTP request. Two planes implement it.
+"""The data plane: the requests that are sent for each file. Two classes implement it.
 
-A plane signs, sends, reads and translates; it never retries. `S3Store` retries around it, so there
-is exactly one retry layer.
+A plane signs, sends, parses and translates; it never retries. `S3Store` retries around it, so that
+there is exactly one retry layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -26,44 +26,35 @@ from asyncagg.errors import (
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, ObjectInfo, StreamedBody
 
-__all__ = ("DataPlane", "Page", "failure")
+__all__ = ("DataPlane", "Page", "delete_failures", "make_error", "s3_error")
 
 
 class Page(msgspec.Struct, frozen=True):
-    """One page of a listing.
-
-    Attributes:
-        files: The objects of the page, in key order.
-        next_token: What to ask the next page with; ``None`` on the last one.
-    """
+    """One page of a listing, in key order, and the token that requests the next one, if any."""
 
     files: Sequence[RunFile]
     next_token: str | None = None
 
 
 class DataPlane(Protocol):
-    """The requests that are sent once per file or per page. Keys are relative to the store.
+    """One method, one HTTP request. Keys are relative to the store.
 
-    Every method raises what `failure` returns, and `TransientError` for trouble of the network.
+    Every method raises what `s3_error` returns, and `TransientError` for network failures.
     """
 
     async def list_page(self, prefix: str, *, start_after: str, token: str | None) -> Page:
         """ListObjectsV2, up to 1,000 keys; ``token`` continues an earlier page."""
-        ...
 
     async def head(self, key: str) -> ObjectInfo:
         """HeadObject."""
-        ...
 
     async def get(self, key: str, *, if_match: str | None) -> Body:
         """GetObject, read whole; a short or altered body is a `TransientError`."""
-        ...
 
     def open(
         self, key: str, *, if_match: str | None, offset: int
     ) -> AbstractAsyncContextManager[StreamedBody]:
         """GetObject from byte ``offset``, read with back-pressure."""
-        ...
 
     async def put(
         self,
@@ -75,7 +66,6 @@ class DataPlane(Protocol):
         metadata: Mapping[str, str],
     ) -> str:
         """PutObject; returns the etag."""
-        ...
 
     async def copy(
         self,
@@ -86,22 +76,16 @@ class DataPlane(Protocol):
         condition: Absent | None,
         replacing: ObjectInfo | None,
     ) -> None:
-        """CopyObject; ``replacing`` gives the copy these headers and metadata instead.
+        """CopyObject; ``replacing`` replaces the source's headers and metadata.
 
-        An empty ``if_match`` sends no condition, for a store that has no such guard.
+        An empty ``if_match`` sends no condition, for a store that does not support it.
         """
-        ...
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """DeleteObjects with each object's ETag; returns the failures by key.
 
-        An empty etag sends no condition, for a store that has no such guard.
+        An empty etag sends no condition, for a store that does not support it.
         """
-        ...
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        ...
 
 
 _BY_CODE: dict[str, type[AsyncaggError]] = {
@@ -120,7 +104,7 @@ _BY_CODE: dict[str, type[AsyncaggError]] = {
     "SignatureDoesNotMatch": ConfigurationError,
     "AuthorizationHeaderMalformed": ConfigurationError,
     "PermanentRedirect": ConfigurationError,
-    # Refreshed, or corrected by the clock, before the next try.
+    # The requester refreshes credentials and corrects the clock before the next attempt.
     "ExpiredToken": TransientError,
     "RequestTimeTooSkewed": TransientError,
     "SlowDown": ThrottledError,
@@ -147,26 +131,45 @@ _BY_STATUS: dict[int, type[AsyncaggError]] = {
 }
 
 
-def failure(
+def s3_error(
     operation: str, key: str, *, bucket: str, status: int, code: str, message: str
 ) -> AsyncaggError:
-    """Return the error of this package that an answer of S3 stands for.
+    """Return the error of this package for an error response of S3.
 
-    Args:
-        operation: What was asked, in the words of `asyncagg.store.Store`.
-        key: The object's key, or the prefix.
-        bucket: The bucket asked.
-        status: The HTTP status; 200 for an error inside a 200 or of one key of a batch.
-        code: S3's error code, empty where the answer had no body.
-        message: S3's own sentence.
+    The status is 200 for an error inside a 200, or of one key of a batch. The code and the message
+    are empty if the response had no body.
     """
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status)
     if code == "ConditionalRequestConflict" and operation == "copy":
-        kind = TransientError  # S3 says to try again; a commit has to look again before it does
+        # S3 asks to retry. A copy can be repeated as it is; a commit must read the aggregate first.
+        kind = TransientError
     if kind is None:
         kind = TransientError if status >= 500 else StoreError
-    told = " ".join(part for part in (str(status), code, message) if part)
-    text = f"{operation} {key!r} in bucket {bucket!r}: {told}"
+    detail = " ".join(part for part in (str(status), code, message) if part)
+    return make_error(kind, operation, key, bucket=bucket, detail=detail)
+
+
+def make_error(
+    kind: type[AsyncaggError], operation: str, key: str, *, bucket: str, detail: str
+) -> AsyncaggError:
+    """Return an error of this kind that names the operation, the key and the bucket."""
+    message = f"{operation} {key!r} in bucket {bucket!r}: {detail}"
     if issubclass(kind, StoreError):
-        return kind(text, operation=operation, key=key)
-    return kind(text)
+        return kind(message, operation=operation, key=key, bucket=bucket)
+    return kind(message)
+
+
+def delete_failures(errors: Iterable[tuple[str, str, str]], bucket: str) -> dict[str, StoreError]:
+    """Return the failures of a DeleteObjects by key; a key without an object is none.
+
+    Each error is the key, S3's error code and S3's message. One that is not about its key, such as
+    a missing bucket, is raised.
+    """
+    failures: dict[str, StoreError] = {}
+    for key, code, message in errors:
+        error = s3_error("delete", key, bucket=bucket, status=200, code=code, message=message)
+        if not isinstance(error, StoreError):
+            raise error
+        if not isinstance(error, NotFoundError):
+            failures[key] = error
+    return failures

@@ -1,4 +1,4 @@
-"""Which server has the bucket, and where S3 says it is instead."""
+"""The server of a bucket, and the redirects to another one that are followed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from asyncagg.store.s3.sigv4 import encode_path
 __all__ = ("Target", "redirected")
 
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
-# S3's own names and no other's: a load balancer below amazonaws.com may be anybody's.
+# S3's own host names only: another host below amazonaws.com, such as a load balancer, can belong to
+# anybody.
 _AWS = re.compile(
     r"s3(-fips|-accesspoint|-accesspoint-fips|-[a-z]{2}(-[a-z]+)+-\d)?"
     r"(\.dualstack)?(\.[a-z]{2}(-[a-z]+)+-\d)?\.(?P<domain>amazonaws\.com(\.cn)?)"
@@ -22,13 +23,13 @@ _AWS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A bucket, and how it is addressed.
+    """A bucket and its server.
 
     Attributes:
         endpoint: The S3 server, without the bucket in its name.
         region: The region that requests are signed for.
         bucket: The bucket.
-        path_style: Whether the bucket stands in the path rather than in the host.
+        path_style: Whether the bucket is part of the path rather than of the host name.
     """
 
     endpoint: Endpoint
@@ -38,30 +39,25 @@ class Target:
 
     @property
     def server(self) -> Endpoint:
-        """Where requests are sent."""
+        """The server that requests are sent to."""
         if self.path_style:
             return self.endpoint
         return replace(self.endpoint, host=f"{self.bucket}.{self.endpoint.host}")
 
     @property
     def root(self) -> str:
-        """The path of the bucket, without the slash behind it."""
+        """The path of the bucket, without a trailing slash."""
         return f"/{encode_path(self.bucket)}" if self.path_style else ""
 
 
 def redirected(
     target: Target, status: int, headers: Mapping[bytes, bytes], region: str
 ) -> Target | None:
-    """Return where an answer says that the bucket is; ``None`` where it says nothing new.
+    """Return the target that a response redirects to, or ``None`` if it names no other one.
 
-    A region is taken from any answer. A host is taken only within S3's own domain of the same
-    partition, or with the name asked: a forged answer cannot send signed requests elsewhere.
-
-    Args:
-        target: Who was asked.
-        status: The status of the answer.
-        headers: Its headers.
-        region: The region that its body names, if it names one.
+    A region is taken from the headers or the body of any response (``region`` is that of the body).
+    A host is taken only if it is the one asked, or S3's own in the same partition: a forged
+    response cannot send signed requests elsewhere.
     """
     if status not in (301, 307, 400):
         return None
@@ -70,26 +66,27 @@ def redirected(
         named = target.region
     endpoint = _in_region(target.endpoint, target.region, named)
     if status != 400:
-        endpoint = _located(target, headers.get(b"location", b"").decode("latin-1")) or endpoint
+        location = headers.get(b"location", b"").decode("latin-1")
+        endpoint = _trusted_endpoint(target, location) or endpoint
     moved = replace(target, endpoint=endpoint, region=named)
     return None if moved == target else moved
 
 
 def _in_region(endpoint: Endpoint, old: str, new: str) -> Endpoint:
-    """Return the same kind of endpoint in another region; those that are not AWS's stay."""
+    """Return the same kind of AWS endpoint in another region; other endpoints do not change."""
     found = _AWS.fullmatch(endpoint.host)
     if found is None or new == old:
         return endpoint
     labels = endpoint.host.split(".")
     if old in labels:
         host = ".".join([new if label == old else label for label in labels])
-    else:  # the global name, or an old one
+    else:  # the global name, or a legacy one
         host = f"s3.{new}.{found['domain']}"
     return replace(endpoint, host=host)
 
 
-def _located(target: Target, location: str) -> Endpoint | None:
-    """Return the endpoint of a ``Location``, if it may be followed."""
+def _trusted_endpoint(target: Target, location: str) -> Endpoint | None:
+    """Return the endpoint of a ``Location`` header, or ``None`` if it must not be followed."""
     try:
         url = urlsplit(location)
         host, port = url.hostname or "", url.port
@@ -103,7 +100,7 @@ def _located(target: Target, location: str) -> Endpoint | None:
             return None
         host = host.removeprefix(f"{target.bucket}.")
     if host != target.endpoint.host:
-        ours, theirs = _AWS.fullmatch(target.endpoint.host), _AWS.fullmatch(host)
-        if ours is None or theirs is None or ours["domain"] != theirs["domain"]:
+        current, new = _AWS.fullmatch(target.endpoint.host), _AWS.fullmatch(host)
+        if current is None or new is None or current["domain"] != new["domain"]:
             return None
     return Endpoint(host, port or (443 if tls else 80), tls=tls)

@@ -1,4 +1,4 @@
-"""S3's XML: the pages of a listing, errors, and the batch that DeleteObjects takes."""
+"""S3's XML: pages of a listing, errors, and the body of DeleteObjects."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from asyncagg.model import RunFile
 from asyncagg.store.s3.plane import Page
 
 __all__ = (
-    "Refusal",
-    "delete_batch",
+    "ErrorResponse",
+    "delete_body",
     "fits_xml",
-    "parse_copied",
+    "parse_copy_error",
+    "parse_delete_errors",
+    "parse_error",
     "parse_listing",
-    "parse_refusal",
-    "parse_undeleted",
 )
 
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f]+")
-# White space too: written plainly, a parser would turn some of it into other white space.
+# White space is escaped because a parser normalizes it otherwise.
 _ESCAPES_OF = {
     "&": "&amp;",
     "<": "&lt;",
@@ -52,17 +52,17 @@ _FIRST, _LAST = b"<Contents>", b"</Contents>"
 
 
 _Entry: TypeAlias = tuple[str, str, str, str]
-"""What a listing says of an object: its key, as written; when it came; its etag; its size."""
+"""The key (encoded as in the listing), last modification, etag and size of an object."""
 
 
-class Refusal(msgspec.Struct, frozen=True):
-    """What an ``<Error>`` says.
+class ErrorResponse(msgspec.Struct, frozen=True):
+    """The content of an ``<Error>`` element; all empty if the response has none.
 
     Attributes:
-        code: S3's error code; empty where the answer was no such document.
-        message: S3's own sentence.
-        key: The object's key, in the answer to a batch.
-        region: The region to ask instead.
+        code: S3's error code.
+        message: S3's message.
+        key: The object's key, in the response to a DeleteObjects.
+        region: The region of the bucket, if the request went to another one.
     """
 
     code: str = ""
@@ -75,7 +75,7 @@ def parse_listing(body: bytes, prefix: str) -> Page:
     """Return a page of ListObjectsV2, its keys relative to ``prefix``.
 
     Raises:
-        TransientError: It is no such page, or a damaged one.
+        TransientError: It is not a complete page.
     """
     frame, entries = _split(body)
     root = _parse(frame, "ListBucketResult")
@@ -86,26 +86,27 @@ def parse_listing(body: bytes, prefix: str) -> Page:
     try:
         for key, modified, etag, size in entries or _entries(root, space):
             name = unquote_plus(key) if encoded and ("%" in key or "+" in key) else key
-            files.append(RunFile(name[skip:], int(size), etag, _moment(modified)))
+            files.append(RunFile(name[skip:], int(size), etag, _parse_time(modified)))
     except ValueError as error:
-        raise TransientError(f"a damaged entry in the listing: {error}") from error
+        raise TransientError(f"the listing has a damaged entry: {error}") from error
     token = root.findtext(f"{space}NextContinuationToken") or None
     if token is None and root.findtext(f"{space}IsTruncated") == "true":
-        raise TransientError("the listing is truncated and does not say how it goes on")
+        raise TransientError("the listing is truncated but has no continuation token")
     return Page(files, token)
 
 
 @lru_cache(maxsize=1024)
-def _moment(text: str) -> datetime:
-    """Return a time of a listing: files that came in the same second share it, and its hash."""
+def _parse_time(text: str) -> datetime:
+    """Parse a time of a listing; files that were written in the same second share the value."""
     return datetime.fromisoformat(text)
 
 
 def _split(body: bytes) -> tuple[bytes, list[_Entry]]:
-    """Take the entries out of a listing that is written as S3 writes it.
+    """Return a listing without its entries, and the entries, if they are written as S3 does.
 
-    A tree of elements for each key costs thrice as much as the rest of the listing. Where anything
-    is not as expected, there are no entries and the frame is the whole: the XML parser reads it.
+    This is fast: parsing each entry as XML costs three times as much as the rest of the listing. If
+    any entry is written differently, return the whole listing and no entries; the XML parser then
+    reads it.
     """
     start, end = body.find(_FIRST), body.rfind(_LAST) + len(_LAST)
     if start < 0:
@@ -127,50 +128,50 @@ def _entries(root: ET.Element, space: str) -> Iterator[_Entry]:
         yield key, modified, etag.strip('"'), size
 
 
-def parse_refusal(body: bytes) -> Refusal:
-    """Return what an error's body says, as far as it says anything."""
+def parse_error(body: bytes) -> ErrorResponse:
+    """Return the content of an error response; empty if its body is not an ``<Error>``."""
     try:
         root = _parse(body, "Error")
     except TransientError:
-        return Refusal()
-    return _refusal(root)
+        return ErrorResponse()
+    return _error(root)
 
 
-def parse_copied(body: bytes) -> Refusal | None:
-    """Return the error that a CopyObject's 200 holds; ``None`` where the copy was made.
+def parse_copy_error(body: bytes) -> ErrorResponse | None:
+    """Return the error in the 200 response to a CopyObject, or ``None`` if it succeeded.
 
     Raises:
-        TransientError: It holds neither an error nor the result.
+        TransientError: The body holds neither a result nor an error.
     """
     if body.find(b"<CopyObjectResult") >= 0 and body.find(b"</ETag>") >= 0:
         return None
     try:
-        return _refusal(_parse(body, "Error"))
+        return _error(_parse(body, "Error"))
     except TransientError:
-        raise TransientError("the answer says neither that it copied nor why not") from None
+        raise TransientError("the response to the copy has neither a result nor an error") from None
 
 
-def parse_undeleted(body: bytes) -> Iterator[Refusal]:
-    """Yield what the answer to DeleteObjects says could not be deleted.
+def parse_delete_errors(body: bytes) -> Iterator[ErrorResponse]:
+    """Yield the errors in the response to a DeleteObjects.
 
     Raises:
-        TransientError: It is no such answer.
+        TransientError: The body is not such a response.
     """
     root = _parse(body, "DeleteResult")
     for entry in root.iterfind("{*}Error"):
-        yield _refusal(entry)
+        yield _error(entry)
 
 
 def fits_xml(*keys: str) -> bool:
-    """Tell whether XML 1.0 can say these keys: it cannot write most control characters."""
+    """Whether XML 1.0 can represent these keys: it has no form for most control characters."""
     text = "".join(keys)
     if text.isascii() and not text.encode().translate(None, _PLAIN):
-        return True  # the usual case, in a fifth of the time
+        return True  # the usual case; takes a fifth of the time
     return _NOT_IN_XML.search(text) is None
 
 
-def delete_batch(objects: Sequence[tuple[str, str]]) -> bytes:
-    """Return the body of a quiet DeleteObjects for these keys and ETags; an empty one is none."""
+def delete_body(objects: Sequence[tuple[str, str]]) -> bytes:
+    """Return the body of a quiet DeleteObjects for keys and ETags; an empty ETag is left out."""
     text = "".join(chain.from_iterable(objects))
     if any(sign in text for sign in _ESCAPES_OF):
         objects = [(key.translate(_ESCAPES), etag.translate(_ESCAPES)) for key, etag in objects]
@@ -185,19 +186,19 @@ def delete_batch(objects: Sequence[tuple[str, str]]) -> bytes:
 
 def _parse(body: bytes, name: str) -> ET.Element:
     try:
-        # S3 is asked over TLS or by the operator's own choice, and expat bounds what entities
-        # expand to.
+        # The server is trusted (TLS, or the operator's choice), and expat limits the expansion of
+        # entities.
         root = ET.fromstring(body)  # noqa: S314
     except ET.ParseError as error:
-        raise TransientError(f"the answer is no XML: {error}") from error
+        raise TransientError(f"the response is not XML: {error}") from error
     if root.tag.rpartition("}")[2] != name:
-        raise TransientError(f"the answer is no {name}")
+        raise TransientError(f"the response is not a {name}")
     return root
 
 
-def _refusal(entry: ET.Element) -> Refusal:
+def _error(entry: ET.Element) -> ErrorResponse:
     message = _NOT_PRINTABLE.sub(" ", entry.findtext("{*}Message") or "")
-    return Refusal(
+    return ErrorResponse(
         code=entry.findtext("{*}Code") or "",
         message=message[:_MAX_MESSAGE],
         key=entry.findtext("{*}Key") or "",

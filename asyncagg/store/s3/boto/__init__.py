@@ -1,21 +1,14 @@
-"""The control plane: the one place that imports aioboto3.
+"""The control plane, through aioboto3. No other part of the package imports it.
 
-It finds credentials, region and endpoint, sends multipart uploads, and can send everything else too
-(``data_plane=boto``).
+It finds credentials, region and endpoint, and sends multipart uploads. With ``data_plane=boto`` it
+sends all other requests, too.
 """
 
 from __future__ import annotations
 
-from asyncagg.store.s3.boto.control import Answer, Control, Identity, Location, open_control
+from asyncagg.store.s3.boto.bucket import BotoBucket
+from asyncagg.store.s3.boto.control import Control, S3Response, open_control
 from asyncagg.store.s3.boto.multipart import BotoMultipart
 from asyncagg.store.s3.boto.plane import BotoPlane
 
-__all__ = (
-    "Answer",
-    "BotoMultipart",
-    "BotoPlane",
-    "Control",
-    "Identity",
-    "Location",
-    "open_control",
-)
+__all__ = ("BotoBucket", "BotoMultipart", "BotoPlane", "Control", "S3Response", "open_control")

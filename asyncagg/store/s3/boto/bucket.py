@@ -1,4 +1,4 @@
-"""A bucket as aioboto3 is asked about it, and what its errors mean here."""
+"""A bucket accessed through aioboto3, and the translation of aioboto3's errors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from botocore import exceptions as boto_errors
 
 from asyncagg.errors import AsyncaggError, ConfigurationError, StoreError, TransientError
 from asyncagg.store.protocol import Condition, Matches
-from asyncagg.store.s3.plane import failure
+from asyncagg.store.s3.plane import make_error, s3_error
 
-__all__ = ("BotoBucket", "condition_parameters", "etag_of")
+__all__ = ("CREDENTIALS_ADVICE", "BotoBucket", "condition_parameters", "etag_of")
 
-_PASSING = (
+CREDENTIALS_ADVICE = (
+    "expected those of the AWS environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, a role)"
+)
+_TRANSIENT = (
     boto_errors.HTTPClientError,  # timeouts, closed connections
     boto_errors.ConnectionError,  # resets, refused connections
     boto_errors.ResponseStreamingError,
@@ -27,56 +30,52 @@ _PASSING = (
 
 
 class BotoBucket:
-    """A bucket, what its keys start with, and how its answers are translated.
+    """A bucket, or a prefix of one, accessed through the client of a `Control`."""
 
-    Args:
-        client: Of a `asyncagg.store.s3.boto.Control`.
-        bucket: The bucket's name.
-        prefix: What all keys start with, or empty.
-    """
-
-    def __init__(self, client: Any, bucket: str, prefix: str) -> None:
+    def __init__(self, client: Any, bucket: str, prefix: str = "") -> None:
         self.client = client
         self.name = bucket
         self.prefix = prefix
 
-    def at(self, key: str) -> dict[str, str]:
+    def parameters(self, key: str) -> dict[str, str]:
         """Return the parameters that name an object."""
         return {"Bucket": self.name, "Key": self.prefix + key}
 
     @contextmanager
-    def translated(self, operation: str, key: str) -> Iterator[None]:
-        """Turn what aioboto3 raises into the error of this package that it stands for."""
+    def translating(self, operation: str, key: str) -> Iterator[None]:
+        """Translate each error of aioboto3 that is raised inside the context."""
         try:
             yield
         except boto_errors.ClientError as error:
-            raise self._failure(operation, key, error) from error
-        except _PASSING as error:
-            told = f"{operation} {key!r} in bucket {self.name!r}: {type(error).__name__}: {error}"
-            raise TransientError(told, operation=operation, key=key) from error
+            raise self._response_error(operation, key, error) from error
+        except _TRANSIENT as error:
+            detail = f"{type(error).__name__}: {error}"
+            raise self.error(TransientError, operation, key, detail) from error
         except (boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError) as error:
             raise ConfigurationError(
-                f"credentials for bucket {self.name!r}: {error}; expected those of the AWS "
-                "environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, a role)"
+                f"credentials for bucket {self.name!r}: {error}; {CREDENTIALS_ADVICE}"
             ) from error
         except boto_errors.BotoCoreError as error:
-            raise StoreError(
-                f"{operation} {key!r} in bucket {self.name!r}: {error}",
-                operation=operation,
-                key=key,
-            ) from error
+            raise self.error(StoreError, operation, key, str(error)) from error
 
-    def _failure(self, operation: str, key: str, error: boto_errors.ClientError) -> AsyncaggError:
-        told = error.response.get("Error", {})
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        code = str(told.get("Code", ""))
-        return failure(
+    def error(
+        self, kind: type[AsyncaggError], operation: str, key: str, detail: str
+    ) -> AsyncaggError:
+        """Return an error of this kind that names the operation, the key and the bucket."""
+        return make_error(kind, operation, key, bucket=self.name, detail=detail)
+
+    def _response_error(
+        self, operation: str, key: str, error: boto_errors.ClientError
+    ) -> AsyncaggError:
+        content = error.response.get("Error", {})
+        code = str(content.get("Code", ""))
+        return s3_error(
             operation,
             key,
             bucket=self.name,
-            status=status,
-            code="" if code.isdigit() else code,  # a HEAD's answer has no body to name one
-            message=told.get("Message", ""),
+            status=error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0),
+            code="" if code.isdigit() else code,  # botocore's code for a HEAD is the status
+            message=content.get("Message", ""),
         )
 
 
@@ -89,6 +88,6 @@ def condition_parameters(condition: Condition | None) -> dict[str, str]:
     return {"IfNoneMatch": "*"}
 
 
-def etag_of(answer: Mapping[str, Any]) -> str:
-    """Return the ETag that an answer tells, without its quotes."""
-    return str(answer["ETag"]).strip('"')
+def etag_of(response: Mapping[str, Any]) -> str:
+    """Return the ETag of a response, without its quotes."""
+    return str(response["ETag"]).strip('"')

@@ -1,9 +1,9 @@
-"""aioboto3's session and client: what knows credentials, regions and endpoints."""
+"""aioboto3's session and client, which find credentials, regions and endpoints."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -13,58 +13,20 @@ from aiobotocore.config import AioConfig
 from botocore import exceptions as boto_errors
 
 from asyncagg.errors import ConfigurationError
-from asyncagg.store.s3.boto.bucket import BotoBucket
+from asyncagg.store.s3.boto.bucket import CREDENTIALS_ADVICE, BotoBucket
+from asyncagg.store.s3.http import Endpoint
 from asyncagg.store.s3.sigv4 import Credentials
+from asyncagg.store.s3.target import Target
 
-__all__ = ("Answer", "Control", "Identity", "Location", "open_control")
+__all__ = ("Control", "S3Response", "open_control")
 
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Location:
-    """Where the control plane says that a bucket is.
-
-    Attributes:
-        host: The server, without the bucket in its name.
-        port: Its port.
-        tls: Whether it speaks TLS.
-        region: The region to sign for.
-        path_style: Whether the bucket stands in the path rather than in the host.
-    """
-
-    host: str
-    port: int
-    tls: bool
-    region: str
-    path_style: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose credentials were found, and where.
-
-    Attributes:
-        access_key: The public half of them.
-        source: Where they come from: ``env``, ``shared-credentials-file``, ``iam-role`` and so on.
-    """
-
-    access_key: str
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer of S3, a refusal or not.
-
-    Attributes:
-        status: The HTTP status.
-        code: S3's error code; empty where there is none.
-        message: S3's own sentence of it.
-        headers: Its headers, names in lower case.
-        content: All that it says.
-    """
+class S3Response:
+    """A response of S3, successful or not; the code and the message are those of its error."""
 
     status: int
     code: str
@@ -74,7 +36,7 @@ class Answer:
 
 
 class Control:
-    """aioboto3's session and client: what knows credentials, regions and endpoints.
+    """aioboto3's session and client, which find credentials, regions and endpoints.
 
     Attributes:
         client: The S3 client, for requests that are not sent per file.
@@ -84,13 +46,13 @@ class Control:
         self.client = client
         self._session = session
 
-    async def locate(self, bucket: str) -> Location:
-        """Return where requests for a bucket go: custom endpoints, dual-stack, FIPS and all.
+    async def locate(self, bucket: str) -> Target:
+        """Return where requests for a bucket go: custom endpoints, dual-stack and FIPS included.
 
         Raises:
             ConfigurationError: There are no credentials.
         """
-        with BotoBucket(self.client, bucket, "").translated("locate", bucket):
+        with BotoBucket(self.client, bucket).translating("locate", bucket):
             url = urlsplit(
                 await self.client.generate_presigned_url(
                     "get_object", Params={"Bucket": bucket, "Key": "key"}
@@ -100,68 +62,64 @@ class Control:
         host = url.hostname or ""
         path_style = not host.startswith(f"{bucket}.")
         tls = url.scheme == "https"
-        return Location(
-            host=host if path_style else host.removeprefix(f"{bucket}."),
-            port=url.port or (443 if tls else 80),
+        endpoint = Endpoint(
+            host if path_style else host.removeprefix(f"{bucket}."),
+            url.port or (443 if tls else 80),
             tls=tls,
-            region=scope[2],
-            path_style=path_style,
         )
+        return Target(endpoint, region=scope[2], bucket=bucket, path_style=path_style)
 
     @property
     def region(self) -> str:
-        """The region that the environment names; empty where it names none."""
+        """The region in the environment; empty if there is none."""
         return self._session.region_name or ""
 
-    async def identity(self) -> Identity | None:
-        """Return whose credentials were found, renewed where they can be; None where none were.
+    async def identity(self) -> tuple[str, str] | None:
+        """Return the access key that was found and its source, such as ``env`` or ``iam-role``.
 
         Raises:
-            AsyncaggError: They could not be renewed.
+            AsyncaggError: The credentials could not be refreshed.
         """
-        with BotoBucket(self.client, "", "").translated("credentials", ""):
+        with BotoBucket(self.client, "").translating("credentials", ""):
             source = await self._session.get_credentials()
             if source is None:
                 return None
             frozen = await source.get_frozen_credentials()
-        return Identity(frozen.access_key, source.method)
+        return frozen.access_key, source.method
 
-    async def ask(self, operation: str, *, bucket: str, **parameters: Any) -> Answer:
-        """Send one request of a client's method, and return its answer, a refusal too.
+    async def ask(self, operation: str, *, bucket: str, **parameters: Any) -> S3Response:
+        """Send one request by a method of the client; return error responses, too.
 
         Raises:
-            AsyncaggError: There was no answer.
+            AsyncaggError: There was no response.
         """
-        with BotoBucket(self.client, bucket, "").translated(operation, bucket):
+        with BotoBucket(self.client, bucket).translating(operation, bucket):
             try:
                 content = await getattr(self.client, operation)(Bucket=bucket, **parameters)
             except boto_errors.ClientError as error:
                 content = error.response
-        about, told = content["ResponseMetadata"], content.get("Error", {})
-        return Answer(
-            status=about["HTTPStatusCode"],
-            code=str(told.get("Code", "")),
-            message=told.get("Message", ""),
-            headers=about["HTTPHeaders"],
+        metadata, failure = content["ResponseMetadata"], content.get("Error", {})
+        return S3Response(
+            status=metadata["HTTPStatusCode"],
+            code=str(failure.get("Code", "")),
+            message=failure.get("Message", ""),
+            headers=metadata["HTTPHeaders"],
             content=content,
         )
 
     async def credentials(self, expired: Credentials | None) -> Credentials:
-        """Return credentials to sign with, other ones than those that the store refused.
+        """Return credentials to sign with, other than those that the server rejected.
 
         Raises:
             ConfigurationError: There are none.
         """
         found = await self._frozen()
         if found == expired:
-            self._session = aioboto3.Session()  # looks everywhere anew
+            self._session = aioboto3.Session()  # it searches for credentials again
             found = await self._frozen()
         if found is None or found == expired:
-            told = "none found" if found is None else "expired"
-            raise ConfigurationError(
-                f"credentials: {told}; expected those of the AWS environment "
-                "(AWS_PROFILE, AWS_ACCESS_KEY_ID, a role)"
-            )
+            problem = "none found" if found is None else "expired"
+            raise ConfigurationError(f"credentials: {problem}; {CREDENTIALS_ADVICE}")
         return found
 
     async def _frozen(self) -> Credentials | None:
@@ -174,14 +132,14 @@ class Control:
 
 @asynccontextmanager
 async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[Control]:
-    """Open an S3 client of aioboto3, whose own retries are off.
+    """Open an S3 client of aioboto3, with its own retries turned off.
 
     Args:
-        endpoint_url: Another S3 server than AWS, or empty.
-        connections: How many it may hold open.
+        endpoint_url: The URL of an S3 server other than AWS, or empty.
+        connections: The most connections.
 
     Raises:
-        ConfigurationError: There is no region, or the endpoint is no URL.
+        ConfigurationError: There is no region, or the endpoint is not a URL.
     """
     config = AioConfig(
         retries={"total_max_attempts": 1},
@@ -189,33 +147,27 @@ async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[
         max_pool_connections=connections,
         connect_timeout=_CONNECT_SECONDS,
         read_timeout=_READ_SECONDS,
-        # The conditions and Content-Length already guard each body.
+        # The conditions and Content-Length already protect each body.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        # A bucket's own host name would not resolve on other servers.
+        # Other servers rarely have a DNS name for each bucket.
         s3={"addressing_style": "path"} if endpoint_url else {},
     )
     async with AsyncExitStack() as stack:
-        with _set_up(endpoint_url):
+        try:
             session = aioboto3.Session()
             region = session.region_name or "us-east-1"
-            client = await stack.enter_async_context(
-                session.client(
-                    "s3", endpoint_url=endpoint_url or None, region_name=region, config=config
-                )
+            opening = session.client(
+                "s3", endpoint_url=endpoint_url or None, region_name=region, config=config
             )
+            client = await stack.enter_async_context(opening)
+        except boto_errors.ProfileNotFound as error:
+            raise ConfigurationError(
+                f"AWS_PROFILE: {error}; expected a profile of the AWS configuration"
+            ) from error
+        except (boto_errors.NoRegionError, ValueError) as error:
+            expected = "a URL such as http://127.0.0.1:5000"
+            raise ConfigurationError(
+                f"endpoint_url {endpoint_url!r}: {error}; expected {expected}"
+            ) from error
         yield Control(session, client)
-
-
-@contextmanager
-def _set_up(endpoint_url: str) -> Iterator[None]:
-    try:
-        yield
-    except boto_errors.ProfileNotFound as error:
-        raise ConfigurationError(
-            f"AWS_PROFILE: {error}; expected a profile of the AWS configuration"
-        ) from error
-    except (boto_errors.NoRegionError, ValueError) as error:
-        raise ConfigurationError(
-            f"endpoint_url {endpoint_url!r}: {error}; expected a URL such as http://127.0.0.1:5000"
-        ) from error

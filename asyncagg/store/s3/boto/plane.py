@@ -1,4 +1,4 @@
-"""The requests per file, through aioboto3 (``data_plane=boto``)."""
+"""The data plane through aioboto3 (``data_plane=boto``)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asyncagg.errors import StoreError, TransientError
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, Matches, ObjectInfo, StreamedBody
 from asyncagg.store.s3.boto.bucket import BotoBucket, condition_parameters, etag_of
-from asyncagg.store.s3.plane import Page, failure
+from asyncagg.store.s3.plane import Page, delete_failures
 
 __all__ = ("BotoPlane",)
 
@@ -18,90 +18,83 @@ _BLOCK = 256 * 1024
 
 
 class BotoPlane:
-    """Sends the requests per file through aioboto3.
+    """`asyncagg.store.s3.plane.DataPlane` through aioboto3."""
 
-    Args:
-        client: Of a `Control`.
-        bucket: The bucket.
-        prefix: What all keys start with, or empty.
-    """
-
-    def __init__(self, client: Any, bucket: str, prefix: str = "") -> None:
-        self._bucket = BotoBucket(client, bucket, prefix)
+    def __init__(self, bucket: BotoBucket) -> None:
+        self._bucket = bucket
 
     async def list_page(self, prefix: str, *, start_after: str, token: str | None) -> Page:
-        """See `asyncagg.store.s3.plane.DataPlane.list_page`."""
+        """ListObjectsV2, up to 1,000 keys; ``token`` continues an earlier page."""
         bucket = self._bucket
         after = {"ContinuationToken": token} if token else {}
         if start_after and not token:
             after = {"StartAfter": bucket.prefix + start_after}
-        with bucket.translated("list", prefix):
-            answer = await bucket.client.list_objects_v2(
+        with bucket.translating("list", prefix):
+            response = await bucket.client.list_objects_v2(
                 Bucket=bucket.name,
                 Prefix=bucket.prefix + prefix,
                 **after,
             )
-        cut = len(bucket.prefix)
+        skip = len(bucket.prefix)
         files = [
-            RunFile(each["Key"][cut:], each["Size"], etag_of(each), each["LastModified"])
-            for each in answer.get("Contents", ())
+            RunFile(each["Key"][skip:], each["Size"], etag_of(each), each["LastModified"])
+            for each in response.get("Contents", ())
         ]
-        return Page(files, answer.get("NextContinuationToken"))
+        return Page(files, response.get("NextContinuationToken"))
 
     async def head(self, key: str) -> ObjectInfo:
-        """See `asyncagg.store.s3.plane.DataPlane.head`."""
-        with self._bucket.translated("head", key):
-            answer = await self._bucket.client.head_object(**self._bucket.at(key))
+        """HeadObject."""
+        with self._bucket.translating("head", key):
+            response = await self._bucket.client.head_object(**self._bucket.parameters(key))
         return ObjectInfo(
-            RunFile(key, answer["ContentLength"], etag_of(answer), answer["LastModified"]),
-            answer.get("ContentType", ""),
-            answer.get("ContentEncoding", ""),
-            answer.get("Metadata", {}),
+            RunFile(key, response["ContentLength"], etag_of(response), response["LastModified"]),
+            response.get("ContentType", ""),
+            response.get("ContentEncoding", ""),
+            response.get("Metadata", {}),
         )
 
     async def get(self, key: str, *, if_match: str | None) -> Body:
-        """See `asyncagg.store.s3.plane.DataPlane.get`."""
-        with self._bucket.translated("get", key):
-            answer = await self._bucket.client.get_object(
-                **self._bucket.at(key), **_only_if(if_match)
-            )
-            async with answer["Body"] as body:
+        """GetObject, read whole; a short body is a `TransientError`."""
+        with self._bucket.translating("get", key):
+            response = await self._get(key, if_match)
+            async with response["Body"] as body:
                 data = await body.read()
-        self._check_length("get", key, answer["ContentLength"], len(data))
-        return Body(data, etag_of(answer), answer.get("ContentEncoding", ""))
-
-    def _check_length(self, operation: str, key: str, told: int, read: int) -> None:
-        if told != read:
-            raise TransientError(
-                f"{operation} {key!r} in bucket {self._bucket.name!r}: {read} bytes of {told}",
-                operation=operation,
-                key=key,
-            )
+        self._check_length(key, response["ContentLength"], len(data))
+        return Body(data, etag_of(response), response.get("ContentEncoding", ""))
 
     @asynccontextmanager
     async def open(
         self, key: str, *, if_match: str | None, offset: int
     ) -> AsyncIterator[StreamedBody]:
-        """See `asyncagg.store.s3.plane.DataPlane.open`."""
+        """GetObject from byte ``offset``, read with back-pressure."""
         ranged = {"Range": f"bytes={offset}-"} if offset else {}
-        with self._bucket.translated("get", key):
-            answer = await self._bucket.client.get_object(
-                **self._bucket.at(key), **ranged, **_only_if(if_match)
-            )
-        async with answer["Body"] as body:
-            chunks = self._chunks(key, body, answer["ContentLength"])
-            yield StreamedBody(chunks, etag_of(answer), answer.get("ContentEncoding", ""))
+        with self._bucket.translating("get", key):
+            response = await self._get(key, if_match, **ranged)
+        async with response["Body"] as body:
+            chunks = self._chunks(key, body, response["ContentLength"])
+            yield StreamedBody(chunks, etag_of(response), response.get("ContentEncoding", ""))
+
+    async def _get(self, key: str, if_match: str | None, **more: str) -> Any:
+        condition = None if if_match is None else Matches(if_match)
+        return await self._bucket.client.get_object(
+            **self._bucket.parameters(key), **more, **condition_parameters(condition)
+        )
 
     async def _chunks(self, key: str, body: Any, length: int) -> AsyncIterator[bytes]:
         read = 0
         while True:
-            with self._bucket.translated("get", key):
+            with self._bucket.translating("get", key):
                 block = await body.content.read(_BLOCK)
             if not block:
                 break
             read += len(block)
             yield block
-        self._check_length("get", key, length, read)
+        self._check_length(key, length, read)
+
+    def _check_length(self, key: str, announced: int, read: int) -> None:
+        if announced != read:
+            detail = f"received {read} of {announced} bytes"
+            raise self._bucket.error(TransientError, "get", key, detail)
 
     async def put(
         self,
@@ -112,16 +105,16 @@ class BotoPlane:
         content_type: str,
         metadata: Mapping[str, str],
     ) -> str:
-        """See `asyncagg.store.s3.plane.DataPlane.put`."""
-        with self._bucket.translated("put", key):
-            answer = await self._bucket.client.put_object(
-                **self._bucket.at(key),
+        """PutObject; returns the etag."""
+        with self._bucket.translating("put", key):
+            response = await self._bucket.client.put_object(
+                **self._bucket.parameters(key),
                 Body=data,
                 ContentType=content_type,
                 Metadata=dict(metadata),
                 **condition_parameters(condition),
             )
-        return etag_of(answer)
+        return etag_of(response)
 
     async def copy(
         self,
@@ -132,7 +125,7 @@ class BotoPlane:
         condition: Absent | None,
         replacing: ObjectInfo | None,
     ) -> None:
-        """See `asyncagg.store.s3.plane.DataPlane.copy`."""
+        """CopyObject; ``replacing`` replaces the source's headers and metadata."""
         options: dict[str, Any] = {"CopySourceIfMatch": f'"{if_match}"'} if if_match else {}
         if replacing is not None:
             options |= {
@@ -142,45 +135,28 @@ class BotoPlane:
             }
             if replacing.content_encoding:
                 options["ContentEncoding"] = replacing.content_encoding
-        with self._bucket.translated("copy", source):
+        with self._bucket.translating("copy", source):
             await self._bucket.client.copy_object(
-                **self._bucket.at(target),
-                CopySource=self._bucket.at(source),
+                **self._bucket.parameters(target),
+                CopySource=self._bucket.parameters(source),
                 **condition_parameters(condition),
                 **options,
             )
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
-        """See `asyncagg.store.s3.plane.DataPlane.delete`."""
+        """DeleteObjects with each object's ETag; returns the failures by key."""
         bucket = self._bucket
         objects = [
             {"Key": bucket.prefix + file.key} | ({"ETag": f'"{file.etag}"'} if file.etag else {})
             for file in files
         ]
-        with bucket.translated("delete", files[0].key):
-            answer = await bucket.client.delete_objects(
+        with bucket.translating("delete", files[0].key):
+            response = await bucket.client.delete_objects(
                 Bucket=bucket.name, Delete={"Objects": objects, "Quiet": True}
             )
-        failures: dict[str, StoreError] = {}
-        for each in answer.get("Errors", ()):
-            key = each["Key"][len(bucket.prefix) :]
-            error = failure(
-                "delete",
-                key,
-                bucket=bucket.name,
-                status=200,
-                code=each.get("Code", ""),
-                message=each.get("Message", ""),
-            )
-            if not isinstance(error, StoreError):
-                raise error
-            if each.get("Code") != "NoSuchKey":  # gone is what was asked for
-                failures[key] = error
-        return failures
-
-    async def aclose(self) -> None:
-        """Nothing is left to close: the client is closed by whoever opened it."""
-
-
-def _only_if(etag: str | None) -> dict[str, str]:
-    return condition_parameters(None if etag is None else Matches(etag))
+        skip = len(bucket.prefix)
+        errors = (
+            (each["Key"][skip:], each.get("Code", ""), each.get("Message", ""))
+            for each in response.get("Errors", ())
+        )
+        return delete_failures(errors, bucket.name)

@@ -1,7 +1,7 @@
-"""HTTP/1.1 as the data plane needs it: one endpoint, short requests, little CPU for each.
+"""A small HTTP/1.1 client for the data plane: one server, short requests, little CPU.
 
-`connection` is one socket and the one exchange under way on it; `pool` hands connections out,
-bounds them and watches the clock.
+`connection` is one socket with at most one exchange; `pool` bounds the connections, reuses them and
+enforces timeouts.
 """
 
 from __future__ import annotations

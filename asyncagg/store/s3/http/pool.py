@@ -1,4 +1,4 @@
-"""The connections to one endpoint: opened as needed, bounded, reused, and watched by one timer."""
+"""The connections to one server: bounded, reused, and with timeouts enforced by one timer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,7 @@ _RECEIVE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a server listens.
-
-    Attributes:
-        host: Its name or address, without a port.
-        port: Its port.
-        tls: Whether it speaks TLS.
-    """
+    """The address of a server."""
 
     host: str
     port: int
@@ -35,7 +29,7 @@ class Endpoint:
 
     @property
     def authority(self) -> str:
-        """Its value of the ``Host`` header: the port only where it is not the usual one."""
+        """The value of the ``Host`` header, with the port unless it is the default one."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
@@ -45,14 +39,14 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds a pool. Times are in seconds.
+    """The limits of a pool. Times are in seconds.
 
     Attributes:
-        max_connections: The most connections at a time; who comes later waits, in order.
-        connect: The longest that opening a connection takes, TLS included.
+        max_connections: The most connections; further requests wait, in order.
+        connect: The timeout for opening a connection, TLS included.
         read: The longest silence of the server within an exchange.
         total: The longest exchange whose body is read whole.
-        idle: How long an unused connection is kept. Below what servers allow, so that a request
+        idle: How long an unused connection is kept: shorter than servers do, so that a request
             seldom meets a connection that was just closed.
         max_body_bytes: The most bytes of a body that is read whole.
     """
@@ -68,13 +62,13 @@ class Limits:
 def tls_context(ca_bundle: str | None = None) -> ssl.SSLContext:
     """Return a TLS context that verifies the host and its certificate.
 
-    It reads files, which blocks: an event loop is better given one that was made in a thread.
+    It reads files, so call it in a thread rather than on the event loop.
 
     Args:
-        ca_bundle: A file or directory of authorities to trust instead of the system's.
+        ca_bundle: A file or directory of the authorities to trust instead of the system's.
 
     Raises:
-        ConfigurationError: There is no such file, or it holds no certificate.
+        ConfigurationError: The file does not exist, or has no certificate.
     """
     directory = ca_bundle is not None and Path(ca_bundle).is_dir()
     try:
@@ -88,16 +82,11 @@ def tls_context(ca_bundle: str | None = None) -> ssl.SSLContext:
 
 
 class HttpPool:
-    """Sends requests to one endpoint.
+    """Sends requests to one server.
 
-    A connection carries one exchange at a time and then waits for the next; the one used last is
-    used first. A failure is a `TransientError`: the pool never sends a request twice.
-
-    Args:
-        endpoint: The server.
-        limits: What bounds the pool.
-        tls: The context for TLS, from `tls_context`; made here where it is needed and missing.
-        clock: The time in seconds, for the limits.
+    A connection carries one exchange at a time. Of the idle connections, the last used is used
+    first. Every failure is a `TransientError`: the pool never sends a request twice. The TLS
+    context is one of `tls_context`, the default one if it is needed and missing.
     """
 
     def __init__(
@@ -122,7 +111,7 @@ class HttpPool:
 
     @property
     def open_connections(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return len(self._connections)
 
     def request(
@@ -130,18 +119,16 @@ class HttpPool:
     ) -> Awaitable[Response]:
         """Send a request and return its response, body included.
 
-        It is sent at once where a connection is idle, and then no coroutine stands around the
-        connection's own future. Whoever is cancelled while he waits leaves it to the next sweep to
-        close the connection, unless the response has come in whole by then.
+        If a connection is idle, the request is sent at once, and the result is the connection's own
+        future: this saves a coroutine per request. After a cancellation, the next sweep closes the
+        connection, unless the response is complete by then.
 
-        Args:
-            head: The request line and the headers, with the empty line that ends them.
-            body: The request's content.
-            bodyless: The response has no body, whatever its headers say (HEAD).
+        ``head`` is the request line and the headers, with the empty line that ends them. The
+        response to a HEAD is ``bodyless``, whatever its headers say.
 
         Raises:
-            TransientError: The network or the server failed; a retry may do.
-            ConfigurationError: The server's certificate is not to be trusted.
+            TransientError: The network or the server failed; a retry may succeed.
+            ConfigurationError: The server's certificate is not trusted.
         """
         now = self._clock()
         connection = self._idle_connection(now)
@@ -155,30 +142,23 @@ class HttpPool:
 
     @asynccontextmanager
     async def stream(self, head: bytes) -> AsyncIterator[Response]:
-        """Send a request without content; the response's body is read from its ``stream``.
+        """Send a request without a body, and stream the body of its response; raises as `request`.
 
-        What is not read when the context ends is not waited for: the connection is closed.
-
-        Args:
-            head: The request line and the headers, with the empty line that ends them.
-
-        Raises:
-            TransientError: As in `request`; the stream raises it too.
-            ConfigurationError: As in `request`.
+        If the body is not read to its end, the connection is closed.
         """
         now = self._clock()
         connection = self._idle_connection(now)
         if connection is None:
             connection = await self._free_connection()
             now = self._clock()
-        answer = connection.send(head, b"", now, bodyless=False, streamed=True)
+        waiter = connection.send(head, b"", now, bodyless=False, streamed=True)
         try:
-            yield await answer
+            yield await waiter
         finally:
-            connection.drop(answer)
+            connection.drop(waiter)
 
     async def aclose(self) -> None:
-        """Close every connection; requests under way fail. Returns when the sockets are closed."""
+        """Fail all requests, close all connections, and wait until the sockets are closed."""
         if self._closed is None:
             self._closed = asyncio.Event()
             for waiter in self._waiters:
@@ -189,15 +169,17 @@ class HttpPool:
         if not self._connections:
             self._closed.set()
         await self._closed.wait()
-        self._stop_timer()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    # Getting a connection
+    # Acquiring a connection
 
     def _idle_connection(self, now: float) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
-            # A frozen Lambda leaves connections that look alive: age tells, not the socket.
-            if not connection.closing and now - connection.heard <= self._limits.idle:
+            # After a Lambda was frozen, a dead connection looks alive: only its age shows it.
+            if not connection.closing and now - connection.last_received <= self._limits.idle:
                 return connection
             connection.abort()
         return None
@@ -214,7 +196,7 @@ class HttpPool:
             connection = await waiter
         except asyncio.CancelledError:
             if not waiter.cancelled() and waiter.exception() is None:
-                self._hand_on(waiter.result())  # it was served in the moment of the cancellation
+                self._pass_on(waiter.result())  # it got a connection just before the cancellation
             raise
         return await self._open() if connection is None else connection
 
@@ -222,7 +204,7 @@ class HttpPool:
         try:
             connection = await self._connect()
         except BaseException:
-            self._hand_on(None)
+            self._pass_on(None)
             raise
         self._connections.add(connection)
         if self._timer is None:
@@ -248,8 +230,8 @@ class HttpPool:
         except ssl.SSLCertVerificationError as error:
             raise ConfigurationError(f"{endpoint}: {error.verify_message}") from error
         except TimeoutError as error:
-            waited = f"no connection in {limits.connect:g} seconds"
-            raise TransientError(f"{endpoint}: {waited}") from error
+            detail = f"no connection in {limits.connect:g} seconds"
+            raise TransientError(f"{endpoint}: {detail}") from error
         except OSError as error:
             raise TransientError(f"{endpoint}: {error}") from error
         if connection.closing or self._closed is not None:
@@ -257,28 +239,28 @@ class HttpPool:
             raise TransientError(f"{endpoint}: the connection was closed as soon as it was open")
         return connection
 
-    # Getting it back
+    # Releasing a connection
 
     def released(self, connection: Connection) -> None:
-        """Hand a connection to who waits longest, or keep it."""
+        """Pass a connection on to the longest waiting request, or keep it idle."""
         if self._waiters:
-            self._hand_on(connection)
+            self._pass_on(connection)
         else:
             self._idle.append(connection)
 
     def lost(self, connection: Connection) -> None:
-        """Forget a closed connection; its place goes to who waits longest."""
+        """Remove a closed connection, and let the longest waiting request open one."""
         if connection not in self._connections:
-            return  # it never was handed out: whoever opened it gives the place back
+            return  # it was never handed out: `_open` frees its slot
         self._connections.remove(connection)
         if connection in self._idle:
             self._idle.remove(connection)
-        self._hand_on(None)
+        self._pass_on(None)
         if self._closed is not None and not self._connections:
             self._closed.set()
 
-    def _hand_on(self, connection: Connection | None) -> None:
-        """Give a connection, or the right to open one, to the first who still waits."""
+    def _pass_on(self, connection: Connection | None) -> None:
+        """Give a connection, or with ``None`` the right to open one, to the next request."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -289,7 +271,7 @@ class HttpPool:
         else:
             self._idle.append(connection)
 
-    # Watching the clock: one timer for all costs a request nothing
+    # Timeouts: one timer for all connections, so that a request costs none
 
     @property
     def _period(self) -> float:
@@ -301,17 +283,12 @@ class HttpPool:
         if self._connections:
             self._timer = asyncio.get_running_loop().call_later(self._period, self._tick)
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
     def sweep(self) -> None:
-        """Fail the exchanges that take too long, close the connections that idle too long."""
+        """Fail the exchanges that take too long, and close the connections that idle too long."""
         now, limits = self._clock(), self._limits
         for connection in tuple(self._connections):
             if reason := connection.overdue(now, read=limits.read, total=limits.total):
                 connection.fail(reason)
         for connection in tuple(self._idle):
-            if now - connection.heard > limits.idle:
+            if now - connection.last_received > limits.idle:
                 connection.abort()
