@@ -15,15 +15,16 @@ from asyncagg.aggregate.writing import AggregateWriter
 from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, TransientError
 from asyncagg.job.archive import Mover
 from asyncagg.job.context import JobContext
+from asyncagg.job.layout import Layout
 from asyncagg.job.outcome import Tally
 from asyncagg.model import RunFile, Window
-from asyncagg.verify import verify
-from asyncagg.verify.claims import claim, rebuild_blocker
+from asyncagg.verify.audit import verify
+from asyncagg.verify.damaged import DamagedAggregate
+from asyncagg.verify.database import open_database
 from asyncagg.verify.findings import RepairReport, VerifyReport
 from asyncagg.verify.inventory import Inventory
-from asyncagg.verify.ledger import open_ledger
+from asyncagg.verify.rebuild import assign_unnamed_files, rebuild_blocker
 from asyncagg.verify.recompute import Recomputed, examine, fold_again
-from asyncagg.verify.salvage import Remains
 from asyncagg.windows import parse_window
 
 __all__ = ("repair",)
@@ -52,9 +53,9 @@ async def repair(
     """
     job = _Repair(context, RepairReport(found))
     if found.plan.moves or found.plan.rebuild:
-        async with open_ledger() as ledger:
-            inventory = Inventory(context, ledger, wanted)
-            await inventory.take()
+        async with open_database(Layout(context.settings)) as database:
+            inventory = Inventory(context, database, wanted)
+            await inventory.collect()
             await job.finish_moves(inventory)
             await job.rebuild(inventory)
     await job.rewrite()
@@ -80,10 +81,10 @@ class _Repair:
         tally = Tally()
         mover = Mover(self._context.store, self._context.settings.concurrency, tally)
         layout = inventory.layout
-        async for page in inventory.ledger.unfinished(counted=True):
+        async for page in inventory.database.unfinished(counted=True):
             self._windows.update(each.window for each in page)
             await mover.archive([each.file for each in page], layout.archive_key)
-        async for page in inventory.ledger.unfinished(counted=False):
+        async for page in inventory.database.unfinished(counted=False):
             self._windows.update(each.window for each in page)
             await mover.move_to_quarantine([each.file for each in page], layout.quarantine_key)
         self.report.moved = tally.archived + tally.quarantined
@@ -92,7 +93,7 @@ class _Repair:
 
     async def rebuild(self, inventory: Inventory) -> None:
         """Make damaged aggregates anew."""
-        unknown = await claim(self._context, inventory) if self._plan.rebuild else 0
+        unknown = await assign_unnamed_files(self._context, inventory) if self._plan.rebuild else 0
         for window, remains in inventory.damaged.items():
             if window.name not in self._plan.rebuild:
                 continue
@@ -109,9 +110,9 @@ class _Repair:
             else:
                 self.report.rebuilt.append(window.name)
 
-    async def _make(self, inventory: Inventory, remains: Remains) -> str:
+    async def _make(self, inventory: Inventory, remains: DamagedAggregate) -> str:
         """Write a damaged aggregate anew; return why not, or an empty text."""
-        name, ledger = remains.window.name, inventory.ledger
+        name, ledger = remains.window.name, inventory.database
         outcome = Recomputed(name, inventory.layout.aggregate_key(remains.window))
         async with AsyncExitStack() as stack:
             memory, folder = self._context.settings.spool_bytes, self._context.temporary
@@ -123,7 +124,7 @@ class _Repair:
                     f"{outcome.unproven} of its files are known by their size alone, and these "
                     f"could not be read: {outcome.missing}"
                 )
-            async for page in ledger.salvaged_refused(name):
+            async for page in ledger.salvaged_quarantined(name):
                 for row in page:
                     file = RunFile(row.key, 0, row.etag, self._context.now())
                     await rows.append(quarantined_row(file, row.reason, row.moved_to))
