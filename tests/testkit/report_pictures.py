@@ -1,8 +1,8 @@
-"""Take the pictures of the report that the documentation shows.
+"""Take the screenshots of the report for the documentation.
 
-    python tests/report_pictures.py docs/images
+    PYTHONPATH=tests python -m testkit.report_pictures docs/images
 
-The store behind them is made up, always the same; it needs Chromium and its chromedriver.
+The store has always the same synthetic data. It needs Chromium and its chromedriver.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ __all__ = ("made_up_page",)
 DAY = datetime(2025, 10, 21, tzinfo=UTC)
 WINDOWS = [Window(DAY + timedelta(minutes=5) * number, 5) for number in range(1, 145)]
 MISSING = {*range(37, 40), 101}
+ERRORS = range(80, 86)
 SETTINGS = Settings(window_by="name")
 
 
@@ -41,7 +42,7 @@ class _Named(MemoryStore):
 
 
 async def made_up_page() -> bytes:
-    """Return the page of half a day: with a gap, a storm of errors, and late files."""
+    """Return the page of half a day: with gaps, a period with many errors, and late files."""
     dice = random.Random(7)
     store = _Named(Clock(DAY + timedelta(hours=12)))
     late = []
@@ -49,11 +50,11 @@ async def made_up_page() -> bytes:
         if number in MISSING:
             continue
         files = round(14 + 40 * math.sin(number / 46) ** 2 + dice.uniform(0, 9))
-        bad = 0.04 if number in range(80, 86) else 0.001
+        bad = 0.04 if number in ERRORS else 0.001
         for each in samples(
             files=files, windows=[window], prefix="runs/", bad_fraction=bad, seed=number
         ):
-            data = _stormy(each.data) if each.good and number in range(80, 86) else each.data
+            data = _with_errors(each.data) if each.good and number in ERRORS else each.data
             if dice.random() < 0.002:
                 late.append((each.key, data))
             else:
@@ -66,12 +67,12 @@ async def made_up_page() -> bytes:
     return build_page(report.as_dict())
 
 
-def _stormy(data: bytes) -> bytes:
-    told = orjson.loads(data)
-    told["errors"] += 2
-    told["total_opportunities"] += 2
-    told["processing_time_seconds"] *= 2.5
-    return orjson.dumps(told)
+def _with_errors(data: bytes) -> bytes:
+    result = orjson.loads(data)
+    result["errors"] += 2
+    result["total_opportunities"] += 2
+    result["processing_time_seconds"] *= 2.5
+    return orjson.dumps(result)
 
 
 def _take(browser: Browser, target: Path, *, width: int, height: int, scheme: str) -> None:
@@ -82,8 +83,8 @@ def _take(browser: Browser, target: Path, *, width: int, height: int, scheme: st
 
 
 def main() -> None:
-    """Write the pictures into the folder that is named."""
-    logging.disable()  # a line for each file that is made bad on purpose
+    """Write the screenshots into the folder in the first argument."""
+    logging.disable()  # one line for each invalid sample
     folder = Path(sys.argv[1]).resolve()
     page = folder / "report.html"
     page.write_bytes(anyio.run(made_up_page))
