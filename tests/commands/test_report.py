@@ -118,7 +118,7 @@ async def test_every_point_is_the_aggregate_of_its_window(
 async def test_gaps_are_the_windows_missing_in_between(
     present: list[int], gaps: list[tuple[int, int, int]]
 ) -> None:
-    """From the end of one window to the start of the next, not before the first or after the last."""
+    """From the end of a window to the start of the next, not before the first or after the last."""
     data = (await gathered(await stored({number: [entry("a")] for number in present}))).as_dict()
     assert data["gaps"]["shown"] == [
         {"start": nth(a).start.isoformat(), "end": nth(b).start.isoformat(), "windows": missing}
