@@ -7,10 +7,10 @@ __all__ = (
     "AggregateError",
     "AsyncaggError",
     "ConfigurationError",
+    "InvalidRunFileError",
     "NotFoundError",
     "OverlapError",
     "PreconditionFailedError",
-    "RefusedError",
     "StoreError",
     "ThrottledError",
     "TransientError",
@@ -56,7 +56,7 @@ class OverlapError(AsyncaggError):
     """
 
 
-class RefusedError(AsyncaggError):
+class InvalidRunFileError(AsyncaggError):
     """A run file can never be counted: its writer is at fault. It goes to quarantine.
 
     Attributes:

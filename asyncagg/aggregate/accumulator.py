@@ -1,4 +1,4 @@
-"""The value that run results are folded into, and that merges with another of its kind.
+"""The accumulator: run results are folded into it, and accumulators are merged.
 
 It is a commutative monoid: ``Accumulator()`` is its identity, `Accumulator.merge` is associative
 and commutative, and folding a list in any order or any split gives the same value, to the byte.
@@ -20,23 +20,23 @@ from asyncagg.model import Match, RunResult
 __all__ = ("TOP", "Accumulator", "RankedMatch", "best", "rank")
 
 TOP = 10
-"""How many matches an aggregate shows."""
+"""How many matches an aggregate has."""
 
 RankedMatch: TypeAlias = tuple[float, str, int, bytes]
-"""A match in its place: minus its score, its file's key, its position there, its JSON.
+"""A match with its sort key: minus its score, its file's key, its position there, its JSON.
 
-Sorted, the first is the best. The JSON settles what the rest leaves open: two versions of one key.
+The best match is the smallest. The JSON decides between two versions of one key.
 """
 
 RESERVED = ("source_key", "source_position")
-"""What an aggregate adds to a match object, to say where it came from."""
+"""The fields that an aggregate adds to a match object, to name its source."""
 
-# Exact or an error: no sum ever drifts, whatever the order of its terms.
+# Exact, or an error: the sum never depends on the order of its terms.
 _EXACT = Context(prec=2000, traps=[Inexact])
 
 
 def rank(key: str, match: Match) -> RankedMatch:
-    """Return a match of the file ``key`` in its place in the total order."""
+    """Return a match of the file ``key`` with its sort key."""
     body = {name: value for name, value in match.body.items() if name not in RESERVED}
     return (-match.score, key, match.position, orjson.dumps(body))
 
@@ -51,13 +51,13 @@ class Accumulator:
 
     Attributes:
         counted: Files folded in.
-        quarantined: Files refused.
+        quarantined: Files quarantined.
         bytes: Bytes of the files folded in, as stored.
         opportunities: Sum over the runs.
         matches: Sum over the runs.
         no_matches: Sum over the runs.
         errors: Sum over the runs.
-        timed: Runs that said how long they took.
+        timed: Runs that have a processing time.
         seconds: The exact sum of their processing times.
         shortest: The least of them in seconds.
         longest: The greatest of them in seconds.
@@ -102,7 +102,7 @@ class Accumulator:
         Args:
             key: The file's key.
             size: Its size in bytes, as stored.
-            result: What it says.
+            result: Its content.
         """
         self.counted += 1
         self.bytes += size
@@ -117,7 +117,7 @@ class Accumulator:
 
     def _time(self, seconds: float) -> None:
         self.timed += 1
-        # The shortest decimal that reads back as this float is what the run's JSON said.
+        # The shortest decimal of a float is the number in the JSON of the run.
         self.seconds = _EXACT.add(self.seconds, Decimal(repr(seconds)))
         if seconds < self.shortest:  # noqa: PLR1730 - a call costs four times as much
             self.shortest = seconds
@@ -127,7 +127,7 @@ class Accumulator:
 
     @property
     def top_cutoff(self) -> float:
-        """The score below which no match comes to the top any more."""
+        """The score below which no match can enter the top."""
         return -self.top[-1][0] if len(self.top) == TOP else -math.inf
 
     def _compete(self, key: str, matches: Iterable[Match]) -> None:
@@ -137,7 +137,7 @@ class Accumulator:
             self.top = best([*self.top, *rivals])
 
     def merge(self, other: Accumulator) -> None:
-        """Take in all that another accumulator has folded."""
+        """Add all that another accumulator has folded."""
         self.counted += other.counted
         self.quarantined += other.quarantined
         self.bytes += other.bytes

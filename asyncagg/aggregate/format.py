@@ -1,6 +1,6 @@
-"""The aggregate document: written as a stream, read back as a stream.
+"""The aggregate document: its layout and its JSON Schema.
 
-Its layout is canonical JSON of one member per line and one row per line, head first:
+The layout is canonical JSON with one member per line and one row per line, head first:
 
     {
     "schema_version":1,
@@ -20,41 +20,49 @@ Its layout is canonical JSON of one member per line and one row per line, head f
     ]
     }
 
-A JSON string never holds a raw line break, so that the parts are found and the rows are read by
-lines: in bounded memory and without parsing what is only copied. Row ``i`` of ``run_summaries``
-and row ``i`` of ``source_files`` speak of the same file; rows are in the order of key and etag.
+A JSON string never contains a raw line break, so the tables are found and the rows are read by
+lines: in bounded memory, and without parsing what is only copied. Row ``i`` of ``run_summaries``
+and row ``i`` of ``source_files`` describe the same file. Rows are in the order of key and etag.
 """
 
 from __future__ import annotations
 
 import json
+from enum import IntEnum
 from importlib import resources
 from typing import Any
 
 from asyncagg.model import Window
 
-__all__ = ("END", "MARKS", "SCHEMA_VERSION", "schema", "window_member")
+__all__ = ("END", "MARKS", "SCHEMA_VERSION", "Table", "schema", "window_member")
 
 SCHEMA_VERSION = 1
-"""It is raised when the format changes."""
+"""Raised when the format changes."""
+
+
+class Table(IntEnum):
+    """The tables of a document, in its order."""
+
+    SUMMARIES = 0
+    SOURCES = 1
+    QUARANTINED = 2
+
 
 MARKS = (b'"run_summaries":[\n', b'"source_files":[\n', b'"quarantined_files":[\n')
-"""The first lines of the three tables, in the order `SUMMARIES`, `SOURCES`, `QUARANTINED`."""
+"""The line that begins each table."""
 
 END = b"]\n}\n"
-"""What ends the last of them, and the document."""
+"""The end of the last table, and of the document."""
 
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of an aggregate document."""
-    text = (
-        resources.files("asyncagg.aggregate").joinpath("aggregate.schema.json").read_text("utf-8")
-    )
-    return dict(json.loads(text))
+    file = resources.files("asyncagg.aggregate").joinpath("aggregate.schema.json")
+    return dict(json.loads(file.read_text("utf-8")))
 
 
 def window_member(window: Window) -> dict[str, Any]:
-    """Return what a document says of its window."""
+    """Return the ``window`` member of a document, ready for JSON."""
     return {
         "name": window.name,
         "start": window.start.isoformat(),

@@ -1,4 +1,4 @@
-"""What the head of a document says of an accumulator, and the accumulator that a head tells of."""
+"""Convert an accumulator to the head of a document, and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ("accumulator_of", "top_matches", "totals")
 
 
 def totals(total: Accumulator, late: int) -> dict[str, Any]:
-    """Return what a document says of an accumulator, but for its matches, ready for JSON."""
+    """Return the members of a head for an accumulator, without the matches, ready for JSON."""
     return {
         "total_opportunities": total.opportunities,
         "total_matches": total.matches,
@@ -33,7 +33,7 @@ def totals(total: Accumulator, late: int) -> dict[str, Any]:
 
 
 def top_matches(total: Accumulator) -> list[dict[str, Any]]:
-    """Return the best matches as a document shows them, each with where it came from."""
+    """Return the best matches as they are in a document, each with its source."""
     return [
         orjson.loads(body) | dict(zip(RESERVED, (key, position), strict=True))
         for _, key, position, body in total.top
@@ -41,10 +41,10 @@ def top_matches(total: Accumulator) -> list[dict[str, Any]]:
 
 
 def accumulator_of(head: dict[str, Any]) -> Accumulator:
-    """Return the accumulator that `totals` and `top_matches` told of.
+    """Return the accumulator of a head: the inverse of `totals` and `top_matches`.
 
     Raises:
-        LookupError, TypeError, ValueError, ArithmeticError: It is garbled.
+        LookupError, TypeError, ValueError, ArithmeticError: A member is missing or invalid.
     """
     files, times = head["files"], head["processing_time"]
     value = Accumulator()
@@ -70,7 +70,7 @@ def accumulator_of(head: dict[str, Any]) -> Accumulator:
 
 
 def _is_sum_of_floats(number: Decimal) -> bool:
-    """Say whether it can be added to its like without a loss, and be told as a float again."""
+    """Return whether it can be added exactly, and be converted to a float."""
     exponent = number.as_tuple().exponent
     return isinstance(exponent, int) and exponent > -400 and number.adjusted() < 300
 
@@ -79,6 +79,6 @@ def _ranked(match: dict[str, Any]) -> RankedMatch:
     key, position = (match[name] for name in RESERVED)
     if not isinstance(key, str) or not isinstance(position, int):
         raise TypeError("top_matches")
-    orjson.dumps((key, position))  # as text and number that can be written again
+    orjson.dumps((key, position))  # raises if they could not be written again
     body = {name: value for name, value in match.items() if name not in RESERVED}
     return (-match.get("match_score", 0), key, position, orjson.dumps(body))

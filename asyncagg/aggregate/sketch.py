@@ -12,16 +12,15 @@ __all__ = ("Sketch",)
 class Sketch:
     """A DDSketch: quantiles with a bounded relative error, mergeable without loss.
 
-    The ``ddsketch`` package was not taken: its state can be stored only through protobuf, its bins
-    carry padding and floating-point counts that depend on the order of insertion (so the same input
-    would not give the same bytes), and the algorithm is these few lines.
+    The ``ddsketch`` package is not used: its state can be stored only as protobuf, and its bins
+    depend on the order of insertion, so the same input would not give the same bytes.
 
     Source: Masson, Rim, Lee: DDSketch, VLDB 2019, https://arxiv.org/abs/1908.10693.
 
     Attributes:
         bins: How many values fell in each bin; bin ``i`` holds (g^(i-1), g^i]
             where g is (1 + accuracy) / (1 - accuracy).
-        zeros: How many values were below a nanosecond, taken for 0.
+        zeros: How many values were below a nanosecond, and count as 0.
     """
 
     ACCURACY = 0.01
@@ -45,7 +44,7 @@ class Sketch:
         self.bins[index] = self.bins.get(index, 0) + 1
 
     def merge(self, other: Sketch) -> None:
-        """Count what another sketch counted."""
+        """Add the counts of another sketch."""
         self.zeros += other.zeros
         for index, count in other.bins.items():
             self.bins[index] = self.bins.get(index, 0) + count
@@ -56,7 +55,7 @@ class Sketch:
         return self.zeros + sum(self.bins.values())
 
     def quantile(self, q: float) -> float | None:
-        """Return the value below which a share ``q`` of the values lies; ``None`` of none."""
+        """Return the ``q`` quantile (0 to 1) of the values; ``None`` if there are none."""
         if not self.count:
             return None
         rank_left = math.floor(q * (self.count - 1)) - self.zeros
@@ -69,7 +68,7 @@ class Sketch:
         return 2 * self._GAMMA**index / (self._GAMMA + 1)
 
     def state(self) -> dict[str, Any]:
-        """Return what `from_state` needs, ready for JSON."""
+        """Return the state for `from_state`, ready for JSON."""
         return {
             "accuracy": self.ACCURACY,
             "zeros": self.zeros,
@@ -78,10 +77,10 @@ class Sketch:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Sketch:
-        """Return the sketch whose `state` this is."""
+        """Return the sketch with this `state`."""
         if state["accuracy"] != cls.ACCURACY:
             raise ValueError(f"sketch accuracy {state['accuracy']!r}: expected {cls.ACCURACY}")
         bins = {int(index): int(count) for index, count in state["bins"]}
         if any(abs(index) > cls._FARTHEST or count <= 0 for index, count in bins.items()):
-            raise ValueError("sketch bins: expected those of finite numbers, with what they count")
+            raise ValueError("sketch bins: expected those of finite numbers, with positive counts")
         return cls(bins, int(state["zeros"]))

@@ -1,4 +1,4 @@
-"""Bytes that wait their turn: in memory while they are few, in a temporary file when they grow."""
+"""A buffer that spills to disk: in memory while it is small, then in a temporary file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCK = 256 * 1024
 """How many bytes go to and from the temporary file at a time."""
 
 LONGEST_LINE = 4 * 1024 * 1024
-"""A longer line is none of ours: it would be held whole."""
+"""A longer line is refused, since a line is held whole; aggregates have none that long."""
 
 
 class Spool:
@@ -31,7 +31,7 @@ class Spool:
 
     def __init__(self, file: Any, folder: Path | None) -> None:
         self._file = file  # aiofiles types its spooled file as several kinds of reader
-        self._turn = anyio.Lock()  # the file has one position for all who read and write
+        self._lock = anyio.Lock()  # the file has one position for all readers and writers
         self._folder = folder
         self._pending: list[bytes] = []
         self._pending_bytes = 0
@@ -39,14 +39,14 @@ class Spool:
         self.size = 0
 
     def add(self, data: bytes) -> bool:
-        """Append bytes in memory; say whether it is time to `flush` them."""
+        """Append bytes in memory; return whether it is time to `flush` them."""
         self._pending.append(data)
         self._pending_bytes += len(data)
         self.size += len(data)
         return self._pending_bytes >= BLOCK
 
     async def append(self, data: bytes) -> None:
-        """Append bytes, and flush them where it is time.
+        """Append bytes, and flush them if it is time.
 
         Raises:
             ConfigurationError: The disk for temporary files is full.
@@ -55,7 +55,7 @@ class Spool:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write the bytes that were appended to where they wait.
+        """Write the appended bytes to the buffer or its file.
 
         Raises:
             ConfigurationError: The disk for temporary files is full.
@@ -63,9 +63,9 @@ class Spool:
         if not self._pending:
             return
         try:
-            # Shielded: a cancelled aiofiles call goes on in its thread, and the rows that it was
-            # given would be neither in memory nor surely in the file.
-            async with self._turn, _shielded():
+            # Shielded: a cancelled aiofiles call continues in its thread, and its rows would be
+            # neither in memory nor surely in the file.
+            async with self._lock, _shielded():
                 data = memoryview(b"".join(self._pending))
                 self._pending.clear()
                 self._pending_bytes = 0
@@ -88,15 +88,19 @@ class Spool:
         await self.flush()
         end = self.size if end is None else end
         while start < end:
-            async with self._turn, _shielded():
+            async with self._lock, _shielded():
                 await self._seek(start)
                 block: bytes = await self._file.read(min(BLOCK, end - start))
                 self._position += len(block)
             start += len(block)
             yield block
 
+    async def read(self, start: int, end: int) -> bytes:
+        """Return the bytes from ``start`` to ``end``."""
+        return b"".join([block async for block in self.blocks(start, end)])
+
     async def _seek(self, position: int) -> None:
-        if position != self._position:  # each call is a turn of another thread
+        if position != self._position:  # each call is a hop to another thread
             self._position = await self._file.seek(position)
 
     async def lines(self, start: int = 0, end: int | None = None) -> AsyncIterator[list[bytes]]:
@@ -117,7 +121,7 @@ class Spool:
 
 @asynccontextmanager
 async def open_spool(memory: int, folder: Path | None = None) -> AsyncIterator[Spool]:
-    """Open an empty spool; its file, if it came to one, is gone when the context ends.
+    """Open an empty spool; its file, if one was needed, is gone when the context ends.
 
     The file has no name (``O_TMPFILE``, or unlinked at once), so that a killed process leaves
     nothing behind on the ephemeral storage of a warm Lambda.
@@ -126,10 +130,10 @@ async def open_spool(memory: int, folder: Path | None = None) -> AsyncIterator[S
         memory: Bytes kept in memory before the temporary file is made.
         folder: Where to make it; the system's folder by default.
     """
-    # Shielded, because a file that is opened in its thread after a cancellation is nobody's.
+    # Shielded: a file that its thread opens after a cancellation would never be closed.
     async with _shielded():
         # A size of 0 would mean "never roll over" to the standard library.
-        # Unbuffered: what is written is in the file, and a full disk is told, in one call.
+        # Unbuffered: one call writes to the file, and reports a full disk.
         file = await SpooledTemporaryFile(max_size=max(1, memory), buffering=0, dir=folder)
     try:
         yield Spool(file, folder)

@@ -1,8 +1,8 @@
-"""A backfill's tasks on the workers of Dask distributed: of a cluster of its own, or one that runs.
+"""Run the tasks of a backfill on Dask workers: of a local cluster, or of one that is running.
 
-The only module that imports Dask. Scheduling, moving tasks away from dead workers and balancing
-the load are Dask's; that a task may be done twice is what settling allows. Each thread of a worker
-keeps an event loop and an open store from task to task.
+The only module that imports Dask. Dask schedules the tasks, balances the load, and moves the tasks
+of dead workers. A task may run twice, since settling is idempotent. Each thread of a worker keeps
+an event loop and an open store for all its tasks.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import logging
 import signal
 import threading
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TypeVar
+from functools import partial
+from typing import Concatenate, ParamSpec, TypeVar
 
 import anyio
 import dask.config
@@ -22,7 +23,6 @@ from distributed import Client, KilledWorker, LocalCluster
 from distributed.client import FutureCancelledError
 from distributed.utils import silence_logging_cmgr
 
-from asyncagg.backfill.tasks import Task
 from asyncagg.errors import AsyncaggError, ConfigurationError, TransientError
 from asyncagg.job.context import JobContext
 from asyncagg.runtime.loops import loop_factory
@@ -31,22 +31,23 @@ from asyncagg.store.opening import open_store
 
 __all__ = ("ClusterEngine", "dask_setup", "join_cluster", "perform", "start_cluster")
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _SUBMISSIONS = 5
-"""How often a task is submitted whose scheduler is restarted."""
+"""How often a task is submitted when its scheduler is restarted."""
 
 _CONNECT_SECONDS = 30
 _CLOSE_SECONDS = 15
 
 
 class ClusterEngine:
-    """Does the tasks on the workers of a Dask cluster; see `asyncagg.backfill.Engine`.
+    """Runs tasks on the workers of a Dask cluster; see `asyncagg.backfill.Engine`.
 
     Args:
-        client: Connected to the scheduler, asynchronous.
+        client: An asynchronous client of the scheduler.
         settings: The prefixes, the window and the bounds.
-        workers: How many tasks the cluster does at a time.
+        workers: How many tasks the cluster runs at a time.
     """
 
     def __init__(self, client: Client, settings: Settings, workers: int) -> None:
@@ -54,31 +55,35 @@ class ClusterEngine:
         self._client = client
         self._settings = settings
 
-    async def run(self, task: Task[T]) -> T:
-        """Do a task, again if the scheduler that had it is gone.
+    async def run(
+        self,
+        task: Callable[Concatenate[JobContext, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run a task, and run it again if its scheduler is restarted.
 
         Raises:
-            AsyncaggError: The task's failure.
-            TransientError: Too many workers died while they did it.
-            ConfigurationError: There is no scheduler any more.
+            AsyncaggError: The error of the task.
+            TransientError: Too many workers died while they ran it.
+            ConfigurationError: The scheduler is gone.
         """
-        name = f"{type(task).__name__.lower()}-{uuid.uuid4().hex}"
+        name = f"{task.__name__}-{uuid.uuid4().hex}"
+        bound = partial(perform, self._settings, task, *args, **kwargs)
         for _ in range(_SUBMISSIONS):
             if self._client.status in {"closing", "closed"}:
                 raise ConfigurationError(
-                    "the scheduler is gone and has not come back: expected one that runs. Nothing "
-                    "is lost: run it again to go on"
+                    "the scheduler is gone: expected a running scheduler. Nothing is lost: run the "
+                    "same command again to continue"
                 )
             try:
-                result: T = await self._client.submit(
-                    perform, task, self._settings, key=name, pure=False
-                )
+                result: T = await self._client.submit(bound, key=name, pure=False)
             except KilledWorker as error:
                 raise TransientError(
-                    f"the workers that did {name} died, one after the other: {error}"
+                    f"the workers that ran {name} died one after the other: {error}"
                 ) from error
             except FutureCancelledError:
-                continue  # the scheduler that had it is gone; there may be another one
+                continue  # the scheduler was restarted
             return result
         raise TransientError(f"the scheduler lost {name} {_SUBMISSIONS} times")
 
@@ -99,20 +104,20 @@ async def start_cluster(settings: Settings, workers: int) -> AsyncIterator[Clust
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             memory_limit=0,  # a task's memory is bounded by the settings
-            silence_logs=logging.CRITICAL,  # a task that fails is told by the task
+            silence_logs=logging.CRITICAL,  # a failed task raises its error here
             preload=[__name__],
             asynchronous=True,
         )
         async with _closing(cluster), _connected(cluster) as client:
-            # What workers warn of is logged here, as if it had been done here.
-            told = logging.getLogger("asyncagg")
-            await client.forward_logging(told.name, level=told.getEffectiveLevel())
+            # The warnings of workers are logged here.
+            logger = logging.getLogger("asyncagg")
+            await client.forward_logging(logger.name, level=logger.getEffectiveLevel())
             yield ClusterEngine(client, settings, workers)
 
 
 @asynccontextmanager
 async def join_cluster(settings: Settings, address: str) -> AsyncIterator[ClusterEngine]:
-    """Join a cluster that runs; its workers have this package and a way to the store.
+    """Join a running cluster, whose workers have this package and can reach the store.
 
     Args:
         settings: The prefixes, the window and the bounds.
@@ -122,7 +127,7 @@ async def join_cluster(settings: Settings, address: str) -> AsyncIterator[Cluste
         ConfigurationError: No scheduler answers there, or it has no workers.
     """
     try:
-        with silence_logging_cmgr(logging.CRITICAL):  # what goes wrong is told by the errors
+        with silence_logging_cmgr(logging.CRITICAL):  # errors are raised
             async with _connected(address) as client:
                 await client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
                 threads = sum((await client.nthreads()).values())
@@ -143,7 +148,7 @@ async def _connected(target: LocalCluster | str) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def _closing(what: LocalCluster | Client) -> AsyncIterator[None]:
-    """Start a part of Dask, and close it in bounded time, also where the work is cancelled."""
+    """Start a part of Dask, and close it in bounded time, even after a cancellation."""
     try:
         await what
         yield
@@ -152,16 +157,13 @@ async def _closing(what: LocalCluster | Client) -> AsyncIterator[None]:
             await what.close()
 
 
-# ------------------------------------------------------------------------------ on a worker
-
-
 def dask_setup(_worker: object) -> None:
-    """Let a worker that was started here not end on Ctrl-C: who has started it ends it."""
+    """Ignore Ctrl-C in a worker that was started here: the main process ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Warm:
-    """What a thread of a worker keeps from task to task: an event loop and a store in it."""
+    """The event loop and the store that a thread of a worker keeps for all its tasks."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -169,14 +171,14 @@ class _Warm:
         self._stack = AsyncExitStack()
         self._context: JobContext | None = None
 
-    def perform(self, task: Task[T]) -> T:
+    def perform(self, task: Callable[[JobContext], Awaitable[T]]) -> T:
         return self._runner.run(self._perform(task))
 
-    async def _perform(self, task: Task[T]) -> T:
+    async def _perform(self, task: Callable[[JobContext], Awaitable[T]]) -> T:
         if self._context is None:
             store = await self._stack.enter_async_context(open_store(self.settings))
             self._context = JobContext(store, self.settings)
-        return await task.perform(self._context)
+        return await task(self._context)
 
     def close(self) -> None:
         self._runner.run(self._stack.aclose())
@@ -186,16 +188,21 @@ class _Warm:
 _thread = threading.local()
 
 
-def perform(task: Task[T], settings: Settings) -> T:
-    """Do a task in this thread of a worker."""
+def perform(
+    settings: Settings,
+    task: Callable[Concatenate[JobContext, P], Awaitable[T]],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Run a task in this thread of a worker."""
     warm: _Warm | None = getattr(_thread, "warm", None)
     if warm is None or warm.settings != settings:
         if warm is not None:
             warm.close()
         warm = _thread.warm = _Warm(settings)
     try:
-        return warm.perform(task)
+        return warm.perform(lambda context: task(context, *args, **kwargs))
     except AsyncaggError as error:
-        # What caused it may be of a class that cannot be sent.
+        # The class of the cause may not be picklable.
         error.__cause__ = error.__context__ = None
         raise

@@ -1,55 +1,57 @@
-"""A window too large for one worker: counted in parts, the parts merged, committed once.
+"""A window too large for one worker: counted in parts, which are merged and committed once.
 
-A partial aggregate is an aggregate document of some of a window's files. It stands below the work
-prefix, where nobody takes it for a run file, under a name that follows from the files in it: made
-twice it is the same, and one that a killed worker left behind is found and used. It counts nothing
-yet. `commit` merges the parts into the aggregate of the window, in one conditional write that
-fails where a part names a file that meanwhile somebody else has counted.
+A partial aggregate is an aggregate document of some of a window's files. Its key is below the work
+prefix, outside the inbox, and follows from the files in it: made twice it is the same, and one that
+a killed worker left is found and used. Its files are not counted yet. `commit_parts` merges the
+parts into the aggregate of the window, in one conditional write that fails if another runner has
+counted one of the files in the meantime.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
-
-import msgspec
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from asyncagg.aggregate.accumulator import Accumulator
-from asyncagg.aggregate.merge import SOURCES, Joined
-from asyncagg.aggregate.reading import StoredAggregate
-from asyncagg.aggregate.rows import QuarantinedRow, RowSpool
-from asyncagg.aggregate.spool import Spool, open_spool
-from asyncagg.aggregate.writing import AggregateWriter
-from asyncagg.errors import AggregateError, NotFoundError, OverlapError, PreconditionFailedError
+from asyncagg.aggregate.merge import RowSource
+from asyncagg.aggregate.reader import StoredAggregate
+from asyncagg.aggregate.rows import QuarantinedRow
+from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError
+from asyncagg.job.aggregates import (
+    add_to_aggregate,
+    commit_aggregate,
+    load_aggregate,
+    merge_accumulators,
+)
 from asyncagg.job.archive import Mover
-from asyncagg.job.chunk import WindowBatch
 from asyncagg.job.context import JobContext
-from asyncagg.job.fetch import Fetcher
-from asyncagg.job.layout import Layout
 from asyncagg.job.outcome import WindowReport
-from asyncagg.job.settle import MAX_COMMIT_ATTEMPTS, Settled, Settler, load
-from asyncagg.model import RunFile, Window
-from asyncagg.settings import Settings
-from asyncagg.store import DELETE_BATCH, Store
+from asyncagg.job.settle import Outcomes, Settlement
+from asyncagg.model import Interval, RunFile, Window
+from asyncagg.store import DELETE_BATCH, Absent, Store
 
-__all__ = ("FAN_IN", "Folder", "Part", "clear", "commit", "merge", "sweep")
+__all__ = (
+    "FAN_IN",
+    "Part",
+    "PartialCounter",
+    "archive_part",
+    "commit_parts",
+    "merge_parts",
+    "remove_parts",
+)
 
 FAN_IN = 32
-"""Partial aggregates merged at a time: each is a temporary file while they are."""
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+"""Partial aggregates merged at a time: each needs a temporary file during the merge."""
 
 
 class Part(NamedTuple):
-    """A partial aggregate that stands.
+    """A partial aggregate in the store.
 
     Attributes:
-        first: The first key that it names: where its rows belong.
+        first: The first key in it, which determines the order of parts.
         key: Its own key.
         window: Its window.
     """
@@ -59,68 +61,54 @@ class Part(NamedTuple):
     window: Window
 
 
-class Folder(Settler):
-    """Counts the files of a window into partial aggregates; those counted before are archived.
+@dataclass(slots=True)
+class PartialCounter:
+    """Counts the files of windows into partial aggregates, which are collected in `parts`.
 
-    Args:
-        store: Where the objects live.
-        settings: The bounds.
-        made: Where each partial aggregate is added.
-        more: What a `Settler` takes.
+    Files that the window's aggregate has already are archived.
     """
 
-    def __init__(self, store: Store, settings: Settings, *, made: list[Part], **more: Any) -> None:
-        super().__init__(store, settings, **more)
-        self._made = made
+    parts: list[Part] = field(default_factory=list)
 
-    async def _count_once(
-        self,
-        window: Window,
-        files: WindowBatch,
-        report: WindowReport,  # noqa: ARG002 - as it is called
-        workers: int,
-    ) -> Settled:
-        settled = Settled.none(self._store, workers)
+    async def count(self, settlement: Settlement) -> Outcomes:
+        """Fold the files that are not counted yet into partial aggregates."""
+        outcomes = Outcomes()
         async with AsyncExitStack() as stack:
-            existing = await self._load(window, await self._spool(stack))
-            async for batch in files.batches():
-                counted, refused = await self._known(batch, existing, workers)
-                settled.note(batch, counted, refused)
-                done = counted | refused
-                fresh = [file for file in batch if file.key not in done]
-                if fresh and not await self._made_before(window, fresh):
-                    await self._make(window, fresh, settled, workers)
-        return settled
+            stored = await settlement.load(stack)
+            async for files in settlement.files.batches():
+                counted, quarantined = await settlement.find_known(files, stored)
+                outcomes.add(files, counted, quarantined)
+                known = counted | quarantined
+                fresh = [file for file in files if file.key not in known]
+                if fresh and not await self._find_part(settlement, fresh):
+                    await self._make_part(settlement, fresh, outcomes)
+        return outcomes
 
-    async def _make(
-        self, window: Window, files: Sequence[RunFile], settled: Settled, workers: int
-    ) -> None:
-        async with AsyncExitStack() as stack:
-            rows = RowSpool(await self._spool(stack), await self._spool(stack))
-            fetcher = self._fetcher(settled, rows)
-            with self._timed("fetch"):
-                await fetcher.fetch(files, workers=workers, until=self._deadline.intake_ends())
-            await self._keep(window, fetcher, rows)
-
-    async def _made_before(self, window: Window, files: Sequence[RunFile]) -> bool:
-        key = self._layout.partial_key(window, _name(files))
+    async def _find_part(self, settlement: Settlement, files: Sequence[RunFile]) -> bool:
+        """Return whether the part of these files was made before."""
+        key = settlement.context.layout.partial_key(settlement.window, _name(files))
         try:
-            await self._store.head(key)
+            await settlement.context.store.head(key)
         except NotFoundError:
             return False
-        self._made.append(Part(files[0].key, key, window))
+        self.parts.append(Part(files[0].key, key, settlement.window))
         return True
 
-    async def _keep(self, window: Window, fetcher: Fetcher, rows: RowSpool) -> None:
-        files = [*fetcher.counted, *fetcher.refused]
-        if not files:
-            return
-        key = self._layout.partial_key(window, _name(files))
-        document = _partial(window, fetcher.accumulator, rows, self._now())
-        with self._timed("commit"):
-            await _put_once(self._store, key, document)
-        first = min(file.key for file in files)
-        self._made.append(Part(first, key, window))
+    async def _make_part(
+        self, settlement: Settlement, files: Sequence[RunFile], outcomes: Outcomes
+    ) -> None:
+        async with AsyncExitStack() as stack:
+            rows = await settlement.open_rows(stack)
+            until = settlement.deadline.intake_ends()
+            fetcher = await settlement.fetch(files, rows, outcomes.tally, until=until)
+            folded = [*fetcher.counted, *fetcher.quarantined]
+            if not folded:
+                return
+            context, window = settlement.context, settlement.window
+            key = context.layout.partial_key(window, _name(folded))
+            with settlement.run.timed("commit"):
+                await _write_part(context, window, key, fetcher.accumulator, [rows])
+        self.parts.append(Part(min(file.key for file in folded), key, window))
 
 
 def _name(files: Iterable[RunFile]) -> str:
@@ -128,124 +116,65 @@ def _name(files: Iterable[RunFile]) -> str:
     return hashlib.sha256("".join(identities).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
-def _partial(
-    window: Window, total: Accumulator, rows: RowSpool | Joined, now: datetime
-) -> AggregateWriter:
-    return AggregateWriter(
-        window=window, accumulator=total, revision=1, late=0, written_at=now, rows=rows
-    )
-
-
-async def _put_once(store: Store, key: str, document: AggregateWriter) -> None:
+async def _write_part(
+    context: JobContext, window: Window, key: str, total: Accumulator, sources: Sequence[RowSource]
+) -> None:
     try:
-        await store.put(key, document, if_absent=True)
+        await commit_aggregate(context, window, total, sources, condition=Absent(), key=key)
     except PreconditionFailedError:
-        return  # its name says what is in it
+        return  # the same content: the key follows from it
 
 
-async def merge(context: JobContext, window: Window, keys: Sequence[str]) -> str | None:
-    """Merge partial aggregates into one.
+async def merge_parts(context: JobContext, window: Window, keys: Sequence[str]) -> str:
+    """Merge partial aggregates into one, and return its key.
 
-    Returns:
-        Its key, or None where one of them is gone, or two of them name the same file.
+    Raises:
+        PreconditionFailedError: One of them is gone.
+        OverlapError: Two of them have the same file.
     """
     name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
-    key = Layout(context.settings).partial_key(window, name)
-    async with _loaded(context, window, keys) as parts:
-        if parts is None:
-            return None
-        document = _partial(window, _sum(parts), Joined(parts), context.now())
-        try:
-            await _put_once(context.store, key, document)
-        except OverlapError:
-            return None
+    key = context.layout.partial_key(window, name)
+    async with _load_parts(context, window, keys) as parts:
+        total = merge_accumulators(part.accumulator for part in parts)
+        await _write_part(context, window, key, total, parts)
     return key
 
 
-def _sum(parts: Iterable[StoredAggregate]) -> Accumulator:
-    total = Accumulator()
-    for part in parts:
-        total.merge(part.accumulator)
-    return total
-
-
-async def commit(context: JobContext, window: Window, keys: Sequence[str]) -> WindowReport | None:
+async def commit_parts(context: JobContext, window: Window, keys: Sequence[str]) -> WindowReport:
     """Merge partial aggregates into the aggregate of their window: their files become counted.
 
-    Returns:
-        What was counted, or None where it has to be counted anew: a part is gone, or names a file
-        that somebody else has counted meanwhile.
+    Raises:
+        PreconditionFailedError: One of them is gone, or another runner committed the window first.
+        OverlapError: Another runner has counted one of the files.
     """
-    aggregate_key = Layout(context.settings).aggregate_key(window)
-    report = WindowReport(window.name, aggregate_key)
-    for _ in range(MAX_COMMIT_ATTEMPTS):
-        try:
-            async with _loaded(context, window, keys) as parts, _spooled(context) as spool:
-                if parts is None:
-                    return None
-                existing = await load(context.store, aggregate_key, window, spool)
-                await _commit(context, window, parts, existing, report)
-        except PreconditionFailedError:
-            continue
-        except OverlapError:
-            return None
-        except AggregateError as error:
-            report.failure = str(error)
-        return report
-    return None
-
-
-async def _commit(
-    context: JobContext,
-    window: Window,
-    parts: list[StoredAggregate],
-    existing: StoredAggregate | None,
-    report: WindowReport,
-) -> None:
-    fresh = _sum(parts)
-    standing = [existing] if existing else []
-    late = fresh.counted if existing else 0
-    document = AggregateWriter(
-        window=window,
-        accumulator=_sum([*parts, *standing]),
-        revision=1 + (existing.revision if existing else 0),
-        late=late + (existing.late if existing else 0),
-        written_at=context.now(),
-        rows=Joined([*parts, *standing]),
-    )
-    await context.store.put(
-        report.aggregate_key,
-        document,
-        if_match=existing.etag if existing else None,
-        if_absent=existing is None,
-    )
-    report.revision = document.revision
-    report.tally.take(fresh)
-    report.tally.late += late
-
-
-async def clear(context: JobContext, window: Window, key: str) -> WindowReport:
-    """Move the files that a partial aggregate names out of the inbox, now that they are counted."""
-    layout = Layout(context.settings)
-    report = WindowReport(window.name, layout.aggregate_key(window))
-    mover = Mover(context.store, context.settings.concurrency, report.tally)
-    async with _loaded(context, window, [key]) as parts:
-        for part in parts or ():
-            counted = [
-                msgspec.json.decode(line, type=RunFile)
-                async for lines in part.lines(SOURCES)
-                for line in lines
-            ]
-            refused = [row async for row in part.quarantined()]
-            await mover.archive(counted, layout.archive_key)
-            await mover.move_to_quarantine(
-                await _there(context.store, refused), layout.quarantine_key
-            )
+    report = WindowReport(window.name, context.layout.aggregate_key(window))
+    try:
+        async with _load_parts(context, window, keys) as parts, context.open_spool() as spool:
+            stored = await load_aggregate(context, window, spool)
+            fresh = merge_accumulators(part.accumulator for part in parts)
+            late = stored is not None
+            await add_to_aggregate(context, window, stored, fresh, parts, report=report, late=late)
+    except AggregateError as error:
+        report.failure = str(error)
     return report
 
 
-async def _there(store: Store, rows: Iterable[QuarantinedRow]) -> list[RunFile]:
-    """Return those refused files that are still in the inbox, in the version that was refused."""
+async def archive_part(context: JobContext, window: Window, key: str) -> WindowReport:
+    """Move the files of a partial aggregate out of the inbox, after the commit."""
+    report = WindowReport(window.name, context.layout.aggregate_key(window))
+    mover = Mover(context, report.tally)
+    async with context.open_spool() as spool:
+        part = await load_aggregate(context, window, spool, key=key)
+        if part is None:
+            return report  # another backfill removed it; the next run archives what is left
+        await mover.archive([file async for files in part.files() for file in files])
+        rows = [row async for row in part.quarantined_rows()]
+        await mover.move_to_quarantine(await _in_inbox(context.store, rows))
+    return report
+
+
+async def _in_inbox(store: Store, rows: Iterable[QuarantinedRow]) -> list[RunFile]:
+    """Return the quarantined files that are still in the inbox, in the same version."""
     found = []
     for row in rows:
         try:
@@ -257,39 +186,46 @@ async def _there(store: Store, rows: Iterable[QuarantinedRow]) -> list[RunFile]:
     return found
 
 
-def _spooled(context: JobContext, among: int = 1) -> AbstractAsyncContextManager[Spool]:
-    """Open a spool that is one of several: together they hold in memory what one may."""
-    return open_spool(context.settings.spool_bytes // among, context.temporary)
-
-
-async def sweep(context: JobContext, folder: str, wanted: Callable[[Window], bool]) -> None:
-    """Remove the partial aggregates of windows, of this job and those that others left behind.
+async def remove_parts(
+    context: JobContext, prefix: str, interval: Interval, keep: Collection[Window] = ()
+) -> None:
+    """Remove partial aggregates that are not needed any more, of this backfill or an earlier one.
 
     Args:
-        context: What it is done with.
-        folder: What the keys start with: the work prefix, or one window's part of it.
-        wanted: Says of which windows they are removed.
+        context: Where they are.
+        prefix: The work prefix, or the part of it for one window.
+        interval: Only those of windows in it.
+        keep: Not those of these windows.
     """
-    layout = Layout(context.settings)
-    async for page in context.store.list_pages(folder):
-        windows = [layout.work_window(file.key, context.settings.window_minutes) for file in page]
+    async for page in context.store.list_pages(prefix):
         unused = [
-            file for file, window in zip(page, windows, strict=True) if window and wanted(window)
+            file
+            for file in page
+            if (window := context.layout.work_window(file.key)) is not None
+            and interval.holds(window)
+            and window not in keep
         ]
         for start in range(0, len(unused), DELETE_BATCH):
             await context.store.delete(unused[start : start + DELETE_BATCH])
 
 
 @asynccontextmanager
-async def _loaded(
+async def _load_parts(
     context: JobContext, window: Window, keys: Sequence[str]
-) -> AsyncIterator[list[StoredAggregate] | None]:
-    """Read partial aggregates; give None where one is gone."""
+) -> AsyncIterator[list[StoredAggregate]]:
+    """Read partial aggregates.
+
+    Raises:
+        PreconditionFailedError: One of them is gone.
+    """
     async with AsyncExitStack() as stack:
         parts = []
         for key in keys:
-            spool = await stack.enter_async_context(_spooled(context, among=len(keys)))
-            part = await load(context.store, key, window, spool)
-            if part is not None:
-                parts.append(part)
-        yield parts if len(parts) == len(keys) else None
+            spool = await stack.enter_async_context(context.open_spool(share=len(keys)))
+            part = await load_aggregate(context, window, spool, key=key)
+            if part is None:
+                raise PreconditionFailedError(
+                    f"partial aggregate {key!r} is gone: another backfill has used it", key=key
+                )
+            parts.append(part)
+        yield parts

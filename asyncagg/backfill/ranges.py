@@ -1,4 +1,4 @@
-"""Split the keys of the inbox into ranges that are listed side by side."""
+"""Divide the keys of the inbox into ranges that are listed at the same time."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from asyncagg.job.listing import KeyRange
 __all__ = ("MOST_TIMES", "ranges", "remainder")
 
 MOST_TIMES = 168
-"""At most so many points in time cut a listing: a week by the hour, half a year by the day."""
+"""The most points in time that divide a listing: a week by the hour, half a year by the day."""
 
 
 def ranges(prefix: str, since: datetime, until: datetime) -> list[KeyRange]:
-    """Return ranges that together hold every key below a prefix, each exactly once.
+    """Return ranges that together have every key below a prefix, each exactly once.
 
-    Where names begin with their time, each hour (or day, of a long time) of the interval is a
-    range of its own; where they begin with anything else, each first letter or digit is.
+    Names that begin with their time are divided by the hour (or day, if the interval is long) of
+    the interval; other names by their first letter or digit.
 
     Args:
-        prefix: What the keys start with.
+        prefix: The prefix of the keys.
         since: The start of the interval, in UTC.
         until: Its end.
     """
@@ -34,28 +34,27 @@ def ranges(prefix: str, since: datetime, until: datetime) -> list[KeyRange]:
 
 
 def remainder(first: str, last: str, keys: KeyRange) -> list[KeyRange]:
-    """Return ranges that together hold what a range holds behind a page, each key exactly once.
+    """Return ranges that together have all keys of a range after one page, each exactly once.
 
-    Nobody knows where its keys are. But names count: by their time, by a number. So each digit that
-    the page's keys have in common is counted up, and where a range turns out empty, that is one
-    request.
+    Where the keys are is unknown, but names usually count up: by their time, or by a number. So
+    each digit up to the first character that varies within the page is counted up to 9, and the
+    results are the borders. For example, after a page from ``a17`` to ``a19`` the borders are
+    ``a2`` to ``a9``. An empty range costs one request.
 
     Args:
         first: The first key of the page.
         last: Its last key.
         keys: The range.
     """
-    differ = (
-        place for place, pair in enumerate(zip(first, last, strict=False)) if len({*pair}) > 1
-    )
-    common = next(differ, len(first))
-    points = {
+    pairs = enumerate(zip(first, last, strict=False))
+    common = next((place for place, (one, other) in pairs if one != other), len(first))
+    borders = {
         last[:place] + digit
-        for place in range(min(common + 1, len(last)))
-        if last[place] in digits
-        for digit in digits[int(last[place]) + 1 :]
+        for place, character in enumerate(last[: common + 1])
+        if character in digits
+        for digit in digits[int(character) + 1 :]
     }
-    inner = sorted(point for point in points if keys.last is None or point < keys.last)
+    inner = sorted(border for border in borders if keys.last is None or border < keys.last)
     return [KeyRange(*ends) for ends in zip([last, *inner], [*inner, keys.last], strict=True)]
 
 

@@ -1,7 +1,7 @@
-"""Where the run files of an interval lie, and how to share them out.
+"""Survey the run files of an interval, and plan how to divide the work.
 
-A survey lists keys and keeps no reference: of each stretch of about a thousand keys it notes how
-many files of which window are in it. From that a plan follows whose pieces are ranges of keys.
+A survey lists the keys but keeps no references: for each segment of about a thousand keys it notes
+how many files of which window are in it. From that follows a plan, whose pieces are key ranges.
 """
 
 from __future__ import annotations
@@ -10,29 +10,27 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from asyncagg.backfill.ranges import remainder
-from asyncagg.job.layout import KeyKind, Layout
-from asyncagg.job.listing import KeyRange, listed
+from asyncagg.job.context import JobContext
+from asyncagg.job.layout import KeyKind
+from asyncagg.job.listing import KeyRange, list_range
 from asyncagg.model import Interval, RunFile, Window
-from asyncagg.settings import Settings
-from asyncagg.store import Store
-from asyncagg.windows import window_selector
 
 __all__ = ("SEGMENT", "Piece", "Segment", "Surveyed", "plan", "survey")
 
 SEGMENT = 1000
-"""The most files of a segment, and the most other keys that it passes over: a page of S3's."""
+"""The most files of a segment, and the most other keys that it skips: one page of S3."""
 
-LEAST = 2 * SEGMENT
-"""A window in parts is not cut into smaller ones for the sake of balance: each is an object."""
+MIN_PART = 2 * SEGMENT
+"""Parts of a window are not made smaller than this for balance: each part is an object."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of keys.
+    """Adjacent keys of the inbox.
 
     Attributes:
         keys: The range.
@@ -51,11 +49,11 @@ class Segment:
 
 
 class Surveyed(NamedTuple):
-    """What came of a survey of one range.
+    """The result of a survey of one range.
 
     Attributes:
         segments: Its segments, in key order.
-        rest: The ranges that were not listed any more.
+        rest: The ranges that were not listed.
     """
 
     segments: list[Segment]
@@ -63,27 +61,26 @@ class Surveyed(NamedTuple):
 
 
 async def survey(
-    store: Store, settings: Settings, keys: KeyRange, interval: Interval, *, pages: float = math.inf
+    context: JobContext, keys: KeyRange, interval: Interval, *, pages: float = math.inf
 ) -> Surveyed:
     """List a range of the inbox and return its segments.
 
     Args:
-        store: Where the inbox is.
-        settings: The prefixes, and which window a file belongs to.
+        context: Where the inbox is.
         keys: The range.
         interval: The wanted windows.
-        pages: How many pages to list; the rest is left to be listed side by side.
+        pages: How many pages to list; the rest is returned as ranges.
     """
-    layout = Layout(settings)
-    window_of = window_selector(settings.window_by, settings.window_minutes)
-    cutter = _Cutter(keys.after, min(SEGMENT, settings.chunk_files))
-    async for page in listed(store, layout.runs_prefix, keys):
+    layout = context.layout
+    cutter = _Cutter(keys.after, min(SEGMENT, context.settings.chunk_files))
+    async for page in list_range(context.store, layout.runs_prefix, keys):
         for file in page:
-            window = window_of(file) if layout.kind(file.key) is KeyKind.RUN_FILE else None
+            is_run_file = layout.kind(file.key) is KeyKind.RUN_FILE
+            window = context.window_of(file) if is_run_file else None
             if window is None or not interval.holds(window):
                 cutter.skip(file)
             else:
-                cutter.take(file, window)
+                cutter.add(file, window)
         pages -= 1
         if pages <= 0 and page:
             return Surveyed(cutter.finish(), remainder(page[0].key, page[-1].key, keys))
@@ -91,7 +88,7 @@ async def survey(
 
 
 class _Cutter:
-    """Cuts a listing into segments; one starts where a window begins, so that plans can follow."""
+    """Cuts a listing into segments; a new window starts a new segment, so that plans can follow."""
 
     def __init__(self, after: str, most: int) -> None:
         self._most = most
@@ -104,8 +101,8 @@ class _Cutter:
         self._bytes = 0
         self._skipped = 0
 
-    def take(self, file: RunFile, window: Window) -> None:
-        """Take a wanted file."""
+    def add(self, file: RunFile, window: Window) -> None:
+        """Add a wanted file."""
         full = self._files.total() >= self._most or self._skipped >= SEGMENT
         if full or window not in self._seen:
             self._cut()
@@ -118,7 +115,7 @@ class _Cutter:
         self._at = self._last = file.key
 
     def skip(self, file: RunFile) -> None:
-        """Pass over any other key."""
+        """Skip any other key."""
         self._at = file.key
         self._skipped += 1
 
@@ -137,13 +134,13 @@ class _Cutter:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the work that one worker does at a time.
+    """The work of one task.
 
     Attributes:
-        keys: Where its files are.
+        keys: The ranges of its files.
         files: How many files of each window there are.
         bytes: Their size together.
-        shared: Those of its windows that have files in other pieces too.
+        shared: Its windows that have files in other pieces too.
     """
 
     keys: tuple[KeyRange, ...]
@@ -153,50 +150,50 @@ class Piece:
 
     @property
     def whole(self) -> frozenset[Window]:
-        """The windows all of whose files are in it."""
+        """The windows that have all their files in it."""
         return frozenset(self.files) - self.shared
 
 
 def plan(segments: Sequence[Segment], *, most: int, shares: int) -> list[Piece]:
-    """Share out segments so that as few windows as possible are in more than one piece.
+    """Divide segments into pieces, with as few windows as possible in more than one piece.
 
     Args:
-        segments: What a survey found, in key order.
-        most: The most files of a piece. A window with more is in several.
-        shares: Into how many pieces to divide the whole at the least, if that many windows allow,
-            and each window that is in several pieces.
+        segments: The result of a survey, in key order.
+        most: The most files of a piece. A window with more files is in several pieces.
+        shares: The least number of pieces, as far as the number of windows allows, and of the
+            pieces of each window that is in several.
     """
-    groups = list(_packed(segments, most=most, shares=max(1, shares)))
+    fair = min(most, math.ceil(_count(segments) / max(1, shares)))
+    groups: list[list[Segment]] = []
+    for large, clusters in groupby(_clusters(segments), key=lambda each: _count(each) > most):
+        if not large:
+            groups += _pack(clusters, fair)
+            continue
+        for cluster in clusters:
+            # In groups of its own, so that it is cut at the same keys whatever comes before it.
+            limit = min(most, max(MIN_PART, math.ceil(_count(cluster) / max(1, shares))))
+            groups += _pack(([segment] for segment in cluster), limit)
     spread = Counter(window for group in groups for window in _windows(group))
     return [_piece(group, spread) for group in groups]
 
 
-def _packed(segments: Sequence[Segment], *, most: int, shares: int) -> Iterator[list[Segment]]:
-    """Yield groups of neighbours: a cluster that is not too large stays together."""
-    fair = math.ceil(_count(segments) / shares)
+def _pack(parts: Iterable[Sequence[Segment]], limit: int) -> Iterator[list[Segment]]:
+    """Yield groups of neighbours with at most ``limit`` files, unless one part has more."""
     group: list[Segment] = []
     size = 0
-    for cluster in _clusters(segments):
-        count = _count(cluster)
-        whole = count <= most
-        limit = min(most, fair if whole else max(LEAST, math.ceil(count / shares)))
-        for part in (cluster,) if whole else ([segment] for segment in cluster):
-            more = _count(part)
-            # A large cluster is cut at the same keys every time, whatever lies before it.
-            if group and (size + more > limit or (part[0] is cluster[0] and not whole)):
-                yield group
-                group, size = [], 0
-            group += part
-            size += more
-        if not whole:
+    for part in parts:
+        count = _count(part)
+        if group and size + count > limit:
             yield group
             group, size = [], 0
+        group += part
+        size += count
     if group:
         yield group
 
 
 def _clusters(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
-    """Yield neighbours that share windows."""
+    """Yield runs of segments whose neighbours share windows."""
     cluster = list(segments[:1])
     for left, right in pairwise(segments):
         if left.files.keys().isdisjoint(right.files):
@@ -212,25 +209,22 @@ def _piece(group: Sequence[Segment], spread: Mapping[Window, int]) -> Piece:
     for segment in group:
         files.update(segment.files)
     return Piece(
-        keys=tuple(_joined(segment.keys for segment in group)),
+        keys=tuple(_join(segment.keys for segment in group)),
         files=dict(files),
         bytes=sum(segment.bytes for segment in group),
         shared=frozenset(window for window in files if spread[window] > 1),
     )
 
 
-def _joined(parts: Iterable[KeyRange]) -> Iterator[KeyRange]:
-    """Make one range of those that follow each other without a gap."""
-    current: KeyRange | None = None
-    for part in parts:
-        if current is not None and part.after == current.last:
-            current = KeyRange(current.after, part.last)
-            continue
-        if current is not None:
-            yield current
-        current = part
-    if current is not None:
-        yield current
+def _join(ranges: Iterable[KeyRange]) -> list[KeyRange]:
+    """Join ranges that follow each other without a gap."""
+    joined: list[KeyRange] = []
+    for keys in ranges:
+        if joined and keys.after == joined[-1].last:
+            joined[-1] = KeyRange(joined[-1].after, keys.last)
+        else:
+            joined.append(keys)
+    return joined
 
 
 def _windows(group: Iterable[Segment]) -> set[Window]:

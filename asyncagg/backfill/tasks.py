@@ -1,204 +1,98 @@
-"""What a backfill has done, task by task, here or on other machines.
+"""The tasks of a backfill, which run here or on other machines.
 
-A task is a small value that can be pickled. It may be done twice, or half and then again: what it
-does is idempotent.
+A task is a function of this module and its arguments, so that it can be pickled. It may run twice,
+or half and then again: what it does is idempotent.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, TypeVar
 
-from asyncagg.backfill.partial import Folder, Part, clear, commit, merge, sweep
+from asyncagg.backfill.partial import (
+    Part,
+    PartialCounter,
+    archive_part,
+    commit_parts,
+    merge_parts,
+    remove_parts,
+)
 from asyncagg.backfill.survey import Piece, Surveyed, survey
 from asyncagg.job.context import JobContext
 from asyncagg.job.listing import KeyRange, list_aggregate_windows
-from asyncagg.job.outcome import RunReport, WindowReport
-from asyncagg.job.pipeline import run
+from asyncagg.job.outcome import RunReport
+from asyncagg.job.pipeline import run, run_pipeline
 from asyncagg.model import Interval, Window
 from asyncagg.runtime.tasks import for_each
-from asyncagg.verify.recompute import Recomputed, recompute
+from asyncagg.verify.recompute import recompute
 
 __all__ = (
     "LISTINGS",
-    "Aggregated",
-    "Clear",
-    "Commit",
-    "Fold",
     "Folded",
-    "Merge",
-    "Recompute",
-    "Settle",
-    "Survey",
-    "Sweep",
-    "Task",
+    "archive_part",
+    "commit_parts",
+    "fold_windows",
+    "list_windows",
+    "merge_parts",
+    "recompute",
+    "remove_parts",
+    "settle_windows",
+    "survey_ranges",
 )
 
-T_co = TypeVar("T_co", covariant=True)
-
 LISTINGS = 8
-"""Ranges that one survey lists side by side."""
-
-
-class Task(Protocol[T_co]):
-    """Something to be done, here or on another machine; it can be pickled."""
-
-    async def perform(self, context: JobContext) -> T_co:
-        """Do it."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """List ranges of the inbox, or the first pages of each."""
-
-    keys: tuple[KeyRange, ...]
-    interval: Interval
-    pages: float
-
-    async def perform(self, context: JobContext) -> Surveyed:
-        """See `Task.perform`."""
-        found = Surveyed([], [])
-
-        async def one(keys: KeyRange) -> None:
-            segments, rest = await survey(
-                context.store, context.settings, keys, self.interval, pages=self.pages
-            )
-            found.segments.extend(segments)
-            found.rest.extend(rest)
-
-        await for_each(self.keys, one, workers=LISTINGS)
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """Settle the windows that are whole in a piece."""
-
-    piece: Piece
-    until: datetime
-
-    async def perform(self, context: JobContext) -> RunReport:
-        """See `Task.perform`."""
-        return await run(
-            context.store,
-            context.settings,
-            at=self.until,
-            only=self.piece.whole.__contains__,
-            keys=self.piece.keys,
-            now=context.now,
-            temporary=context.temporary,
-        )
+"""Ranges that one survey lists at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """What became of a piece's share of windows: the report, and its partial aggregates."""
+    """The result of `fold_windows`: the report, and the partial aggregates."""
 
     report: RunReport
-    made: list[Part]
+    parts: list[Part]
 
 
-@dataclass(frozen=True, slots=True)
-class Fold:
-    """Count the files of windows into partial aggregates."""
+async def survey_ranges(
+    context: JobContext, ranges: Sequence[KeyRange], interval: Interval, pages: float
+) -> Surveyed:
+    """List ranges of the inbox, or the first pages of each."""
+    found = Surveyed([], [])
 
-    keys: tuple[KeyRange, ...]
-    windows: frozenset[Window]
-    until: datetime
+    async def survey_one(keys: KeyRange) -> None:
+        segments, rest = await survey(context, keys, interval, pages=pages)
+        found.segments.extend(segments)
+        found.rest.extend(rest)
 
-    async def perform(self, context: JobContext) -> Folded:
-        """See `Task.perform`."""
-        made: list[Part] = []
-
-        def folder(*args: object, **more: object) -> Folder:
-            return Folder(*args, made=made, **more)  # type: ignore[arg-type]
-
-        report = await run(
-            context.store,
-            context.settings,
-            at=self.until,
-            only=self.windows.__contains__,
-            keys=self.keys,
-            settler=folder,
-            now=context.now,
-            temporary=context.temporary,
-        )
-        return Folded(report, made)
+    await for_each(ranges, survey_one, workers=LISTINGS)
+    return found
 
 
-@dataclass(frozen=True, slots=True)
-class Merge:
-    """Merge partial aggregates into one; return its key, or None: see `partial.merge`."""
-
-    window: Window
-    keys: tuple[str, ...]
-
-    async def perform(self, context: JobContext) -> str | None:
-        """See `Task.perform`."""
-        return await merge(context, self.window, self.keys)
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """Commit partial aggregates; see `asyncagg.backfill.partial.commit`."""
-
-    window: Window
-    keys: tuple[str, ...]
-
-    async def perform(self, context: JobContext) -> WindowReport | None:
-        """See `Task.perform`."""
-        return await commit(context, self.window, self.keys)
+async def settle_windows(context: JobContext, piece: Piece, until: datetime) -> RunReport:
+    """Settle the windows that have all their files in a piece."""
+    return await run(
+        context.store,
+        context.settings,
+        at=until,
+        only=piece.whole.__contains__,
+        keys=piece.keys,
+        now=context.now,
+        temporary=context.temporary,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Clear:
-    """Archive what a partial aggregate names."""
-
-    window: Window
-    key: str
-
-    async def perform(self, context: JobContext) -> WindowReport:
-        """See `Task.perform`."""
-        return await clear(context, self.window, self.key)
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """Remove partial aggregates that nobody needs any more."""
-
-    folder: str
-    interval: Interval
-    keep: frozenset[Window] = frozenset()
-
-    async def perform(self, context: JobContext) -> None:
-        """See `Task.perform`."""
-        await sweep(context, self.folder, self._wanted)
-
-    def _wanted(self, window: Window) -> bool:
-        return self.interval.holds(window) and window not in self.keep
+async def fold_windows(
+    context: JobContext, ranges: Sequence[KeyRange], windows: Collection[Window], until: datetime
+) -> Folded:
+    """Count the files of windows in some ranges into partial aggregates."""
+    counter = PartialCounter()
+    report = await run_pipeline(
+        context, counter.count, at=until, only=windows.__contains__, keys=ranges
+    )
+    return Folded(report, counter.parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Aggregated:
-    """List the windows that have an aggregate."""
-
-    interval: Interval
-
-    async def perform(self, context: JobContext) -> list[Window]:
-        """See `Task.perform`."""
-        pages = list_aggregate_windows(context.store, context.settings, self.interval)
-        return [window async for windows in pages for window in windows]
-
-
-@dataclass(frozen=True, slots=True)
-class Recompute:
-    """Compute an aggregate again; see `asyncagg.verify.recompute.recompute`."""
-
-    window: Window
-    write: bool
-
-    async def perform(self, context: JobContext) -> Recomputed:
-        """See `Task.perform`."""
-        return await recompute(context, self.window, write=self.write)
+async def list_windows(context: JobContext, interval: Interval) -> list[Window]:
+    """List the windows of an interval that have an aggregate."""
+    pages = list_aggregate_windows(context.store, context.settings, interval)
+    return [window async for windows in pages for window in windows]

@@ -24,7 +24,7 @@ from asyncagg.errors import (
     UnsupportedConditionError,
 )
 from asyncagg.model import RunFile
-from asyncagg.store import Store
+from asyncagg.store import Matches, Store
 from asyncagg.store.guards import PROBE, remove
 
 __all__ = ("Questions", "Reply", "ask", "needs")
@@ -135,7 +135,7 @@ async def _put(store: Store, key: str) -> None:
         StoreError: It cannot be removed again.
     """
     try:
-        await store.put(key, b"", if_match=_WRONG)
+        await store.put(key, b"", condition=Matches(_WRONG))
     except PreconditionFailedError:
         return
     finally:

@@ -1,6 +1,7 @@
-"""Copy, then delete: how a file leaves the inbox, for the archive or for quarantine.
+"""Copy, then delete: how a file leaves the inbox, to the archive or to quarantine.
 
-No step destroys: a copy never overwrites, a delete takes only the version that was copied.
+No step destroys content: a copy never overwrites, and a delete takes only the version that was
+copied.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import Literal
 
 from asyncagg.errors import (
     ConfigurationError,
@@ -16,143 +18,133 @@ from asyncagg.errors import (
     StoreError,
     TransientError,
 )
-from asyncagg.job.layout import Layout
+from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import Tally
 from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store import DELETE_BATCH, Store
 
-__all__ = ("Mover", "same_bytes", "same_content")
+__all__ = ("MODIFIED", "REASON", "Mover", "same_bytes", "same_content")
+
+REASON = "asyncagg-reason"
+"""Metadata of a quarantined object: why it is in quarantine."""
+
+MODIFIED = "asyncagg-last-modified"
+"""Metadata of a quarantined object: when its run file arrived, which determines its window."""
 
 _log = logging.getLogger(__name__)
 
 
 class Mover:
-    """Moves the files of one window, and tallies what became of them.
+    """Moves the files of one window, and counts the outcomes.
 
     Args:
-        store: Where they are.
-        workers: Copies in flight.
-        tally: Where the outcome is added.
+        context: Where the files are.
+        tally: Where the outcomes are added.
+        workers: Copies in flight; default: ``concurrency``.
     """
 
-    def __init__(self, store: Store, workers: int, tally: Tally) -> None:
-        self._store = store
-        self._workers = workers
+    def __init__(self, context: JobContext, tally: Tally, workers: int = 0) -> None:
+        self._store = context.store
+        self._layout = context.layout
+        self._workers = workers or context.settings.concurrency
         self._tally = tally
 
-    async def archive(self, files: Iterable[RunFile], target_of: Callable[[str], str]) -> None:
-        """Move counted files to the archive.
+    async def archive(self, files: Iterable[RunFile]) -> None:
+        """Move files that a commit has counted to the archive."""
+        await self._move(files, self._layout.archive_key, "archived")
 
-        Args:
-            files: Those that a commit has counted.
-            target_of: Gives a key's place in the archive.
+    async def move_to_quarantine(self, files: Iterable[RunFile]) -> None:
+        """Move files that a commit has recorded as quarantined; most have a copy there already."""
+        await self._move(files, self._layout.quarantine_key, "quarantined")
+
+    async def copy_to_quarantine(self, file: RunFile, reason: str) -> str | None:
+        """Put a copy of a file into quarantine, with the reason in its metadata.
+
+        Returns:
+            Its key there, or None if the file stays in the inbox for now; the tally has why.
         """
-
-        def tell(moved: int) -> None:
-            self._tally.archived += moved
-
-        await self._move(files, target_of, tell)
-
-    async def move_to_quarantine(
-        self, files: Iterable[RunFile], target_of: Callable[[str], str]
-    ) -> None:
-        """Move refused files, most of which stand in quarantine already, out of the inbox.
-
-        Args:
-            files: Those that an aggregate names as quarantined.
-            target_of: Gives a key's place in quarantine.
-        """
-
-        def tell(moved: int) -> None:
-            self._tally.quarantined += moved
-
-        await self._move(files, target_of, tell)
+        ascii_reason = reason.encode("ascii", "backslashreplace").decode("ascii")
+        modified = file.last_modified.isoformat()
+        metadata = {REASON: " ".join(ascii_reason.split()), MODIFIED: modified}
+        return await self._ensure_copied(file, self._layout.quarantine_key(file.key), metadata)
 
     async def _move(
         self,
         files: Iterable[RunFile],
         target_of: Callable[[str], str],
-        tell: Callable[[int], None],
+        outcome: Literal["archived", "quarantined"],
     ) -> None:
         copied: list[RunFile] = []
 
+        async def delete() -> None:
+            batch = copied[:]
+            copied.clear()
+            removed = await self._delete(batch)
+            setattr(self._tally, outcome, getattr(self._tally, outcome) + removed)
+
         async def copy(file: RunFile) -> None:
-            target = target_of(file.key)
-            try:
-                await self._store.copy(file.key, target, if_match=file.etag)
-            except StoreError as error:
-                if await self._place_despite(error, file, target) is None:
-                    return
-            copied.append(file)
-            if len(copied) >= DELETE_BATCH:
-                batch = copied[:]
-                copied.clear()
-                tell(await self.delete(batch))
+            if await self._ensure_copied(file, target_of(file.key)) is not None:
+                copied.append(file)
+                if len(copied) >= DELETE_BATCH:
+                    await delete()
 
         await for_each(files, copy, workers=self._workers)
         if copied:
-            tell(await self.delete(copied))
+            await delete()
 
-    async def ensure_copied(
+    async def _ensure_copied(
         self, file: RunFile, target: str, metadata: Mapping[str, str] | None = None
     ) -> str | None:
-        """Make sure that a file's content stands at ``target``, or beside it.
+        """Make sure that a copy of a file is at ``target``, or at its conflict key.
 
         Returns:
-            The key where it stands, or None where the file is to stay in the inbox for now: the
-            tally says why.
+            The key of the copy, or None if the file stays in the inbox for now; the tally has why.
         """
         try:
-            await self._store.copy(file.key, target, if_match=file.etag, metadata=metadata)
-        except StoreError as error:
-            return await self._place_despite(error, file, target, metadata)
-        return target
-
-    async def _place_despite(
-        self,
-        error: StoreError,
-        file: RunFile,
-        target: str,
-        metadata: Mapping[str, str] | None = None,
-    ) -> str | None:
-        """Place a file whose copy has failed, or tally why it stays."""
-        try:
-            if isinstance(error, PreconditionFailedError):
-                return await self._place_refused(file, target, metadata)
-            raise error
+            try:
+                await self._store.copy(file.key, target, if_match=file.etag, metadata=metadata)
+            except PreconditionFailedError:
+                return await self._resolve_conflict(file, target, metadata)
         except NotFoundError:
             self._tally.gone += 1
         except PreconditionFailedError:
             self._tally.changed += 1
         except ConfigurationError:
             raise
-        except StoreError as trouble:
-            self._defer(file, trouble)
+        except StoreError as error:
+            self._defer(file, error)
+        else:
+            return target
         return None
 
-    async def _place_refused(
+    async def _resolve_conflict(
         self, file: RunFile, target: str, metadata: Mapping[str, str] | None
     ) -> str:
-        """Place a file whose copy was refused: it has changed, or the target is taken."""
-        if await self._stands(file, target):
+        """Copy a file where a condition failed: the file has changed, or the target is taken."""
+        if await self._is_copied(file, target):
             return target
-        beside = Layout.conflict_key(target, file.etag)
+        conflict = self._layout.conflict_key(target, file.etag)
         try:
-            await self._store.copy(file.key, beside, if_match=file.etag, metadata=metadata)
+            await self._store.copy(file.key, conflict, if_match=file.etag, metadata=metadata)
         except PreconditionFailedError:
-            if await self._stands(file, beside):
-                return beside
+            if await self._is_copied(file, conflict):
+                return conflict
         else:
-            return beside
+            return conflict
         raise StoreError(
-            f"{target!r} and {beside!r} are both taken by other content than that of {file.key!r}",
+            f"{target!r} and {conflict!r} have other content than {file.key!r}: expected one of "
+            "them to be free",
             operation="copy",
             key=file.key,
         )
 
-    async def _stands(self, file: RunFile, target: str) -> bool:
-        """Say whether a file's content stands at the target, where a copy was refused."""
+    async def _is_copied(self, file: RunFile, target: str) -> bool:
+        """Return whether the target has the content of a file, whose copy failed a condition.
+
+        Raises:
+            PreconditionFailedError: The file itself has changed.
+        """
         found = (await self._store.head(file.key)).file.etag
         if found != file.etag:
             raise PreconditionFailedError(
@@ -162,17 +154,13 @@ class Mover:
             )
         return await same_content(self._store, file, target)
 
-    async def delete(self, files: list[RunFile]) -> int:
-        """Delete originals whose content stands elsewhere.
-
-        Returns:
-            How many are out of the inbox now.
-        """
+    async def _delete(self, files: list[RunFile]) -> int:
+        """Delete files that have been copied; return how many left the inbox."""
         failures: Mapping[str, StoreError]
         try:
             failures = await self._store.delete(files)
-        except TransientError as trouble:
-            failures = dict.fromkeys((file.key for file in files), trouble)
+        except TransientError as error:
+            failures = dict.fromkeys((file.key for file in files), error)
         by_key = {file.key: file for file in files}
         for key, failure in failures.items():
             if isinstance(failure, ConfigurationError):
@@ -191,22 +179,22 @@ class Mover:
 
 
 async def same_content(store: Store, file: RunFile, other: str) -> bool:
-    """Say whether an object stands under another key that has a file's content."""
+    """Return whether the object at another key exists and has the content of a file."""
     try:
-        there = (await store.head(other)).file
+        found = (await store.head(other)).file
     except NotFoundError:
         return False
-    if there.size != file.size:
+    if found.size != file.size:
         return False
-    # An etag of an encrypted or multipart object says nothing of another's content.
-    return there.etag == file.etag or await same_bytes(store, file, store, there)
+    # Etags of encrypted or multipart objects differ for the same content.
+    return found.etag == file.etag or await same_bytes(store, file, store, found)
 
 
-async def same_bytes(store: Store, file: RunFile, elsewhere: Store, other: RunFile) -> bool:
-    """Say whether two objects, of one store or of two, have the same content, by reading both."""
+async def same_bytes(store: Store, file: RunFile, other_store: Store, other: RunFile) -> bool:
+    """Return whether two objects, of one store or of two, have the same content: read both."""
     async with (
         store.stream(file.key, if_match=file.etag) as left,
-        elsewhere.stream(other.key, if_match=other.etag) as right,
+        other_store.stream(other.key, if_match=other.etag) as right,
     ):
         return await _digest(left.chunks) == await _digest(right.chunks)
 

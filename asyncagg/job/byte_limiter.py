@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
 
 __all__ = ("ByteLimiter",)
 
 
-class _Held:
-    """The context of `ByteLimiter.hold`; as a generator it would cost thrice as much per file."""
-
-    __slots__ = ("_limiter", "_weight")
-
-    def __init__(self, limiter: ByteLimiter, weight: int) -> None:
-        self._limiter = limiter
-        self._weight = weight
-
-    async def __aenter__(self) -> None:
-        if not self._limiter.take(self._weight):
-            await self._limiter.acquire(self._weight)
-
-    async def __aexit__(self, *_: object) -> None:
-        self._limiter.release(self._weight)
-
-
 class ByteLimiter:
     """Bounds the bytes of bodies in flight: first come, first served.
 
-    A weight above the capacity counts as the capacity, so one large body passes alone.
+    A weight above the capacity counts as the capacity, so a larger body is held alone.
 
     Args:
         capacity: The most bytes in flight.
@@ -37,19 +22,25 @@ class ByteLimiter:
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
-            raise ValueError(f"capacity {capacity!r}: at least 1 byte")
+            raise ValueError(f"capacity {capacity!r}: expected at least 1 byte")
         self.capacity = capacity
         self.in_flight = 0
         self._waiting: OrderedDict[anyio.Event, int] = OrderedDict()
 
-    def hold(self, weight: int) -> _Held:
-        """Hold ``weight`` bytes of the capacity for as long as the context lasts."""
-        return _Held(self, weight)
+    @asynccontextmanager
+    async def hold(self, weight: int) -> AsyncIterator[None]:
+        """Hold ``weight`` bytes of the capacity while the context is open."""
+        if not self.take(weight):
+            await self.acquire(weight)
+        try:
+            yield
+        finally:
+            self.release(weight)
 
-    # What `hold` does, for who holds once per file and has no room for its frames
+    # The steps of `hold`, for callers that cannot afford a context manager for each file.
 
     def take(self, weight: int) -> bool:
-        """Take ``weight`` bytes and say True, if nobody has to wait for them."""
+        """Take ``weight`` bytes and return True, if that needs no waiting."""
         weight = min(weight, self.capacity)
         if self._waiting or self.in_flight + weight > self.capacity:
             return False
@@ -57,14 +48,14 @@ class ByteLimiter:
         return True
 
     async def acquire(self, weight: int) -> None:
-        """Wait for ``weight`` bytes that could not be taken, and take them."""
+        """Wait for ``weight`` bytes, and take them."""
         weight = min(weight, self.capacity)
         turn = anyio.Event()
         self._waiting[turn] = weight
         try:
             await turn.wait()
         except BaseException:
-            if turn.is_set():  # it was granted in the moment of the cancellation
+            if turn.is_set():  # granted in the moment of the cancellation
                 self.release(weight)
             else:
                 del self._waiting[turn]
@@ -72,7 +63,7 @@ class ByteLimiter:
             raise
 
     def release(self, weight: int) -> None:
-        """Give back ``weight`` bytes that were taken."""
+        """Return ``weight`` bytes that were taken."""
         self.in_flight -= min(weight, self.capacity)
         if self._waiting:
             self._grant()

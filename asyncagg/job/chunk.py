@@ -1,4 +1,4 @@
-"""The run files of one window in one chunk: all in memory, or a batch at a time."""
+"""The run files of one window in one chunk: all in memory, or read from disk batch by batch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class WindowBatch:
     """Run files of one window, in key order, to be read as often as needed.
 
     Args:
-        batch: How many files are read at a time, about, where they are too many for memory.
+        batch: About how many files are read at a time where they do not fit in memory.
 
     Attributes:
-        held: Those in memory; more are appended to it.
+        held: The files in memory; the pipeline appends to it.
     """
 
     def __init__(self, batch: int) -> None:
@@ -38,11 +38,11 @@ class WindowBatch:
 
     @property
     def first_key(self) -> str:
-        """The key of the first file; there has to be one."""
+        """The key of the first file; there must be one."""
         return self._first_key or self.held[0].key
 
-    async def put_away(self, spool: Spool) -> None:
-        """Put the files in memory into a spool, always the same, that is this group's own.
+    async def move_to(self, spool: Spool) -> None:
+        """Move the files in memory to a spool, which must be the same each time.
 
         Raises:
             ConfigurationError: The disk for temporary files is full.
@@ -54,12 +54,12 @@ class WindowBatch:
         self.held.clear()
 
     async def batches(self) -> AsyncIterator[Sequence[RunFile]]:
-        """Yield the files, a batch at a time: all at once where none was put away."""
+        """Yield the files, all at once unless some are in a spool."""
         if self._spool is None:
             yield self.held
             return
         if self.held:
-            await self.put_away(self._spool)
+            await self.move_to(self._spool)
         batch: list[RunFile] = []
         async for lines in self._spool.lines():
             batch += map(_decode, lines)

@@ -1,34 +1,51 @@
-"""What a piece of work is done with, whoever does it."""
+"""Dependencies shared by all jobs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
+from asyncagg.aggregate.spool import Spool, open_spool
+from asyncagg.job.layout import Layout
+from asyncagg.model import RunFile, Window
+from asyncagg.runtime.clock import utc_now
 from asyncagg.settings import Settings
 from asyncagg.store import Store
+from asyncagg.windows import window_selector
 
 __all__ = ("JobContext",)
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class JobContext:
-    """What a piece of work is done with.
+    """Dependencies shared by all jobs.
 
     Attributes:
-        store: Where the objects live.
+        store: Where the objects are.
         settings: The prefixes, the window and the bounds.
-        temporary: Folder for rows that do not fit in memory.
+        temporary: Folder for data that does not fit in memory; default: the system's.
         now: The clock of ``aggregation_timestamp``.
     """
 
     store: Store
     settings: Settings
     temporary: Path | None = None
-    now: Callable[[], datetime] = _now
+    now: Callable[[], datetime] = utc_now
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The keys of run files, aggregates and archived files."""
+        return Layout(self.settings)
+
+    @cached_property
+    def window_of(self) -> Callable[[RunFile], Window]:
+        """The function that returns the window of a run file."""
+        return window_selector(self.settings.window_by, self.settings.window_minutes)
+
+    def open_spool(self, share: int = 1) -> AbstractAsyncContextManager[Spool]:
+        """Open a spool that keeps in memory one of ``share`` parts of ``spool_bytes``."""
+        return open_spool(self.settings.spool_bytes // share, self.temporary)

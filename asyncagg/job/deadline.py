@@ -1,4 +1,4 @@
-"""The moments by which a run must have done things."""
+"""The time limits of a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ("Deadline",)
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """The moments by which a run must have done things, on the event loop's clock, in seconds.
+    """The time limits of a run, on the event loop's clock, in seconds.
 
     Attributes:
-        ends: When the run must be over; infinity where there is no deadline.
-        reserve: How long before that it ends its work, to say what is left.
+        ends: When the run must be over; infinity means no deadline.
+        reserve: How long before that it stops its work, to report what is left.
     """
 
     ends: float = math.inf
@@ -24,7 +24,7 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float | None) -> Deadline:
-        """Return the deadline that is ``seconds`` from now; ``None`` means no deadline."""
+        """Return the deadline ``seconds`` from now; ``None`` means no deadline."""
         if seconds is None:
             return cls()
         return cls(anyio.current_time() + seconds, min(5.0, seconds / 10))
@@ -35,6 +35,6 @@ class Deadline:
         return self.ends - self.reserve
 
     def intake_ends(self) -> float:
-        """When to stop fetching, from now: to archive takes about as long as to fetch."""
+        """Return when to stop fetching, as of now: archiving takes about as long as fetching."""
         now = anyio.current_time()
         return now + max(0.0, self.work_ends - now) / 2

@@ -1,4 +1,4 @@
-"""Parts of a listing: ranges of keys to be listed side by side; the windows of an interval."""
+"""List the inbox by ranges of keys, and the windows that have an aggregate."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from asyncagg.model import Interval, RunFile, Window
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 
-__all__ = ("KeyRange", "list_aggregate_windows", "listed")
+__all__ = ("KeyRange", "list_aggregate_windows", "list_range")
 
 
 class KeyRange(NamedTuple):
-    """The keys behind one key, up to and including another.
+    """The keys after one key, up to and including another.
 
     Attributes:
-        after: The key before its first one; empty for the start of the listing.
-        last: Its last key; None for the end of the listing.
+        after: The key before the first one; empty for the start of the listing.
+        last: The last key; None for the end of the listing.
     """
 
     after: str = ""
     last: str | None = None
 
 
-async def listed(store: Store, prefix: str, keys: KeyRange) -> AsyncIterator[Sequence[RunFile]]:
+async def list_range(store: Store, prefix: str, keys: KeyRange) -> AsyncIterator[Sequence[RunFile]]:
     """Yield the objects below a prefix whose keys are in a range, page by page, in key order."""
     async for page in store.list_pages(prefix, start_after=keys.after):
         if keys.last is None or not page or page[-1].key <= keys.last:
@@ -38,7 +38,7 @@ async def listed(store: Store, prefix: str, keys: KeyRange) -> AsyncIterator[Seq
 async def list_aggregate_windows(
     store: Store, settings: Settings, interval: Interval
 ) -> AsyncIterator[list[Window]]:
-    """Yield the windows of an interval that have an aggregate, page by page, in their order.
+    """Yield the windows of an interval that have an aggregate, page by page, in order.
 
     No page is empty.
     """
@@ -48,8 +48,8 @@ async def list_aggregate_windows(
         for moment in interval
     )
     async for page in store.list_pages(layout.aggregate_prefix, start_after=start):
-        named = (layout.aggregate_window(file.key, settings.window_minutes) for file in page)
-        # Compared first: a window at the beginning of time has no start.
+        named = (layout.aggregate_window(file.key) for file in page)
+        # Compared first: the earliest possible window has no start that a datetime can hold.
         windows = [
             window
             for window in named

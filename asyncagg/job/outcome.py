@@ -1,12 +1,15 @@
-"""What a run did, for people, machines and metrics."""
+"""The outcome of a run, for people, machines and metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from time import perf_counter
 from typing import Any
 
 from asyncagg.aggregate.accumulator import Accumulator
+from asyncagg.model import Window
 
 __all__ = ("STEPS", "RunReport", "Tally", "WindowReport")
 
@@ -15,17 +18,17 @@ STEPS = ("list", "load", "fetch", "commit", "archive")
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the files of one window, or of all of a run's.
+    """The numbers of files by outcome, of one window or of all windows of a run.
 
     Attributes:
         counted: Folded into an aggregate by this run.
         archived: Moved to the archive, or found there already.
-        quarantined: Refused and moved to quarantine.
-        deferred: Left in place after trouble that passes; the next run takes them.
-        left: Not taken, or counted but not yet archived, for want of time.
-        late: CountedRow into an aggregate that already stood.
-        gone: Moved by another runner meanwhile.
-        changed: Overwritten meanwhile: the new version is the next run's.
+        quarantined: Moved to quarantine.
+        deferred: Left in the inbox after a transient error; the next run takes them.
+        left: Not taken, or counted but not archived, because time ran out.
+        late: Added to an aggregate that existed before this run.
+        gone: Moved by another runner in the meantime.
+        changed: Overwritten in the meantime; the next run takes the new version.
         bytes: Bytes of the files counted.
         opportunities: Sum over the runs counted.
         matches: Sum over the runs counted.
@@ -51,16 +54,16 @@ class Tally:
 
     @property
     def resolved(self) -> int:
-        """Files whose fate is decided: moved, or staying for a reason that is tallied."""
+        """Files that left the inbox, or stay there for a reason that is in this tally."""
         return self.archived + self.quarantined + self.deferred + self.gone + self.changed
 
     def add(self, other: Tally) -> None:
-        """Add another's numbers."""
+        """Add another tally."""
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
-    def take(self, value: Accumulator) -> None:
-        """Add what a commit has counted."""
+    def add_counted(self, value: Accumulator) -> None:
+        """Add what a commit counted."""
         self.counted += value.counted
         self.bytes += value.bytes
         self.opportunities += value.opportunities
@@ -72,14 +75,14 @@ class Tally:
 
 @dataclass(slots=True)
 class WindowReport:
-    """What a run did with one window, chunk after chunk.
+    """What a run did with one window, over all chunks.
 
     Attributes:
         window: Its name.
-        aggregate_key: Where its aggregate stands.
-        revision: The revision committed last; 0 where none was.
-        tally: What became of its files.
-        failure: Why it was left alone, or empty.
+        aggregate_key: The key of its aggregate.
+        revision: The revision committed last; 0 if there was none.
+        tally: The outcome of its files.
+        failure: Why it was not settled, or empty.
     """
 
     window: str
@@ -94,14 +97,14 @@ class RunReport:
     """What one run did.
 
     Attributes:
-        at: The moment up to which windows were settled, ISO 8601.
-        dry_run: Whether it only looked.
-        windows: Each window touched, by name.
-        ignored: Keys below the inbox that are no run files.
+        at: Windows that ended by this moment were settled, ISO 8601.
+        dry_run: Whether nothing was changed on purpose.
+        windows: The windows with files, by name.
+        ignored: Objects in the inbox that are not run files.
         waiting: Run files whose window has not ended.
         complete: Whether the whole inbox was listed.
-        oldest_seconds: Age of the oldest run file seen; 0 where there was none.
-        seconds: Seconds spent in each step, summed over what ran side by side.
+        oldest_seconds: Age of the oldest run file seen; 0 if there was none.
+        seconds: Seconds spent in each step, summed over windows that are settled at once.
     """
 
     at: str
@@ -113,8 +116,12 @@ class RunReport:
     oldest_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
 
+    def window(self, window: Window, aggregate_key: str) -> WindowReport:
+        """Return the report of a window, a new one if it has none yet."""
+        return self.windows.setdefault(window.name, WindowReport(window.name, aggregate_key))
+
     def add(self, other: RunReport) -> None:
-        """Add what another run did, of the same windows or of others."""
+        """Add the report of another run, of the same windows or of others."""
         for each in other.windows.values():
             self.add_window(each)
         self.ignored += other.ignored
@@ -125,7 +132,7 @@ class RunReport:
             self.seconds[step] += spent
 
     def add_window(self, other: WindowReport) -> None:
-        """Add what was done with one window."""
+        """Add the report of one window."""
         report = self.windows.setdefault(
             other.window, WindowReport(other.window, other.aggregate_key)
         )
@@ -133,9 +140,18 @@ class RunReport:
         report.failure = report.failure or other.failure
         report.tally.add(other.tally)
 
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Add the time that the context takes to a step."""
+        before = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] += perf_counter() - before
+
     @property
     def total(self) -> Tally:
-        """The numbers of all windows together."""
+        """The tally of all windows together."""
         total = Tally()
         for each in self.windows.values():
             total.add(each.tally)
@@ -143,7 +159,7 @@ class RunReport:
 
     @property
     def failures(self) -> Mapping[str, str]:
-        """The windows left alone, and why."""
+        """The windows that were not settled, and why."""
         return {name: each.failure for name, each in self.windows.items() if each.failure}
 
     @property

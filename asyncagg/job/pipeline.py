@@ -1,11 +1,11 @@
-"""The one place that knows the order: list → chunk → window → fetch → fold → commit → archive."""
+"""The order of the job: list → chunk → window → fetch → fold → commit → archive."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -14,35 +14,32 @@ from typing import Any
 import anyio
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
-from asyncagg.aggregate.spool import Spool, open_spool
+from asyncagg.aggregate.spool import Spool
 from asyncagg.job.chunk import WindowBatch
+from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
-from asyncagg.job.layout import KeyKind, Layout
-from asyncagg.job.listing import KeyRange, listed
-from asyncagg.job.outcome import RunReport, WindowReport
-from asyncagg.job.settle import Settler
+from asyncagg.job.layout import KeyKind
+from asyncagg.job.listing import KeyRange, list_range
+from asyncagg.job.outcome import RunReport
+from asyncagg.job.settle import Committer, Count, Settler
 from asyncagg.model import RunFile, Window
+from asyncagg.runtime.clock import utc_now
 from asyncagg.runtime.tasks import for_each, task_group
 from asyncagg.settings import Settings
 from asyncagg.store import Store
-from asyncagg.windows import window_selector
 
-__all__ = ("run",)
+__all__ = ("run", "run_pipeline")
 
 _log = logging.getLogger(__name__)
 
 WINDOWS_AT_ONCE = 4
-"""Windows settled side by side: with few files each, one alone would wait on the network."""
+"""Windows settled at the same time: a window with few files does not use all requests."""
 
-GROWTH = 4
-"""A chunk has at least one file for so many that its window's aggregate names already."""
+CHUNK_GROWTH = 4
+"""A chunk of one window has up to a quarter of the files that its aggregate has already."""
 
-MOST_BATCHES = 10
-"""How many times ``chunk_files`` a chunk has at the most."""
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+MAX_CHUNK_GROWTH = 10
+"""A chunk has at most ten times ``chunk_files``."""
 
 
 async def run(
@@ -54,53 +51,83 @@ async def run(
     dry_run: bool = False,
     only: Callable[[Window], bool] | None = None,
     keys: Sequence[KeyRange] = (KeyRange(),),
-    settler: Callable[..., Settler] = Settler,
-    now: Callable[[], datetime] = _now,
+    now: Callable[[], datetime] = utc_now,
     temporary: Path | None = None,
     progress: Callable[[RunReport], object] | None = None,
 ) -> RunReport:
     """Settle every window that has ended: count its new run files once, then archive them.
 
     Args:
-        store: Where the objects live.
+        store: Where the objects are.
         settings: The prefixes, the window and the bounds.
-        at: Windows that ended by then are settled; default: now. The same moment does the same
-            work again, so a retried event passes the same one.
-        deadline: When to be done; the report says what is left.
-        dry_run: Only list and report, change nothing.
-        only: Settle only the windows for which this is true.
-        keys: List only these parts of the inbox, in key order.
-        settler: Makes what settles the windows; it is called as `Settler` is.
+        at: Windows that ended by this moment are settled; default: now. The same moment does the
+            same work again, so a retried event passes the same moment.
+        deadline: When to be done; the report has what is left.
+        dry_run: Only list and report; change nothing.
+        only: Settle only the windows for which it returns true.
+        keys: List only these ranges of the inbox, in key order.
         now: The clock of ``aggregation_timestamp``.
-        temporary: Folder for rows that do not fit in memory.
+        temporary: Folder for data that does not fit in memory; default: the system's.
         progress: Called with the report so far after each window of each chunk.
 
     Returns:
         What was done, and what is left.
 
     Raises:
-        ConfigurationError: The store's set-up is at fault (no bucket, no permission, no guard).
-        TransientError: The listing itself stayed in trouble; nothing is lost.
+        ConfigurationError: The store cannot be used (no bucket, no permission, no guard).
+        TransientError: The listing failed after all retries; nothing is lost.
     """
-    job = _Run(
-        store,
-        settings,
-        at=at or now(),
-        deadline=deadline or Deadline(),
+    committer = Committer()
+    return await run_pipeline(
+        JobContext(store, settings, temporary, now),
+        committer.count,
+        committed=committer.committed,
+        at=at,
+        deadline=deadline,
         dry_run=dry_run,
         only=only,
         keys=keys,
-        settler=settler,
-        now=now,
-        temporary=temporary,
         progress=progress,
     )
-    with anyio.CancelScope(deadline=job.deadline.work_ends) as scope:
-        await job.work()
+
+
+async def run_pipeline(
+    context: JobContext,
+    count: Count,
+    *,
+    committed: Callable[[Window], int] = lambda _: 0,
+    at: datetime | None = None,
+    deadline: Deadline | None = None,
+    dry_run: bool = False,
+    only: Callable[[Window], bool] | None = None,
+    keys: Sequence[KeyRange] = (KeyRange(),),
+    progress: Callable[[RunReport], object] | None = None,
+) -> RunReport:
+    """Do the work of `run` with another way to count files.
+
+    Args:
+        context: The dependencies.
+        count: How the files of a window become counted.
+        committed: Returns how many files of a window are committed by now.
+        at: See `run`, as for all that follow.
+        deadline: When to be done.
+        dry_run: Only list and report.
+        only: Which windows to settle.
+        keys: Which ranges of the inbox to list.
+        progress: Called with the report so far.
+    """
+    at = at or context.now()
+    deadline = deadline or Deadline()
+    report = RunReport(at=at.isoformat(), dry_run=dry_run)
+    settler = Settler(context, report, deadline, count)
+    planner = _Planner(context, report, at, only, committed)
+    pipeline = _Pipeline(context, report, deadline, planner, settler, keys, progress)
+    with anyio.CancelScope(deadline=deadline.work_ends) as scope:
+        await pipeline.work()
     if scope.cancelled_caught:
-        job.report.complete = False
-    _log.info("run", extra=_summary(job.report))
-    return job.report
+        report.complete = False
+    _log.info("run", extra=_summary(report))
+    return report
 
 
 def _summary(report: RunReport) -> dict[str, Any]:
@@ -117,53 +144,89 @@ def _summary(report: RunReport) -> dict[str, Any]:
     }
 
 
-class _Run:
+class _Planner:
+    """Sorts the listed files into the windows of a chunk."""
+
     def __init__(
         self,
-        store: Store,
-        settings: Settings,
-        *,
+        context: JobContext,
+        report: RunReport,
         at: datetime,
-        deadline: Deadline,
-        dry_run: bool,
         only: Callable[[Window], bool] | None,
-        keys: Sequence[KeyRange],
-        settler: Callable[..., Settler],
-        now: Callable[[], datetime],
-        temporary: Path | None,
-        progress: Callable[[RunReport], object] | None,
+        committed: Callable[[Window], int],
     ) -> None:
-        self.deadline = deadline
-        self.report = RunReport(at=at.isoformat(), dry_run=dry_run)
-        self._store = store
-        self._settings = settings
+        self._layout = context.layout
+        self._window_of = context.window_of
+        self._chunk_files = context.settings.chunk_files
+        self._report = report
         self._at = at
         self._only = only
+        self._committed = committed
         self._oldest = datetime.max.replace(tzinfo=UTC)
-        self._keys = keys
-        self._progress = progress
-        self._layout = Layout(settings)
-        self._window_of = window_selector(settings.window_by, settings.window_minutes)
-        self._temporary = temporary
-        self._settler = settler(
-            store,
-            settings,
-            layout=self._layout,
-            deadline=deadline,
-            seconds=self.report.seconds,
-            now=now,
-            temporary=temporary,
-        )
+
+    def add(self, page: Sequence[RunFile], chunk: dict[Window, WindowBatch]) -> int:
+        """Add the run files of a page to a chunk; return how many are to be settled."""
+        planned = 0
+        held: list[RunFile] = []
+        held_window: Window | None = None
+        for file in page:
+            kind = self._layout.kind(file.key)
+            if kind is not KeyKind.RUN_FILE:
+                self._report.ignored += kind is KeyKind.IGNORED
+                continue
+            window = self._window_of(file)
+            if window.end > self._at:
+                self._report.waiting += 1
+            elif self._only is None or self._only(window):
+                if file.last_modified < self._oldest:
+                    self._note_age(file)
+                if window is not held_window:  # mostly it is that of the previous file
+                    if window not in chunk:
+                        chunk[window] = WindowBatch(self._chunk_files)
+                    held_window, held = window, chunk[window].held
+                held.append(file)
+                planned += 1
+        return planned
+
+    def chunk_size(self, chunk: dict[Window, WindowBatch]) -> int:
+        """Return how many files fill a chunk.
+
+        Each commit writes the whole aggregate of its window again. So a chunk of one window grows
+        with what this run has committed of it, and a large window costs as much per file as a
+        small one.
+        """
+        if len(chunk) > 1:
+            return self._chunk_files
+        grown = sum(map(self._committed, chunk)) // CHUNK_GROWTH
+        return min(max(self._chunk_files, grown), MAX_CHUNK_GROWTH * self._chunk_files)
+
+    def _note_age(self, file: RunFile) -> None:
+        self._oldest = file.last_modified
+        age = (self._at - file.last_modified).total_seconds()
+        self._report.oldest_seconds = max(self._report.oldest_seconds, age)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pipeline:
+    """Lists the inbox one page ahead, and settles it chunk by chunk."""
+
+    context: JobContext
+    report: RunReport
+    deadline: Deadline
+    planner: _Planner
+    settler: Settler
+    keys: Sequence[KeyRange]
+    progress: Callable[[RunReport], object] | None
 
     async def work(self) -> None:
         async with task_group() as group:
             send, receive = anyio.create_memory_object_stream[Sequence[RunFile]](1)
             group.start_soon(self._list, send)
-            # Both as tasks: what they shield, a cancellation of this very task would not spare.
+            # Both are tasks: a cancellation of this task itself would break their shields.
             group.start_soon(self._settle_chunks, receive, group.cancel_scope)
 
     async def _list(self, pages: ObjectSendStream[Sequence[RunFile]]) -> None:
-        """Send the listing page by page, one page ahead of the work."""
+        """Send the listing page by page."""
         async with pages:
             before = perf_counter()
             async for page in self._pages():
@@ -171,12 +234,13 @@ class _Run:
                 try:
                     await pages.send(page)
                 except anyio.BrokenResourceError:
-                    return  # the settling was cancelled first: nobody takes the rest
+                    return  # the receiver was cancelled first
                 before = perf_counter()
 
     async def _pages(self) -> AsyncIterator[Sequence[RunFile]]:
-        for part in self._keys:
-            async for page in listed(self._store, self._layout.runs_prefix, part):
+        prefix = self.context.settings.runs_prefix
+        for keys in self.keys:
+            async for page in list_range(self.context.store, prefix, keys):
                 yield page
 
     async def _settle_chunks(
@@ -200,80 +264,33 @@ class _Run:
         pages: ObjectReceiveStream[Sequence[RunFile]],
         stack: AsyncExitStack,
     ) -> bool:
-        """Fill a chunk from the listing; say whether there may be more of it."""
+        """Fill a chunk from the listing; return whether there may be more of it."""
         spool: Spool | None = None
         size = 0
         async for page in pages:
-            size += self._plan(page, chunk)
-            if size < self._settings.chunk_files:
+            size += self.planner.add(page, chunk)
+            if size < self.context.settings.chunk_files:
                 continue
-            if size >= self._enough(chunk):
+            if size >= self.planner.chunk_size(chunk):
                 return True
             if spool is None:
-                opened = open_spool(self._settings.spool_bytes, self._temporary)
-                spool = await stack.enter_async_context(opened)
-            for group in chunk.values():  # it is one: see `_enough`
-                await group.put_away(spool)
+                spool = await stack.enter_async_context(self.context.open_spool())
+            for batch in chunk.values():  # only one: see `chunk_size`
+                await batch.move_to(spool)
         return False
 
-    def _enough(self, chunk: dict[Window, WindowBatch]) -> int:
-        """Return how many files are enough for a chunk.
-
-        Each commit writes again all that its window's aggregate names. So where a chunk is of one
-        window alone, it grows with what this run has committed of it: a window costs as much per
-        file if it is large as if it is small.
-        """
-        least = self._settings.chunk_files
-        if len(chunk) > 1:
-            return least
-        named = sum(map(self._settler.committed, chunk))
-        return min(max(least, named // GROWTH), MOST_BATCHES * least)
-
-    def _plan(self, page: Sequence[RunFile], chunk: dict[Window, WindowBatch]) -> int:
-        """Sort a page's run files into their windows; return how many are to be settled."""
-        planned = 0
-        held: list[RunFile] = []
-        held_of: Window | None = None
-        for file in page:
-            kind = self._layout.kind(file.key)
-            if kind is not KeyKind.RUN_FILE:
-                self.report.ignored += kind is KeyKind.IGNORED
-                continue
-            window = self._window_of(file)
-            if window.end > self._at:
-                self.report.waiting += 1
-            elif self._only is None or self._only(window):
-                if file.last_modified < self._oldest:
-                    self._note_age(file)
-                if window is not held_of:  # mostly it is that of the file before
-                    if window not in chunk:
-                        chunk[window] = WindowBatch(self._settings.chunk_files)
-                    held_of, held = window, chunk[window].held
-                held.append(file)
-                planned += 1
-        return planned
-
-    def _note_age(self, file: RunFile) -> None:
-        self._oldest = file.last_modified
-        age = (self._at - file.last_modified).total_seconds()
-        self.report.oldest_seconds = max(self.report.oldest_seconds, age)
-
     async def _settle_chunk(self, chunk: dict[Window, WindowBatch]) -> None:
-        at_once = max(1, min(WINDOWS_AT_ONCE, len(chunk), self._settings.concurrency))
-        workers = self._settings.concurrency // at_once
+        at_once = max(1, min(WINDOWS_AT_ONCE, len(chunk), self.context.settings.concurrency))
+        workers = self.context.settings.concurrency // at_once
 
-        async def one(item: tuple[Window, WindowBatch]) -> None:
+        async def settle(item: tuple[Window, WindowBatch]) -> None:
             window, files = item
-            report = self._window_report(window)
+            report = self.report.window(window, self.context.layout.aggregate_key(window))
             if self.report.dry_run:
                 report.tally.left += len(files)
             else:
-                await self._settler.settle(window, files, report, workers=workers)
-            if self._progress is not None:
-                self._progress(self.report)
+                await self.settler.settle(window, files, report, workers=workers)
+            if self.progress is not None:
+                self.progress(self.report)
 
-        await for_each(sorted(chunk.items()), one, workers=at_once)
-
-    def _window_report(self, window: Window) -> WindowReport:
-        key = self._layout.aggregate_key(window)
-        return self.report.windows.setdefault(window.name, WindowReport(window.name, key))
+        await for_each(sorted(chunk.items()), settle, workers=at_once)

@@ -1,8 +1,8 @@
-"""Files that come back from quarantine: whether they were counted before.
+"""Files restored from quarantine: whether they were counted before.
 
-Who puts a file back cannot know whether another, or an answer that was lost, has done so already,
-and a run has counted it since. That run has left its content in the archive before it took it out
-of the inbox. So whoever counts such a file looks there first.
+After a lost response, an operator cannot tell whether a file was already restored, and a run may
+have counted it since. That run put its content into the archive before it deleted the file from
+the inbox. So the archive is checked before a restored file is counted.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store import Store
 
-__all__ = ("counted_before", "in_archive")
+__all__ = ("find_counted", "is_archived")
 
 
-async def in_archive(store: Store, layout: Layout, file: RunFile, key: str) -> bool:
-    """Say whether a file's content stands in the archive where that of a key in the inbox goes.
+async def is_archived(store: Store, layout: Layout, file: RunFile, key: str) -> bool:
+    """Return whether the archive has a file's content where it keeps a key of the inbox.
 
     Args:
-        store: Where it is.
-        layout: Which key is what.
-        file: The file, where it stands.
+        store: Where the file is.
+        layout: The keys.
+        file: The file, wherever it is now.
         key: A key in the inbox.
     """
-    place = layout.archive_key(key)
-    beside = layout.conflict_key(place, file.etag)
-    return await same_content(store, file, place) or await same_content(store, file, beside)
+    archived = layout.archive_key(key)
+    conflict = layout.conflict_key(archived, file.etag)
+    return await same_content(store, file, archived) or await same_content(store, file, conflict)
 
 
-async def counted_before(
+async def find_counted(
     store: Store, layout: Layout, files: Iterable[RunFile], *, workers: int
 ) -> set[str]:
-    """Return the keys of the files that came back from quarantine though they had been counted.
+    """Return the keys of restored files that were counted before.
 
     Args:
         store: Where they are.
-        layout: Which key is what.
-        files: Files in the inbox, of all kinds.
+        layout: The keys.
+        files: Files in the inbox, restored or not.
         workers: Requests in flight.
     """
-    found: set[str] = set()
+    counted: set[str] = set()
 
-    async def look(file: RunFile) -> None:
+    async def check(file: RunFile) -> None:
         try:
-            if await in_archive(store, layout, file, file.key):
-                found.add(file.key)
+            if await is_archived(store, layout, file, file.key):
+                counted.add(file.key)
         except (NotFoundError, PreconditionFailedError):
-            return  # it was moved, or overwritten: who comes to fetch it sees that too
+            return  # moved or overwritten; the fetch sees that too
 
-    back = [file for file in files if layout.was_put_back(file.key)]
-    await for_each(back, look, workers=min(workers, len(back)))  # mostly none
-    return found
+    restored = [file for file in files if layout.was_restored(file.key)]
+    await for_each(restored, check, workers=min(workers, len(restored)))  # mostly none
+    return counted

@@ -7,12 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from asyncagg.errors import RefusedError
+from asyncagg.errors import InvalidRunFileError
 from asyncagg.ingest.gzipped import is_gzipped
 from asyncagg.ingest.parsing import is_run_file
 from asyncagg.job.context import JobContext
-from asyncagg.job.layout import Layout
-from asyncagg.job.reader import Reader
+from asyncagg.job.run_files import RunFileReader
 from asyncagg.model import RunFile
 from asyncagg.quarantine.listing import QuarantinedFile, check_key, find_entries, look_up
 from asyncagg.store import StreamedBody
@@ -65,23 +64,23 @@ async def file_details(context: JobContext, key: str) -> FileDetails:
     check_key(context.settings, key)
     found = await look_up(context, key)
     entry = (await find_entries(context, [found])).get(key)
-    reason = await quarantine_reason(Reader(context.store, context.settings), found.file)
+    reason = await quarantine_reason(RunFileReader(context.store, context.settings), found.file)
     async with context.store.stream(key, if_match=found.file.etag) as body:
         excerpt, unzipped = await _excerpt(key, body)
-    original_key = str(entry["key"]) if entry else Layout(context.settings).inbox_key(key)
+    original_key = str(entry["key"]) if entry else context.layout.inbox_key(key)
     return FileDetails(found.with_entry(entry), original_key, entry, reason, excerpt, unzipped)
 
 
-async def quarantine_reason(reader: Reader, file: RunFile, *, at: str = "") -> str:
+async def quarantine_reason(reader: RunFileReader, file: RunFile, *, key: str = "") -> str:
     """Return why a run would quarantine a file; empty if it would accept it.
 
-    The file is read from the key ``at``, or else from its own.
+    The file is read from ``key``, or else from its own.
     """
     if not is_run_file(file.key):
         return f"{file.key!r} is not a run file: expected a key that ends in .json or .json.gz"
     try:
-        await reader.read(file, at=at)
-    except RefusedError as error:
+        await reader.read(file, key=key)
+    except InvalidRunFileError as error:
         return error.reason
     return ""
 

@@ -11,17 +11,15 @@ from typing import Any
 import orjson
 from msgspec import structs
 
-from asyncagg.aggregate.spool import open_spool
 from asyncagg.errors import AggregateError, NotFoundError, UsageError
 from asyncagg.ingest.parsing import is_run_file
+from asyncagg.job.aggregates import load_aggregate
+from asyncagg.job.archive import MODIFIED, REASON
 from asyncagg.job.context import JobContext
-from asyncagg.job.fetch import MODIFIED, REASON
-from asyncagg.job.layout import Layout
-from asyncagg.job.settle import load
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.tasks import map_each
 from asyncagg.settings import Settings
-from asyncagg.windows import stamp_of, window_selector
+from asyncagg.windows import stamp_of
 
 __all__ = ("QuarantinedFile", "check_key", "find_entries", "list_quarantined", "look_up")
 
@@ -105,9 +103,10 @@ async def look_up(context: JobContext, key: str) -> QuarantinedFile:
     arrived = _parse_time(info.metadata.get(MODIFIED, ""))
     window = None
     if arrived is not None or (settings.window_by == "name" and stamp_of(key) is not None):
-        inbox_key, modified = Layout(settings).inbox_key(key), arrived or info.file.last_modified
-        original = structs.replace(info.file, key=inbox_key, last_modified=modified)
-        window = window_selector(settings.window_by, settings.window_minutes)(original)
+        inbox_key, modified = context.layout.inbox_key(key), arrived or info.file.last_modified
+        window = context.window_of(
+            structs.replace(info.file, key=inbox_key, last_modified=modified)
+        )
     return QuarantinedFile(info.file, window, info.metadata.get(REASON, ""))
 
 
@@ -130,14 +129,13 @@ async def find_entries(
             keys_of[each.window].add(each.file.key)
     found: dict[str, dict[str, Any]] = {}
     for window, keys in keys_of.items():
-        key = Layout(context.settings).aggregate_key(window)
-        async with open_spool(context.settings.spool_bytes, context.temporary) as spool:
+        async with context.open_spool() as spool:
             try:
-                aggregate = await load(context.store, key, window, spool)
+                aggregate = await load_aggregate(context, window, spool)
             except AggregateError:
                 continue  # `asyncagg verify` reports it
             if aggregate is not None:
-                async for row in aggregate.quarantined():
+                async for row in aggregate.quarantined_rows():
                     entry = orjson.loads(row.row)
                     if entry.get("moved_to") in keys:
                         found[entry["moved_to"]] = entry

@@ -24,14 +24,14 @@ from msgspec import structs
 from asyncagg.errors import ConfigurationError, NotFoundError, PreconditionFailedError, StoreError
 from asyncagg.job.archive import same_bytes, same_content
 from asyncagg.job.context import JobContext
-from asyncagg.job.layout import KeyKind, Layout
-from asyncagg.job.reader import Reader
-from asyncagg.job.restored import in_archive
+from asyncagg.job.layout import KeyKind
+from asyncagg.job.restored import is_archived
+from asyncagg.job.run_files import RunFileReader
 from asyncagg.model import RunFile
 from asyncagg.quarantine.details import quarantine_reason
 from asyncagg.quarantine.listing import check_key
 from asyncagg.runtime.tasks import for_each
-from asyncagg.store import Store
+from asyncagg.store import Matches, Store
 
 __all__ = ("RestoreResult", "Restorer")
 
@@ -71,8 +71,8 @@ class Restorer:
     def __init__(self, context: JobContext, *, force: bool = False) -> None:
         self._store = context.store
         self._settings = context.settings
-        self._layout = Layout(context.settings)
-        self._reader = Reader(context.store, context.settings)
+        self._layout = context.layout
+        self._reader = RunFileReader(context.store, context.settings)
         self._force = force
 
     async def restore_all(self, report: Callable[[RestoreResult], None]) -> None:
@@ -85,7 +85,7 @@ class Restorer:
             await for_each(filter(self._is_run_file, page), one, workers=self._settings.concurrency)
 
     def _is_run_file(self, file: RunFile) -> bool:
-        return self._layout.kind(self._layout.put_back_key(file)) is KeyKind.RUN_FILE
+        return self._layout.kind(self._layout.restored_key(file)) is KeyKind.RUN_FILE
 
     async def restore(self, key: str) -> RestoreResult:
         """Restore the file with a key in quarantine.
@@ -123,22 +123,22 @@ class Restorer:
         check_key(self._settings, key)
         fixed = (await source.head(name)).file
         present = await self._store.head(key)
-        reader = Reader(source, self._settings)
-        reason = await quarantine_reason(reader, structs.replace(fixed, key=key), at=name)
+        reader = RunFileReader(source, self._settings)
+        reason = await quarantine_reason(reader, structs.replace(fixed, key=key), key=name)
         if reason and not self._force:
             return RestoreResult(key, "left", reason=f"{name!r} would be quarantined: {reason}")
         # A second write could change the etag, and a restored file would be restored again.
         same_size = present.file.size == fixed.size
         if not (same_size and await same_bytes(self._store, present.file, source, fixed)):
-            content, etag = _Content(source, fixed), present.file.etag
+            content, condition = _Content(source, fixed), Matches(present.file.etag)
             try:
-                await self._store.put(key, content, if_match=etag, metadata=present.metadata)
+                await self._store.put(key, content, condition=condition, metadata=present.metadata)
             except PreconditionFailedError:
                 return RestoreResult(key, "left", reason=_OVERWRITTEN)
         return await self.restore(key)
 
     async def _restore(self, file: RunFile) -> RestoreResult:
-        target = self._layout.put_back_key(file)
+        target = self._layout.restored_key(file)
         blocker = await self._blocker(file)
         if blocker:
             return RestoreResult(file.key, "left", reason=blocker)
@@ -156,7 +156,7 @@ class Restorer:
     async def _blocker(self, file: RunFile) -> str:
         """Return why a file must not be restored; empty if it may be."""
         if not self._is_run_file(file):
-            return f"{self._layout.put_back_key(file)!r} is not the key of a run file"
+            return f"{self._layout.restored_key(file)!r} is not the key of a run file"
         reason = "" if self._force else await quarantine_reason(self._reader, file)
         if reason:
             return f"it would be quarantined again: {reason}"
@@ -180,7 +180,7 @@ class Restorer:
         if await same_content(self._store, file, target):
             return False
         for key in (*self._original_keys(file), target):
-            if await in_archive(self._store, self._layout, file, key):
+            if await is_archived(self._store, self._layout, file, key):
                 return True
         try:
             await self._store.copy(file.key, target, if_match=file.etag, metadata={})

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from asyncagg.aggregate.head import accumulator_of
-from asyncagg.aggregate.reading import read_head, read_quarantined
+from asyncagg.aggregate.reader import read_head, read_quarantined
 from asyncagg.errors import (
     AggregateError,
     NotFoundError,

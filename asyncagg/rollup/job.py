@@ -16,18 +16,17 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from asyncagg.aggregate.reading import read_head
+from asyncagg.aggregate.reader import read_head
 from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, UsageError
+from asyncagg.job.aggregates import retry_commit
 from asyncagg.job.context import JobContext
-from asyncagg.job.layout import Layout
-from asyncagg.job.settle import MAX_COMMIT_ATTEMPTS
 from asyncagg.model import RunFile
 from asyncagg.rollup.document import build, dump, load, to_input
 from asyncagg.rollup.periods import NAME_FORMATS, Period, Span, levels
 from asyncagg.runtime.clock import utc_now
 from asyncagg.runtime.tasks import for_each, map_each
 from asyncagg.settings import Settings
-from asyncagg.store import Store
+from asyncagg.store import Absent, Matches, Store
 
 __all__ = ("RolledUp", "RollupReport", "rollup")
 
@@ -114,7 +113,7 @@ class _Job:
         self.report = RollupReport()
         self._context = context
         self._store = context.store
-        self._layout = Layout(context.settings)
+        self._layout = context.layout
         self._progress = progress
 
     async def roll_up_all(
@@ -150,7 +149,7 @@ class _Job:
     def _start_of(self, key: str, source: Period | None) -> datetime | None:
         """Return the start of what an input covers, or None if the key is not that of an input."""
         if source is None:
-            window = self._layout.aggregate_window(key, self._context.settings.window_minutes)
+            window = self._layout.aggregate_window(key)
             return window.start if window else None
         name = key.removeprefix(self._prefix(source)).removesuffix(".json")
         try:
@@ -169,17 +168,19 @@ class _Job:
     async def _roll_up(self, span: Span, files: list[RunFile], source: Period | None) -> None:
         """Bring one rollup up to date with the inputs that were listed."""
         key = self._key(span)
-        for _ in range(MAX_COMMIT_ATTEMPTS):
+
+        async def attempt() -> None:
             try:
                 await self._commit(key, span, files)
             except PreconditionFailedError:
                 # The other job may have listed an input that did not exist before.
-                files = [file async for _, file in self._inputs(source, span.start, span.end)]
-                continue
-            except AggregateError as error:
-                self.report.failures[key] = str(error)
-            return
-        self.report.failures[key] = f"other jobs wrote it {MAX_COMMIT_ATTEMPTS} times meanwhile"
+                files[:] = [file async for _, file in self._inputs(source, span.start, span.end)]
+                raise
+
+        try:
+            await retry_commit(attempt)
+        except AggregateError as error:
+            self.report.failures[key] = str(error)
 
     async def _commit(self, key: str, span: Span, files: Sequence[RunFile]) -> None:
         old: dict[str, Any] = {}
@@ -199,14 +200,15 @@ class _Job:
         inputs = [each for each in found if each is not None]
         revision = 1 + old.get("revision", 0)
         document = build(span, revision, self._context.now(), inputs)
-        await self._store.put(key, dump(document), if_match=etag, if_absent=etag is None)
+        condition = Absent() if etag is None else Matches(etag)
+        await self._store.put(key, dump(document), condition=condition)
         counted = document["files"]["counted"]
         self.report.written.append(RolledUp(key, revision, len(inputs), len(changed), counted))
 
     async def _read(self, file: RunFile) -> dict[str, Any] | None:
         """Read an input; return None if it is gone meanwhile."""
         key = file.key
-        window = self._layout.aggregate_window(key, self._context.settings.window_minutes)
+        window = self._layout.aggregate_window(key)
         with suppress(NotFoundError):
             if window is None:
                 body = await self._store.get(key)

@@ -33,7 +33,15 @@ from asyncagg.errors import (
 )
 from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
-from asyncagg.store.protocol import Body, ObjectInfo, Store, StreamedBody
+from asyncagg.store.protocol import (
+    Absent,
+    Body,
+    Condition,
+    Matches,
+    ObjectInfo,
+    Store,
+    StreamedBody,
+)
 
 __all__ = ("PROBE", "GuardedStore", "Guards", "probe", "remove")
 
@@ -73,6 +81,10 @@ class Guards:
         """The names of those that are not honoured and may not be missing."""
         return tuple(name for name in self.missing if name != "copy_if_absent")
 
+    def of_put(self, condition: Condition) -> bool:
+        """Whether this condition of a write is honoured."""
+        return self.put_if_absent if isinstance(condition, Absent) else self.put_if_match
+
     def union(self, other: Guards) -> Guards:
         """Return what is honoured in either: a condition does not hold and fail by chance."""
         names = [each.name for each in fields(self)]
@@ -97,24 +109,26 @@ async def probe(store: Store, prefix: str) -> Guards:
 
 
 async def _probe(store: Store, first: str, second: str) -> Guards:
-    put = store.put
-    absent_holds = await _honoured(lambda: put(first, b"1", if_absent=True), must_hold=True)
+    def put(body: bytes, condition: Condition) -> Callable[[], Awaitable[object]]:
+        return lambda: store.put(first, body, condition=condition)
+
+    absent_holds = await _honoured(put(b"1", Absent()), must_hold=True)
     if not absent_holds:
-        await put(first, b"1")
-    absent_fails = await _honoured(lambda: put(first, b"2", if_absent=True), must_hold=False)
-    match_fails = await _honoured(lambda: put(first, b"3", if_match=_WRONG), must_hold=False)
+        await store.put(first, b"1")
+    absent_fails = await _honoured(put(b"2", Absent()), must_hold=False)
+    match_fails = await _honoured(put(b"3", Matches(_WRONG)), must_hold=False)
     etag = (await store.head(first)).file.etag
-    match_holds = await _honoured(lambda: put(first, b"4", if_match=etag), must_hold=True)
+    match_holds = await _honoured(put(b"4", Matches(etag)), must_hold=True)
     etag = (await store.head(first)).file.etag
 
-    def copy(if_match: str, *, if_absent: bool) -> Callable[[], Awaitable[object]]:
-        return lambda: store.copy(first, second, if_match=if_match, if_absent=if_absent)
+    def copy(if_match: str, condition: Absent | None) -> Callable[[], Awaitable[object]]:
+        return lambda: store.copy(first, second, if_match=if_match, condition=condition)
 
-    source_fails = await _honoured(copy(_WRONG, if_absent=False), must_hold=False)
-    source_holds = await _honoured(copy(etag, if_absent=False), must_hold=True)
+    source_fails = await _honoured(copy(_WRONG, None), must_hold=False)
+    source_holds = await _honoured(copy(etag, None), must_hold=True)
     await remove(store, second)
-    target_holds = await _honoured(copy(etag, if_absent=True), must_hold=True)
-    target_fails = await _honoured(copy(etag, if_absent=True), must_hold=False)
+    target_holds = await _honoured(copy(etag, Absent()), must_hold=True)
+    target_fails = await _honoured(copy(etag, Absent()), must_hold=False)
     return Guards(
         put_if_absent=absent_holds and absent_fails,
         put_if_match=match_holds and match_fails,
@@ -251,24 +265,19 @@ class GuardedStore:
         key: str,
         body: bytes | AsyncIterable[bytes],
         *,
-        if_match: str | None = None,
-        if_absent: bool = False,
+        condition: Condition | None = None,
         content_type: str = "application/json",
         metadata: Mapping[str, str] | None = None,
     ) -> str:
         """See `asyncagg.store.Store.put`."""
         guards = await self.guards()
-        if if_absent and not guards.put_if_absent:
-            await self._expect(key, None)
-            if_absent = False
-        if if_match is not None and not guards.put_if_match:
-            await self._expect(key, if_match)
-            if_match = None
+        if condition is not None and not guards.of_put(condition):
+            await self._expect(key, condition)
+            condition = None
         return await self._store.put(
             key,
             body,
-            if_match=if_match,
-            if_absent=if_absent,
+            condition=condition,
             content_type=content_type,
             metadata=metadata,
         )
@@ -279,12 +288,12 @@ class GuardedStore:
         target: str,
         *,
         if_match: str,
-        if_absent: bool = True,
+        condition: Absent | None = Absent(),
         metadata: Mapping[str, str] | None = None,
     ) -> Coroutine[Any, Any, None]:
         """See `asyncagg.store.Store.copy`; no frame of its own where every guard is there."""
         copy = self._store.copy if self._all_there else self._copy
-        return copy(source, target, if_match=if_match, if_absent=if_absent, metadata=metadata)
+        return copy(source, target, if_match=if_match, condition=condition, metadata=metadata)
 
     async def _copy(
         self,
@@ -292,18 +301,18 @@ class GuardedStore:
         target: str,
         *,
         if_match: str,
-        if_absent: bool,
+        condition: Absent | None,
         metadata: Mapping[str, str] | None,
     ) -> None:
         guards = await self.guards()
         if not guards.copy_if_match:
-            await self._expect(source, if_match)
+            await self._expect(source, Matches(if_match))
             if_match = ""
-        if if_absent and not guards.copy_if_absent:
-            await self._expect(target, None)
-            if_absent = False
+        if condition is not None and not guards.copy_if_absent:
+            await self._expect(target, condition)
+            condition = None
         await self._store.copy(
-            source, target, if_match=if_match, if_absent=if_absent, metadata=metadata
+            source, target, if_match=if_match, condition=condition, metadata=metadata
         )
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
@@ -315,7 +324,7 @@ class GuardedStore:
 
         async def look(file: RunFile) -> None:
             try:
-                await self._expect(file.key, file.etag)
+                await self._expect(file.key, Matches(file.etag))
             except NotFoundError:
                 return
             except PreconditionFailedError as error:
@@ -326,8 +335,9 @@ class GuardedStore:
         await for_each(files, look, workers=_LOOKS_AT_ONCE)
         return failures | dict(await self._store.delete(safe) if safe else {})
 
-    async def _expect(self, key: str, etag: str | None) -> None:
-        """Look at an object in place of a condition: it must have this etag, or be absent."""
+    async def _expect(self, key: str, condition: Condition) -> None:
+        """Look at an object instead of sending the condition."""
+        etag = condition.etag if isinstance(condition, Matches) else None
         try:
             found = (await self._store.head(key)).file.etag
         except NotFoundError:

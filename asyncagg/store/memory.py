@@ -13,7 +13,15 @@ import msgspec
 
 from asyncagg.errors import NotFoundError, PreconditionFailedError, StoreError
 from asyncagg.model import RunFile
-from asyncagg.store.protocol import DELETE_BATCH, Body, ObjectInfo, StreamedBody
+from asyncagg.store.protocol import (
+    DELETE_BATCH,
+    Absent,
+    Body,
+    Condition,
+    Matches,
+    ObjectInfo,
+    StreamedBody,
+)
 
 __all__ = ("MemoryStore",)
 
@@ -89,8 +97,7 @@ class MemoryStore:
         key: str,
         body: bytes | AsyncIterable[bytes],
         *,
-        if_match: str | None = None,
-        if_absent: bool = False,
+        condition: Condition | None = None,
         content_type: str = "application/json",
         metadata: Mapping[str, str] | None = None,
     ) -> str:
@@ -99,8 +106,7 @@ class MemoryStore:
         Args:
             key: The object's key.
             body: Its content.
-            if_match: Only over the object that has this etag.
-            if_absent: Only where no object has that key.
+            condition: What must hold of the object that has that key, if anything.
             content_type: Its media type.
             metadata: Pairs to keep with it.
 
@@ -109,14 +115,8 @@ class MemoryStore:
         """
         await anyio.lowlevel.checkpoint()
         data = body if isinstance(body, bytes) else b"".join([block async for block in body])
-        if if_match is not None and (
-            key not in self._objects or self._objects[key].etag != if_match
-        ):
-            raise PreconditionFailedError(
-                f"put {key!r}: no object with etag {if_match!r}", operation="put", key=key
-            )
         info = ObjectInfo(self._reference(key, data), content_type, "", _lower(metadata or {}))
-        self._write("put", _Object(data, info), if_absent=if_absent)
+        self._write("put", _Object(data, info), condition)
         return info.file.etag
 
     async def copy(
@@ -125,7 +125,7 @@ class MemoryStore:
         target: str,
         *,
         if_match: str,
-        if_absent: bool = True,
+        condition: Absent | None = Absent(),
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Copy an object.
@@ -134,7 +134,7 @@ class MemoryStore:
             source: The key to copy from.
             target: The key to copy to.
             if_match: Only if the source still has this etag.
-            if_absent: Only where no object has the target key.
+            condition: What must hold of the target: by default, that no object has its key.
             metadata: Pairs to keep with the copy instead of the source's.
 
         Raises:
@@ -146,7 +146,7 @@ class MemoryStore:
         info = msgspec.structs.replace(found.info, file=self._reference(target, found.data))
         if metadata is not None:
             info = msgspec.structs.replace(info, metadata=_lower(metadata))
-        self._write("copy", _Object(found.data, info), if_absent=if_absent)
+        self._write("copy", _Object(found.data, info), condition)
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """Delete up to `DELETE_BATCH` objects, each only if it still has its etag.
@@ -180,16 +180,23 @@ class MemoryStore:
             )
         return found
 
-    def _write(self, operation: str, written: _Object, *, if_absent: bool) -> None:
+    def _write(self, operation: str, written: _Object, condition: Condition | None) -> None:
         key = written.info.file.key
         if not 0 < len(key.encode(errors="surrogatepass")) <= _LONGEST_KEY:
             message = (
                 f"{operation} {key!r}: accepted are keys of 1 to {_LONGEST_KEY} bytes of UTF-8"
             )
             raise StoreError(message, operation=operation, key=key)
-        if if_absent and key in self._objects:
-            message = f"{operation} {key!r}: the key is taken"
-            raise PreconditionFailedError(message, operation=operation, key=key)
+        present = self._objects.get(key)
+        message = ""
+        if isinstance(condition, Absent) and present is not None:
+            message = "the key is taken"
+        elif isinstance(condition, Matches) and (present is None or present.etag != condition.etag):
+            message = f"no object with etag {condition.etag!r}"
+        if message:
+            raise PreconditionFailedError(
+                f"{operation} {key!r}: {message}", operation=operation, key=key
+            )
         self._objects[key] = written
 
     def _reference(self, key: str, data: bytes) -> RunFile:

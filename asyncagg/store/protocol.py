@@ -4,17 +4,47 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
 from asyncagg.errors import StoreError
 from asyncagg.model import RunFile
 
-__all__ = ("DELETE_BATCH", "Body", "ObjectInfo", "Store", "StreamedBody")
+__all__ = (
+    "DELETE_BATCH",
+    "Absent",
+    "Body",
+    "Condition",
+    "Matches",
+    "ObjectInfo",
+    "Store",
+    "StreamedBody",
+)
 
 DELETE_BATCH = 1000
 """The most objects that one ``delete`` takes (the limit of S3's DeleteObjects)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """The condition that no object has the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """The condition that the object that has the key has this etag.
+
+    Attributes:
+        etag: The etag, without quotes.
+    """
+
+    etag: str
+
+
+Condition: TypeAlias = Absent | Matches
+"""What must hold of a key for a write to it to succeed."""
 
 
 class ObjectInfo(msgspec.Struct, frozen=True):
@@ -104,8 +134,7 @@ class Store(Protocol):
         key: str,
         body: bytes | AsyncIterable[bytes],
         *,
-        if_match: str | None = None,
-        if_absent: bool = False,
+        condition: Condition | None = None,
         content_type: str = "application/json",
         metadata: Mapping[str, str] | None = None,
     ) -> str:
@@ -114,8 +143,7 @@ class Store(Protocol):
         Args:
             key: The object's key.
             body: Its content; an iterable is iterated from its start at each attempt.
-            if_match: Only over the object that has this etag.
-            if_absent: Only where no object has that key.
+            condition: What must hold of the object that has that key, if anything.
             content_type: Its media type.
             metadata: Pairs to keep with it (ASCII).
 
@@ -130,7 +158,7 @@ class Store(Protocol):
         target: str,
         *,
         if_match: str,
-        if_absent: bool = True,
+        condition: Absent | None = Absent(),
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Copy an object inside the store, without its content passing through here.
@@ -139,7 +167,7 @@ class Store(Protocol):
             source: The key to copy from.
             target: The key to copy to.
             if_match: Only if the source still has this etag.
-            if_absent: Only where no object has the target key.
+            condition: What must hold of the target: by default, that no object has its key.
             metadata: Pairs to keep with the copy instead of the source's.
 
         Raises:

@@ -18,14 +18,13 @@ import msgspec
 from asyncagg.errors import NotFoundError, PreconditionFailedError
 from asyncagg.job.archive import same_content
 from asyncagg.job.context import JobContext
-from asyncagg.job.layout import Layout
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.tasks import map_each
 from asyncagg.verify.database import QuarantinedEntry, open_database
 from asyncagg.verify.findings import FindingKind, VerifyReport
 from asyncagg.verify.inventory import AGGREGATES_AT_ONCE, Inventory
 from asyncagg.verify.rebuild import assign_unnamed_files, rebuild_blocker
-from asyncagg.verify.recompute import Recomputed, examine
+from asyncagg.verify.recompute import Recomputed, recompute_or_raise
 
 __all__ = ("verify",)
 
@@ -59,7 +58,7 @@ async def verify(
     """
     report = VerifyReport()
     with anyio.move_on_after(context.settings.max_seconds) as scope:
-        async with open_database(Layout(context.settings)) as database:
+        async with open_database(context.layout) as database:
             inventory = Inventory(context, database, wanted)
             await _Audit(context, inventory, report, progress).work()
     report.complete = not scope.cancelled_caught
@@ -117,7 +116,7 @@ class _Audit:
         """Read an aggregate, and compute it again."""
         self._discrepancies.pop(window, None)
         add = partial(self._inventory.add, window)
-        outcome = await examine(self._shared_context, window, seen=add)
+        outcome = await recompute_or_raise(self._shared_context, window, on_loaded=add)
         if outcome.failure or outcome.differences:
             self._discrepancies[window] = _Discrepancy(
                 lost=outcome.lost,
@@ -134,7 +133,7 @@ class _Audit:
             self._progress(self._report)
 
     async def _report_aggregates(self) -> None:
-        report, layout = self._report, self._inventory.layout
+        report, layout = self._report, self._context.layout
         for window, found in sorted(self._discrepancies.items()):
             key = layout.aggregate_key(window)
             if await self._head(key) is None:
@@ -166,7 +165,7 @@ class _Audit:
                 detail += f"; it cannot be rebuilt: {blocker}"
             else:
                 report.plan.rebuild.append(window.name)
-            report.add(FindingKind.DAMAGED, inventory.layout.aggregate_key(window), detail)
+            report.add(FindingKind.DAMAGED, self._context.layout.aggregate_key(window), detail)
 
     async def _report_counted_twice(self) -> None:
         async for page in self._inventory.database.counted_twice():
@@ -226,7 +225,7 @@ class _Audit:
     async def _is_orphan(self, entry: QuarantinedEntry) -> bool:
         if await self._head(entry.key) or await self._head(entry.moved_to):
             return False
-        for prefix in self._inventory.layout.put_back_keys(entry.moved_to):
+        for prefix in self._context.layout.restored_prefixes(entry.moved_to):
             async for page in self._context.store.list_pages(prefix):
                 if page:
                     return False  # it was restored from quarantine

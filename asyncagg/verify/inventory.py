@@ -12,23 +12,16 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from asyncagg.aggregate.reading import StoredAggregate
-from asyncagg.aggregate.spool import open_spool
-from asyncagg.errors import (
-    AggregateError,
-    NotFoundError,
-    PreconditionFailedError,
-    TransientError,
-)
+from asyncagg.aggregate.reader import StoredAggregate
+from asyncagg.errors import AggregateError, NotFoundError, TransientError
 from asyncagg.ingest.parsing import is_run_file
+from asyncagg.job.aggregates import load_aggregate, retry_commit
 from asyncagg.job.context import JobContext
-from asyncagg.job.layout import KeyKind, Layout
-from asyncagg.job.settle import MAX_COMMIT_ATTEMPTS, load
+from asyncagg.job.layout import KeyKind
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.tasks import for_each
 from asyncagg.verify.damaged import DamagedAggregate, parse_source
 from asyncagg.verify.database import PAGE, Database, QuarantinedEntry
-from asyncagg.windows import window_selector
 
 __all__ = ("AGGREGATES_AT_ONCE", "Inventory")
 
@@ -60,7 +53,6 @@ class Inventory:
         self.unread: dict[Window, str] = {}
         self.misnamed: set[str] = set()
         self.database = database
-        self.layout = Layout(context.settings)
         self.all_windows = wanted is None
         self._context = context
         self._wanted = wanted
@@ -79,8 +71,8 @@ class Inventory:
         """
         read = read or self._load
         if self.all_windows:
-            await self._list("archived", self.layout.archive_prefix)
-            await self._list("quarantined", self.layout.quarantine_prefix)
+            await self._list("archived", self._context.layout.archive_prefix)
+            await self._list("quarantined", self._context.layout.quarantine_prefix)
         await self._read_changed(read)
         await self._list_inbox()
         for window in {*self.damaged, *self.unread}:
@@ -94,8 +86,7 @@ class Inventory:
             await self.database.add_listed(table, [each for each in page if is_run_file(each.key)])
 
     async def _list_inbox(self) -> None:
-        layout, settings = self.layout, self._context.settings
-        window_of = window_selector(settings.window_by, settings.window_minutes)
+        layout, window_of = self._context.layout, self._context.window_of
         async for page in self._context.store.list_pages(layout.runs_prefix):
             files = [file for file in page if layout.kind(file.key) is KeyKind.RUN_FILE]
             await self.database.add_inbox([(file, window_of(file).name) for file in files])
@@ -113,14 +104,14 @@ class Inventory:
 
     async def _aggregates(self) -> AsyncIterator[list[tuple[Window, str]]]:
         """Yield the windows that have an aggregate, and its etag, page by page."""
-        layout, minutes = self.layout, self._context.settings.window_minutes
+        layout = self._context.layout
         async for page in self._context.store.list_pages(layout.aggregate_prefix):
             found = []
             for file in page:
-                window = layout.aggregate_window(file.key, minutes)
+                window = layout.aggregate_window(file.key)
                 if window is not None and (self._wanted is None or self._wanted(window)):
                     found.append((window, file.etag))
-                elif self.all_windows and layout.misnamed_aggregate(file.key, minutes):
+                elif self.all_windows and layout.is_misnamed_aggregate(file.key):
                     self.misnamed.add(file.key)
             yield found
 
@@ -128,29 +119,22 @@ class Inventory:
         self.damaged.pop(window, None)
         self.unread.pop(window, None)
         try:
-            for _ in range(MAX_COMMIT_ATTEMPTS):
-                try:
-                    await read(window)
-                except PreconditionFailedError:
-                    continue
-                except AggregateError as error:
-                    await self._salvage(window, error.what)
-                return
-            self.unread[window] = f"other runners committed it {MAX_COMMIT_ATTEMPTS} times"
+            try:
+                await retry_commit(lambda: read(window))
+            except AggregateError as error:
+                await self._salvage(window, error.what)
         except NotFoundError:
             await self.database.remove_aggregate(window.name)
         except TransientError as error:
             self.unread[window] = str(error)
 
     async def _load(self, window: Window) -> None:
-        settings = self._context.settings
-        async with open_spool(settings.spool_bytes, self._context.temporary) as spool:
-            key = self.layout.aggregate_key(window)
-            existing = await load(self._context.store, key, window, spool)
-            if existing is None:
+        async with self._context.open_spool() as spool:
+            aggregate = await load_aggregate(self._context, window, spool)
+            if aggregate is None:
                 await self.database.remove_aggregate(window.name)
             else:
-                await self.add(window, existing)
+                await self.add(window, aggregate)
 
     async def add(self, window: Window, aggregate: StoredAggregate) -> None:
         """Add the files that an aggregate names.
@@ -161,10 +145,10 @@ class Inventory:
         await aggregate.known(())  # only to check the order of the rows
         await self.database.add_aggregate(window.name, aggregate.etag)
         try:
-            async for rows in _paged(aggregate.counted()):
+            async for rows in _paged(aggregate.counted_rows()):
                 files = [parse_source(msgspec.json.decode(row.source)) for row in rows]
                 await self.database.add_counted(window.name, files)
-            async for page in _paged(aggregate.quarantined()):
+            async for page in _paged(aggregate.quarantined_rows()):
                 found = [msgspec.json.decode(row.row) | {"window": window.name} for row in page]
                 entries = msgspec.convert(found, list[QuarantinedEntry])
                 await self.database.add_quarantined(entries)
@@ -174,7 +158,7 @@ class Inventory:
 
     async def _salvage(self, window: Window, reason: str) -> None:
         """Add the files that a damaged aggregate still names."""
-        async with self._context.store.stream(self.layout.aggregate_key(window)) as body:
+        async with self._context.store.stream(self._context.layout.aggregate_key(window)) as body:
             aggregate = self.damaged[window] = DamagedAggregate(window, body.etag, reason)
             await self.database.add_aggregate(window.name, body.etag)
             async for rows in aggregate.read(body):

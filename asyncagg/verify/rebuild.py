@@ -10,14 +10,13 @@ from __future__ import annotations
 import msgspec
 
 from asyncagg.errors import NotFoundError
+from asyncagg.job.archive import REASON
 from asyncagg.job.context import JobContext
-from asyncagg.job.fetch import REASON
 from asyncagg.model import RunFile, Window
-from asyncagg.settings import Settings
 from asyncagg.verify.damaged import DamagedAggregate
 from asyncagg.verify.database import QuarantinedEntry
 from asyncagg.verify.inventory import Inventory
-from asyncagg.windows import stamp_of, window_selector
+from asyncagg.windows import stamp_of
 
 __all__ = ("assign_unnamed_files", "rebuild_blocker")
 
@@ -35,7 +34,7 @@ async def assign_unnamed_files(context: JobContext, inventory: Inventory) -> int
 
 
 async def _assign(context: JobContext, inventory: Inventory, *, quarantined: bool) -> int:
-    database, layout = inventory.database, inventory.layout
+    database, layout = inventory.database, context.layout
     pages = database.without_entry() if quarantined else database.uncounted()
     place_of = layout.quarantine_key if quarantined else layout.archive_key
     unknown = 0
@@ -43,7 +42,7 @@ async def _assign(context: JobContext, inventory: Inventory, *, quarantined: boo
         for file in page:
             key = layout.arrival_key(file, place_of)
             arrived = msgspec.structs.replace(file, key=key or file.key)
-            window = _window_by_name(context.settings, arrived) if key else None
+            window = _window_by_name(context, arrived) if key else None
             if window is None:
                 unknown += 1
             elif window not in inventory.damaged:
@@ -57,14 +56,14 @@ async def _assign(context: JobContext, inventory: Inventory, *, quarantined: boo
     return unknown
 
 
-def _window_by_name(settings: Settings, file: RunFile) -> Window | None:
+def _window_by_name(context: JobContext, file: RunFile) -> Window | None:
     """Return the window that a file's name determines, or None if the name does not decide."""
-    if settings.window_by != "name":
-        return None
     stamp = stamp_of(file.key)
-    window = window_selector(settings.window_by, settings.window_minutes)(file)
+    if stamp is None or context.settings.window_by != "name":
+        return None
+    window = context.window_of(file)
     # A stamp too far ahead of the file is ignored: the window is then of another time.
-    return window if stamp is not None and window.start <= stamp < window.end else None
+    return window if window.start <= stamp < window.end else None
 
 
 async def _reason(context: JobContext, key: str) -> str:

@@ -1,14 +1,14 @@
-"""Compute aggregates again from the files that they name, and say where they differ.
+"""Recompute aggregates from the files that they name, and report where they differ.
 
-Nothing is moved. Which files are of a window is what its aggregate says: in the archive, a file's
-time is that of its copy. So a window without an aggregate, or with one that cannot be read, is
-beyond what this can do.
+Nothing is moved. The aggregate itself says which files belong to its window, because a file in the
+archive has the time of its copy. So a window without an aggregate, or with one that cannot be read,
+cannot be recomputed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -18,52 +18,47 @@ import msgspec
 
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.head import top_matches, totals
-from asyncagg.aggregate.reading import StoredAggregate, read_head
+from asyncagg.aggregate.reader import StoredAggregate, read_head
 from asyncagg.aggregate.rows import RowSpool
-from asyncagg.aggregate.spool import open_spool
-from asyncagg.aggregate.writing import AggregateWriter
 from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, TransientError
-from asyncagg.job.archive import Mover
+from asyncagg.job.aggregates import commit_aggregate, load_aggregate
 from asyncagg.job.context import JobContext
 from asyncagg.job.fetch import Fetcher
-from asyncagg.job.layout import Layout
 from asyncagg.job.outcome import Tally
-from asyncagg.job.reader import Reader
-from asyncagg.job.settle import load
+from asyncagg.job.run_files import RunFileReader
 from asyncagg.model import RunFile, RunResult, Window
-from asyncagg.settings import Settings
-from asyncagg.store import Store
+from asyncagg.store import Matches
 
 __all__ = (
     "SHOWN",
     "RecomputeReport",
     "Recomputed",
-    "examine",
-    "fold_again",
+    "fold_archived",
     "recompute",
+    "recompute_or_raise",
 )
 
 SHOWN = 10
-"""The most keys that are told of a window."""
+"""The most keys that are shown of a window."""
 
 
 @dataclass(slots=True)
 class Recomputed:
-    """What came of one window.
+    """The result for one window.
 
     Attributes:
         window: Its name.
-        aggregate_key: Where its aggregate stands.
+        aggregate_key: The key of its aggregate.
         files: How many files it counts.
         bytes: Their size together.
-        missing: The keys of files that could not be read, the first few: lost ones come first,
-            then refused ones.
-        lost: How many of its files stand neither in the archive nor in the inbox.
-        refused: How many read as no run file any more.
-        unproven: How many were read under another etag than the one that was counted: so it is with
-            a copy of what was uploaded in parts, or is encrypted. Their size is the same.
-        differences: What differs: the field's name, and the value that stands and the true one.
-        written: Whether the true aggregate was written over it.
+        missing: The keys of files that could not be read, the first few: lost ones first, then
+            invalid ones.
+        lost: How many of its files are neither in the archive nor in the inbox.
+        refused: How many are not valid run files any more.
+        unproven: How many have another etag than the one that was counted, as copies of encrypted
+            objects and of multipart uploads do. Their size is the same.
+        differences: The fields that differ: the value in the aggregate, and the true one.
+        written: Whether the true aggregate replaced it.
         failure: Why it could not be computed, or empty.
     """
 
@@ -82,11 +77,11 @@ class Recomputed:
 
 @dataclass(slots=True)
 class RecomputeReport:
-    """What came of the windows of an interval.
+    """The results for the windows of an interval.
 
     Attributes:
         windows: Each of them, in the order of time.
-        complete: Whether time was enough for all.
+        complete: Whether there was time for all.
     """
 
     windows: list[Recomputed] = field(default_factory=list)
@@ -94,7 +89,7 @@ class RecomputeReport:
 
     @property
     def exit_code(self) -> int:
-        """0 all as they should be, 1 a window failed, 3 some differ and are left as they are."""
+        """0 no differences, 1 a window failed, 3 some differ and were not replaced."""
         if any(each.failure for each in self.windows):
             return 1
         differ = any(each.differences and not each.written for each in self.windows)
@@ -106,237 +101,206 @@ class RecomputeReport:
 
 
 async def recompute(context: JobContext, window: Window, *, write: bool) -> Recomputed:
-    """Compute the aggregate of a window again and compare.
+    """Recompute the aggregate of a window and compare.
 
     Args:
-        context: What it is done with.
+        context: The dependencies.
         window: The window.
-        write: Whether to write the true aggregate over one that differs. That is never done where
-            a file is missing.
+        write: Whether to replace an aggregate that differs. One with a file missing is never
+            replaced.
     """
     try:
-        return await examine(context, window, write=write)
+        return await recompute_or_raise(context, window, write=write)
     except NotFoundError:
         failure = "its aggregate is gone"
     except PreconditionFailedError:
-        failure = "somebody else committed it meanwhile: run it again"
+        failure = "another runner committed it in the meantime: run it again"
     except (AggregateError, TransientError) as error:
         failure = str(error)
-    key = Layout(context.settings).aggregate_key(window)
-    return Recomputed(window.name, key, failure=failure)
+    return Recomputed(window.name, context.layout.aggregate_key(window), failure=failure)
 
 
-async def examine(
+async def recompute_or_raise(
     context: JobContext,
     window: Window,
     *,
     write: bool = False,
     proven: bool = False,
-    seen: Callable[[StoredAggregate], Awaitable[object]] | None = None,
+    on_loaded: Callable[[StoredAggregate], Awaitable[object]] | None = None,
 ) -> Recomputed:
-    """Do what `recompute` does, but raise what keeps it from being done.
+    """Do the work of `recompute`, but raise the errors that prevent it.
 
     Args:
-        context: What it is done with.
+        context: The dependencies.
         window: The window.
-        write: Whether to write the true aggregate over one that differs.
-        proven: Write only where every file was read under the very etag that was counted.
-        seen: Called with the aggregate as it stands, before its files are read.
+        write: Whether to replace an aggregate that differs.
+        proven: Replace it only if every file has the etag that was counted.
+        on_loaded: Called with the aggregate, before its files are read.
 
     Raises:
         NotFoundError: The aggregate is gone.
-        PreconditionFailedError: Somebody else committed it meanwhile.
-        AggregateError: It is damaged, or not ours.
-        TransientError: The store stayed in trouble.
+        PreconditionFailedError: Another runner committed it in the meantime.
+        AggregateError: It is damaged, or is not an aggregate.
+        TransientError: The store failed.
     """
-    key = Layout(context.settings).aggregate_key(window)
-    outcome = Recomputed(window.name, key)
+    key = context.layout.aggregate_key(window)
+    result = Recomputed(window.name, key)
     async with AsyncExitStack() as stack:
-        spools = [
-            await stack.enter_async_context(
-                open_spool(context.settings.spool_bytes, context.temporary)
-            )
-            for _ in range(3)
-        ]
-        existing = await load(context.store, key, window, spools[0])
-        if existing is None:
+        spools = [await stack.enter_async_context(context.open_spool()) for _ in range(3)]
+        stored = await load_aggregate(context, window, spools[0])
+        if stored is None:
             raise NotFoundError(f"aggregate {key!r}: no such key", operation="get", key=key)
-        if seen is not None:
-            await seen(existing)
+        if on_loaded is not None:
+            await on_loaded(stored)
         rows = RowSpool(*spools[1:])
-        await _recompute(context, window, existing, rows, outcome, write=write, proven=proven)
-    return outcome
+        total = await _refold(context, stored, rows, result)
+        if total is None:
+            return result
+        result.differences = await _compare(context, window, stored, total, rows)
+        if result.differences and write and not (proven and result.unproven):
+            await commit_aggregate(
+                context,
+                window,
+                total,
+                [rows],
+                condition=Matches(stored.etag),
+                revision=stored.revision + 1,
+                late=stored.late,
+            )
+            result.written = True
+    return result
 
 
-async def _recompute(
-    context: JobContext,
-    window: Window,
-    existing: StoredAggregate,
-    rows: RowSpool,
-    outcome: Recomputed,
-    *,
-    write: bool,
-    proven: bool,
-) -> None:
-    stands = existing.accumulator
-    outcome.files, outcome.bytes = stands.counted, stands.bytes
-    batches = _batches(existing, context.settings.chunk_files)
-    total = await fold_again(context, batches, rows, outcome)
-    if outcome.missing:
-        outcome.failure = f"{stands.counted - total.counted} of its files could not be read"
-        return
-    total.quarantined = stands.quarantined
-    async for row in existing.quarantined():
+async def _refold(
+    context: JobContext, stored: StoredAggregate, rows: RowSpool, result: Recomputed
+) -> Accumulator | None:
+    """Fold the files of an aggregate again; return None if some could not be read."""
+    counted = stored.accumulator.counted
+    result.files, result.bytes = counted, stored.accumulator.bytes
+    batches = _batches(stored, context.settings.chunk_files)
+    total = await fold_archived(context, batches, rows, result)
+    if result.missing:
+        result.failure = f"{counted - total.counted} of its files could not be read"
+        return None
+    total.quarantined = stored.accumulator.quarantined
+    async for row in stored.quarantined_rows():
         await rows.append(row)
-    outcome.differences = await _differences(context, window, existing, total)
-    differing = await _differing_rows(existing, rows)
-    if differing:
-        outcome.differences["run_summaries"] = (f"{differing} rows", "other rows")
-    if outcome.differences and write and not (proven and outcome.unproven):
-        document = AggregateWriter(
-            window=window,
-            accumulator=total,
-            revision=existing.revision + 1,
-            late=existing.late,
-            written_at=context.now(),
-            rows=rows,
-        )
-        await context.store.put(outcome.aggregate_key, document, if_match=existing.etag)
-        outcome.written = True
+    return total
 
 
-async def fold_again(
-    context: JobContext, batches: AsyncIterator[list[RunFile]], rows: RowSpool, outcome: Recomputed
+async def fold_archived(
+    context: JobContext, batches: AsyncIterator[list[RunFile]], rows: RowSpool, result: Recomputed
 ) -> Accumulator:
     """Fold counted files from where they are now.
 
     Args:
-        context: What it is done with.
+        context: The dependencies.
         batches: The files, in the order of key and etag.
         rows: Where their rows go.
-        outcome: What could not be read, or not be proven, is added to it.
+        result: Files that could not be read, or whose content is not proven, are added to it.
     """
-    layout = Layout(context.settings)
-    reader = _ArchiveReader(context.store, context.settings)
-    tally = Tally()
-    mover = _Bystander(context.store, 1, tally)
+    archive = _Archive(context)
     total = Accumulator()
     unread: list[str] = []
     async for files in batches:
-        fetcher = Fetcher(reader, mover, layout, rows, tally)
+        fetcher = Fetcher(archive.read, archive.note_invalid, rows, Tally())
         await fetcher.fetch(files, workers=context.settings.concurrency, until=math.inf)
         total.merge(fetcher.accumulator)
         read = {(file.key, file.etag) for file in fetcher.counted}
         missed = (file.key for file in files if (file.key, file.etag) not in read)
         unread += islice(missed, SHOWN - len(unread))
-    outcome.lost, outcome.unproven, outcome.refused = reader.lost, reader.unproven, mover.refused
-    first = dict.fromkeys([*reader.lost_keys, *mover.refused_keys, *unread])
-    outcome.missing = list(first)[:SHOWN]
+    result.lost, result.unproven, result.refused = archive.lost, archive.unproven, archive.invalid
+    missing = dict.fromkeys([*archive.lost_keys, *archive.invalid_keys, *unread])
+    result.missing = list(missing)[:SHOWN]
     return total
 
 
-async def _batches(existing: StoredAggregate, most: int) -> AsyncIterator[list[RunFile]]:
+async def _batches(stored: StoredAggregate, size: int) -> AsyncIterator[list[RunFile]]:
     batch: list[RunFile] = []
-    async for row in existing.counted():
-        batch.append(msgspec.json.decode(row.source, type=RunFile))
-        if len(batch) >= most:
-            yield batch
-            batch = []
+    async for files in stored.files():
+        batch += files
+        while len(batch) >= size:
+            yield batch[:size]
+            del batch[:size]
     if batch:
         yield batch
 
 
-class _ArchiveReader(Reader):
+class _Archive:
     """Reads counted files where they are now: in the archive, or still in the inbox.
 
     Attributes:
-        lost: How many stood nowhere.
+        lost: How many files are nowhere.
         lost_keys: Their keys, the first few.
-        unproven: How many were known by their size alone.
+        invalid: How many are not valid run files any more.
+        invalid_keys: Their keys, the first few.
+        unproven: How many are recognised by their size alone.
     """
 
-    def __init__(self, store: Store, settings: Settings) -> None:
-        super().__init__(store, settings)
-        self._layout = Layout(settings)
+    def __init__(self, context: JobContext) -> None:
+        self._store = context.store
+        self._layout = context.layout
+        self._reader = RunFileReader(context.store, context.settings)
         self.lost = 0
         self.lost_keys: list[str] = []
+        self.invalid = 0
+        self.invalid_keys: list[str] = []
         self.unproven = 0
 
-    async def read(
-        self, file: RunFile, *, at: str = "", top_cutoff: float = -math.inf
-    ) -> RunResult:
-        """See `Reader.read`."""
-        archived = at or self._layout.archive_key(file.key)
-        beside = self._layout.conflict_key(archived, file.etag)
-        for place in (archived, beside, file.key):
+    async def read(self, file: RunFile, *, top_cutoff: float) -> RunResult:
+        """Read a counted file; see `asyncagg.job.fetch.Read`."""
+        archived = self._layout.archive_key(file.key)
+        conflict = self._layout.conflict_key(archived, file.etag)
+        for key in (archived, conflict, file.key):
             try:
-                return await super().read(file, at=place, top_cutoff=top_cutoff)
+                return await self._reader.read(file, key=key, top_cutoff=top_cutoff)
             except (NotFoundError, PreconditionFailedError):
                 continue
-        # It was moved between two looks; or it is the copy of an object that was uploaded in parts,
-        # or is encrypted: such a copy has an etag of its own. A suffix says which version it is, so
-        # that place comes first.
-        for place in (beside, archived):
-            copied = await self._there(place)
-            if copied is not None and copied.size == file.size:
-                self.unproven += copied.etag != file.etag
-                copy = msgspec.structs.replace(file, etag=copied.etag)
-                return await super().read(copy, at=place, top_cutoff=top_cutoff)
+        # It moved between two reads, or it is a copy with another etag: of an encrypted object, or
+        # of a multipart upload. The conflict key comes first, since it contains the counted etag.
+        for key in (conflict, archived):
+            copy = await self._find(key)
+            if copy is not None and copy.size == file.size:
+                self.unproven += copy.etag != file.etag
+                renamed = msgspec.structs.replace(file, etag=copy.etag)
+                return await self._reader.read(renamed, key=key, top_cutoff=top_cutoff)
         self.lost += 1
         if len(self.lost_keys) < SHOWN:
             self.lost_keys.append(file.key)
         raise NotFoundError(f"no copy of {file.key!r} with etag {file.etag!r}", key=file.key)
 
-    async def _there(self, key: str) -> RunFile | None:
+    async def note_invalid(self, file: RunFile, _reason: str) -> None:
+        """Note a file that is invalid now, but was counted; it is not moved."""
+        self.invalid += 1
+        if len(self.invalid_keys) < SHOWN:
+            self.invalid_keys.append(file.key)
+
+    async def _find(self, key: str) -> RunFile | None:
         try:
             return (await self._store.head(key)).file
         except NotFoundError:
             return None
 
 
-class _Bystander(Mover):
-    """Moves nothing: a file that is refused now, and was counted once, is told as unread.
-
-    Attributes:
-        refused: How many there were.
-        refused_keys: Their keys, the first few.
-    """
-
-    def __init__(self, store: Store, workers: int, tally: Tally) -> None:
-        super().__init__(store, workers, tally)
-        self.refused = 0
-        self.refused_keys: list[str] = []
-
-    async def ensure_copied(
-        self,
-        file: RunFile,
-        target: str,  # noqa: ARG002 - as it is called
-        metadata: Mapping[str, str] | None = None,  # noqa: ARG002
-    ) -> str | None:
-        """See `Mover.ensure_copied`; the file stays where it is."""
-        self.refused += 1
-        if len(self.refused_keys) < SHOWN:
-            self.refused_keys.append(file.key)
-        return None
-
-
-async def _differences(
-    context: JobContext, window: Window, existing: StoredAggregate, true: Accumulator
+async def _compare(
+    context: JobContext,
+    window: Window,
+    stored: StoredAggregate,
+    true: Accumulator,
+    rows: RowSpool,
 ) -> dict[str, tuple[Any, Any]]:
-    # Its head is read as it stands: what was loaded has already been calculated with.
-    async with context.store.stream(existing.key, if_match=existing.etag) as body:
-        stands = await read_head(existing.key, window, body.chunks)
-    should = totals(true, existing.late) | {"top_matches": top_matches(true)}
-    return {
-        name: (stands.get(name), value)
-        for name, value in should.items()
-        if stands.get(name) != value
+    """Return the fields of an aggregate that differ: the value in it, and the true one."""
+    # Its head is read again, because loading has parsed and converted its numbers.
+    async with context.store.stream(stored.key, if_match=stored.etag) as body:
+        head = await read_head(stored.key, window, body.chunks)
+    expected = totals(true, stored.late) | {"top_matches": top_matches(true)}
+    differences = {
+        name: (head.get(name), value) for name, value in expected.items() if head.get(name) != value
     }
-
-
-async def _differing_rows(existing: StoredAggregate, rows: RowSpool) -> int:
     differing = 0
-    true = rows.counted()
-    async for row in existing.counted():
-        differing += row != await anext(true)
-    return differing
+    true_rows = rows.counted_rows()
+    async for row in stored.counted_rows():
+        differing += row != await anext(true_rows)
+    if differing:
+        differences["run_summaries"] = (f"{differing} rows", "other rows")
+    return differences

@@ -1,7 +1,7 @@
-"""Safe repairs of what a verification found: no step takes away what does not stand elsewhere.
+"""Safe repairs of the findings of a verification: no step removes the only copy of a file.
 
-Inventory is taken anew, so that what is repaired is what stands now. Moves are those of
-`asyncagg.job.archive`; aggregates are written under the etag with which they were read.
+The inventory is taken again, so that repairs start from the present state. Files are moved as
+`asyncagg.job.archive` does it; aggregates are written only over the etag that was read.
 """
 
 from __future__ import annotations
@@ -10,26 +10,25 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from asyncagg.aggregate.rows import RowSpool, quarantined_row
-from asyncagg.aggregate.spool import open_spool
-from asyncagg.aggregate.writing import AggregateWriter
 from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, TransientError
+from asyncagg.job.aggregates import commit_aggregate
 from asyncagg.job.archive import Mover
 from asyncagg.job.context import JobContext
-from asyncagg.job.layout import Layout
 from asyncagg.job.outcome import Tally
 from asyncagg.model import RunFile, Window
+from asyncagg.store import Matches
 from asyncagg.verify.audit import verify
 from asyncagg.verify.damaged import DamagedAggregate
 from asyncagg.verify.database import open_database
 from asyncagg.verify.findings import RepairReport, VerifyReport
 from asyncagg.verify.inventory import Inventory
 from asyncagg.verify.rebuild import assign_unnamed_files, rebuild_blocker
-from asyncagg.verify.recompute import Recomputed, examine, fold_again
+from asyncagg.verify.recompute import Recomputed, fold_archived, recompute_or_raise
 from asyncagg.windows import parse_window
 
 __all__ = ("repair",)
 
-_RACED = "somebody else committed it meanwhile: verify again"
+_OVERTAKEN = "another runner committed it in the meantime: verify again"
 
 
 async def repair(
@@ -39,27 +38,27 @@ async def repair(
     wanted: Callable[[Window], bool] | None = None,
     progress: Callable[[VerifyReport], object] | None = None,
 ) -> RepairReport:
-    """Do what a verification has planned, and verify again what was repaired.
+    """Do the repairs that a verification has planned, and verify the result.
 
     Args:
-        context: What it is done with.
-        found: What `asyncagg.verify.verify` returned.
-        wanted: What was given to it: the windows.
-        progress: Called after each aggregate that is verified again.
+        context: The dependencies.
+        found: The report of `asyncagg.verify.verify`.
+        wanted: The windows that it verified.
+        progress: Called after each aggregate of the second verification.
 
     Raises:
-        ConfigurationError: The store's set-up is at fault, or the disk for temporary files is full.
-        TransientError: The listings stayed in trouble.
+        ConfigurationError: The store cannot be used, or the disk for temporary files is full.
+        TransientError: The listings failed after all retries.
     """
     job = _Repair(context, RepairReport(found))
     if found.plan.moves or found.plan.rebuild:
-        async with open_database(Layout(context.settings)) as database:
+        async with open_database(context.layout) as database:
             inventory = Inventory(context, database, wanted)
             await inventory.collect()
             await job.finish_moves(inventory)
             await job.rebuild(inventory)
     await job.rewrite()
-    # One that was made anew is judged among all the others.
+    # A rebuilt aggregate is verified together with all others.
     again = wanted if found.plan.rebuild else job.touched
     job.report.after = await verify(context, wanted=again, progress=progress)
     return job.report
@@ -73,88 +72,84 @@ class _Repair:
         self._windows = {*self._plan.rewrite, *self._plan.rebuild}
 
     def touched(self, window: Window) -> bool:
-        """Say whether anything of a window was repaired."""
+        """Return whether anything of a window was repaired."""
         return window.name in self._windows
 
     async def finish_moves(self, inventory: Inventory) -> None:
-        """Move what is counted to the archive, and drop what is quarantined from the inbox."""
+        """Move counted files to the archive, and quarantined files out of the inbox."""
         tally = Tally()
-        mover = Mover(self._context.store, self._context.settings.concurrency, tally)
-        layout = inventory.layout
-        async for page in inventory.database.unfinished(counted=True):
-            self._windows.update(each.window for each in page)
-            await mover.archive([each.file for each in page], layout.archive_key)
-        async for page in inventory.database.unfinished(counted=False):
-            self._windows.update(each.window for each in page)
-            await mover.move_to_quarantine([each.file for each in page], layout.quarantine_key)
+        mover = Mover(self._context, tally)
+        for counted, move in ((True, mover.archive), (False, mover.move_to_quarantine)):
+            async for page in inventory.database.unfinished(counted=counted):
+                self._windows.update(each.window for each in page)
+                await move([each.file for each in page])
         self.report.moved = tally.archived + tally.quarantined
         if tally.deferred:
-            self.report.failures[layout.runs_prefix] = f"{tally.deferred} files could not be moved"
+            prefix = self._context.layout.runs_prefix
+            self.report.failures[prefix] = f"{tally.deferred} files could not be moved"
 
     async def rebuild(self, inventory: Inventory) -> None:
-        """Make damaged aggregates anew."""
-        unknown = await assign_unnamed_files(self._context, inventory) if self._plan.rebuild else 0
-        for window, remains in inventory.damaged.items():
+        """Rebuild damaged aggregates."""
+        unknown = await assign_unnamed_files(self._context, inventory)
+        for window, damaged in inventory.damaged.items():
             if window.name not in self._plan.rebuild:
                 continue
             try:
-                why = await rebuild_blocker(inventory, remains, unknown) or await self._make(
-                    inventory, remains
-                )
+                blocker = await rebuild_blocker(inventory, damaged, unknown)
+                failure = blocker or await self._rebuild_one(inventory, damaged)
             except PreconditionFailedError:
-                why = _RACED
+                failure = _OVERTAKEN
             except TransientError as error:
-                why = str(error)
-            if why:
-                self.report.failures[window.name] = why
+                failure = str(error)
+            if failure:
+                self.report.failures[window.name] = failure
             else:
                 self.report.rebuilt.append(window.name)
 
-    async def _make(self, inventory: Inventory, remains: DamagedAggregate) -> str:
-        """Write a damaged aggregate anew; return why not, or an empty text."""
-        name, ledger = remains.window.name, inventory.database
-        outcome = Recomputed(name, inventory.layout.aggregate_key(remains.window))
+    async def _rebuild_one(self, inventory: Inventory, damaged: DamagedAggregate) -> str:
+        """Rebuild a damaged aggregate; return why it cannot be done, or an empty string."""
+        context, window, database = self._context, damaged.window, inventory.database
+        result = Recomputed(window.name, context.layout.aggregate_key(window))
         async with AsyncExitStack() as stack:
-            memory, folder = self._context.settings.spool_bytes, self._context.temporary
-            spools = [await stack.enter_async_context(open_spool(memory, folder)) for _ in range(2)]
+            spools = [await stack.enter_async_context(context.open_spool()) for _ in range(2)]
             rows = RowSpool(*spools)
-            total = await fold_again(self._context, ledger.salvaged(name), rows, outcome)
-            if outcome.missing or outcome.unproven:
+            total = await fold_archived(context, database.salvaged(window.name), rows, result)
+            if result.missing or result.unproven:
                 return (
-                    f"{outcome.unproven} of its files are known by their size alone, and these "
-                    f"could not be read: {outcome.missing}"
+                    f"{result.unproven} of its files are recognised by their size alone, and "
+                    f"these could not be read: {result.missing}"
                 )
-            async for page in ledger.salvaged_quarantined(name):
+            async for page in database.salvaged_quarantined(window.name):
                 for row in page:
-                    file = RunFile(row.key, 0, row.etag, self._context.now())
+                    file = RunFile(row.key, 0, row.etag, context.now())
                     await rows.append(quarantined_row(file, row.reason, row.moved_to))
                     total.quarantined += 1
-            document = AggregateWriter(
-                window=remains.window,
-                accumulator=total,
-                revision=remains.revision + 1,
-                late=min(remains.files.get("late", 0), total.counted),
-                written_at=self._context.now(),
-                rows=rows,
+            await commit_aggregate(
+                context,
+                window,
+                total,
+                [rows],
+                condition=Matches(damaged.etag),
+                revision=damaged.revision + 1,
+                late=min(damaged.files.get("late", 0), total.counted),
             )
-            await self._context.store.put(outcome.aggregate_key, document, if_match=remains.etag)
         return ""
 
     async def rewrite(self) -> None:
-        """Replace aggregates by what their files say, where every file is proven."""
+        """Replace aggregates that differ from their files, if every file is proven."""
         for name in self._plan.rewrite:
             window = parse_window(name, self._context.settings.window_minutes)
             try:
-                outcome = await examine(self._context, window, write=True, proven=True)
-                why = outcome.failure
+                result = await recompute_or_raise(self._context, window, write=True, proven=True)
+                failure = result.failure
             except PreconditionFailedError:
-                why = _RACED
+                failure = _OVERTAKEN
             except NotFoundError:
-                why = "its aggregate is gone"
+                failure = "its aggregate is gone"
             except (AggregateError, TransientError) as error:
-                why = str(error)
+                failure = str(error)
             else:
-                if outcome.written:
+                if result.written:
                     self.report.rewritten.append(name)
-            if why:
-                self.report.failures[name] = why
+            if failure:
+                self.report.failures[name] = failure

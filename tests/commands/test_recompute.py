@@ -166,5 +166,5 @@ async def test_an_aggregate_that_is_committed_meanwhile_is_not_overwritten() -> 
             await store.put(KEY, b"theirs")
 
     report = await recomputed(HookedStore(store, race), write=True)
-    assert of_key(report).failure == "somebody else committed it meanwhile: run it again"
+    assert of_key(report).failure == "another runner committed it in the meantime: run it again"
     assert store._objects[KEY].data == b"theirs"

@@ -20,7 +20,7 @@ from testkit.strategies import chunkings, run_results
 
 from asyncagg.aggregate.accumulator import TOP, Accumulator
 from asyncagg.aggregate.head import top_matches, totals
-from asyncagg.aggregate.reading import read_quarantined
+from asyncagg.aggregate.reader import read_quarantined
 from asyncagg.errors import AccessDeniedError, AggregateError, NotFoundError, UsageError
 from asyncagg.model import Match, RunFile, RunResult
 from asyncagg.report import Report, build_page

@@ -502,7 +502,9 @@ async def test_a_commit_between_plan_and_repair_is_not_overwritten(name: str) ->
             await store.put(KEY, b"theirs")
 
     done = await repair(JobContext(HookedStore(store, race), SETTINGS), report)
-    assert done.failures == {"20251021t1400Z": "somebody else committed it meanwhile: verify again"}
+    assert done.failures == {
+        "20251021t1400Z": "another runner committed it in the meantime: verify again"
+    }
     assert done.exit_code == 1
     assert await data_of(store, KEY) == b"theirs"
 

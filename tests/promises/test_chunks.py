@@ -40,7 +40,7 @@ from asyncagg.aggregate.spool import open_spool
 from asyncagg.job import pipeline
 from asyncagg.job.chunk import WindowBatch
 from asyncagg.job.listing import KeyRange
-from asyncagg.job.pipeline import GROWTH, MOST_BATCHES, run
+from asyncagg.job.pipeline import CHUNK_GROWTH, MAX_CHUNK_GROWTH, run
 from asyncagg.model import RunFile
 from asyncagg.settings import Settings
 from asyncagg.store.memory import MemoryStore
@@ -99,7 +99,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def fast_growth(small_pages: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
     """Let each chunk have as many files as were committed: 1, 1, 2, 4 and 6 of `FEW`."""
-    monkeypatch.setattr(pipeline, "GROWTH", 1)
+    monkeypatch.setattr(pipeline, "CHUNK_GROWTH", 1)
 
 
 # ------------------------------------------------------------------------------ the files of one
@@ -114,19 +114,19 @@ async def test_a_group_gives_its_files_as_often_as_needed(
     everything = [file for part in parts for file in part]
     async with open_spool(100) as spool:
         group = WindowBatch(batch)
-        put_away = False
+        move_to = False
         for part in parts:
             group.held.extend(part)
             if data.draw(st.booleans()):
-                put_away = True
-                await group.put_away(spool)
+                move_to = True
+                await group.move_to(spool)
         assert len(group) == len(everything)
         assert group.first_key == everything[0].key
         for _ in range(2):
             batches = [list(each) async for each in group.batches()]
             assert [file for each in batches for file in each] == everything
             assert all(batches)
-            if not put_away:
+            if not move_to:
                 assert len(batches) == 1
 
 
@@ -148,9 +148,9 @@ async def test_chunks_grow_with_their_window() -> None:
 
     report = await run(HookedStore(store, look), SETTINGS, at=AT)
     steps = [after - before for before, after in pairwise(named)]
-    enough = [min(max(1, before // GROWTH), MOST_BATCHES) for before in named[:-1]]
+    enough = [min(max(1, before // CHUNK_GROWTH), MAX_CHUNK_GROWTH) for before in named[:-1]]
     assert steps[:-1] == enough[:-1]
-    assert 0 < steps[-1] <= enough[-1] == MOST_BATCHES
+    assert 0 < steps[-1] <= enough[-1] == MAX_CHUNK_GROWTH
     assert named[-1] == MANY
     assert report.total.counted == MANY - len(BAD)
     assert report.total.late == 0

@@ -31,9 +31,9 @@ from testkit.scenario import (
 )
 
 import asyncagg.store.memory as memory_store
+from asyncagg.job.aggregates import MAX_COMMIT_ATTEMPTS
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.pipeline import run
-from asyncagg.job.settle import MAX_COMMIT_ATTEMPTS
 from asyncagg.settings import Settings
 from asyncagg.store.directory import DirectoryStore
 

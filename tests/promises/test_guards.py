@@ -11,8 +11,8 @@ from testkit.scenario import AT, BUCKET, PLANES, fill_server, open_s3, prepared
 
 import asyncagg.store.s3.store as s3_module
 from asyncagg.errors import ConfigurationError
+from asyncagg.job.aggregates import MAX_COMMIT_ATTEMPTS
 from asyncagg.job.pipeline import run
-from asyncagg.job.settle import MAX_COMMIT_ATTEMPTS
 
 REQUIRED = {
     "put_if_absent": "put_if_absent",

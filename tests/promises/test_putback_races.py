@@ -121,7 +121,7 @@ async def test_a_copy_sent_again_after_a_run() -> None:
     async def again(operation: str, key: str, when: str) -> None:
         if (operation, when) == ("copy", "after"):
             await settle(store, clock, BY_CLOCK)
-            target = Layout(BY_CLOCK).put_back_key((await store.head(key)).file)
+            target = Layout(BY_CLOCK).restored_key((await store.head(key)).file)
             await store.copy(key, target, if_match=template[key].etag)
 
     await Restorer(JobContext(HookedStore(store, again), BY_CLOCK)).restore(KEY)

@@ -31,6 +31,7 @@ from asyncagg.errors import (
     TransientError,
 )
 from asyncagg.model import RunFile
+from asyncagg.store import Absent
 from asyncagg.store.directory import DirectoryStore, removal, walk
 from asyncagg.store.directory.paths import Spot
 from asyncagg.store.directory.tree import Tree, status_of
@@ -147,7 +148,7 @@ class TestLinks:
         with pytest.raises(StoreError, match=r"link|not a file"):
             await store.put(key, BODY)
         with pytest.raises(StoreError, match=r"link|not a file"):
-            await store.copy("a.json", key, if_match=source.etag, if_absent=False)
+            await store.copy("a.json", key, if_match=source.etag, condition=None)
         assert {path.name for path in root.parent.rglob("*") if path.is_symlink()} == {
             "file-link",
             "folder-link",
@@ -499,9 +500,9 @@ class TestLesserFileSystems:
     ) -> None:
         """Where there are no hard links, conditional writes hold all the same."""
         monkeypatch.setattr(os, "link", failing(errno.EPERM))
-        etag = await store.put("a.json", BODY, if_absent=True)
+        etag = await store.put("a.json", BODY, condition=Absent())
         with pytest.raises(PreconditionFailedError):
-            await store.put("a.json", b"other", if_absent=True)
+            await store.put("a.json", b"other", condition=Absent())
         await store.copy("a.json", "b.json", if_match=etag)
         with pytest.raises(PreconditionFailedError):
             await store.copy("a.json", "b.json", if_match=etag)
@@ -543,7 +544,7 @@ class TestCrashes:
             assert process.wait() == -signal.SIGKILL
         assert len(left_over(root)) == 1
         assert await keys(store) == []
-        await store.put("a.json", BODY, if_absent=True)
+        await store.put("a.json", BODY, condition=Absent())
 
     @pytest.mark.parametrize("rewritten", [None, b"the producer's next"])
     async def test_killed_in_a_delete(
@@ -596,14 +597,15 @@ COUNTING = """
 import sys, anyio
 from pathlib import Path
 from asyncagg.errors import NotFoundError, PreconditionFailedError
+from asyncagg.store import Absent, Matches
 from asyncagg.store.directory import DirectoryStore
 
 async def increment(store):
     try:
         body = await store.get("count.json")
     except NotFoundError:
-        return await store.put("count.json", b"%06d" % 1, if_absent=True)
-    await store.put("count.json", b"%06d" % (int(body.data) + 1), if_match=body.etag)
+        return await store.put("count.json", b"%06d" % 1, condition=Absent())
+    await store.put("count.json", b"%06d" % (int(body.data) + 1), condition=Matches(body.etag))
 
 async def main():
     store, done = DirectoryStore(Path(sys.argv[1])), 0

@@ -39,7 +39,7 @@ from asyncagg.errors import (
     UsageError,
 )
 from asyncagg.model import RunFile
-from asyncagg.store.protocol import ObjectInfo
+from asyncagg.store.protocol import Absent, Matches, ObjectInfo
 from asyncagg.store.s3.http import Endpoint, Limits, tls_context
 from asyncagg.store.s3.http_plane import HttpDataPlane, HttpPlaneConfig
 from asyncagg.store.s3.plane import DataPlane
@@ -95,8 +95,7 @@ async def planed(
 async def put(plane: DataPlane, key: str, data: bytes = b"{}", **changes: Any) -> str:
     """Put an object with the usual arguments."""
     usual: dict[str, Any] = {
-        "if_match": None,
-        "if_absent": False,
+        "condition": None,
         "content_type": "application/json",
         "metadata": {},
     }
@@ -138,7 +137,7 @@ async def test_every_operation_takes_every_key() -> None:
             assert (body.data, body.etag) == (key.encode(), etag)
             info = await plane.head(key)
             assert info.file == RunFile(key, len(key.encode()), etag, NOON)
-            await plane.copy(key, f"copy/{key}", if_match=etag, if_absent=True, replacing=None)
+            await plane.copy(key, f"copy/{key}", if_match=etag, condition=Absent(), replacing=None)
         files = await listed(plane)
         assert {file.key: file.etag for file in files} == {
             prefix + key: etag for key, etag in etags.items() for prefix in ("", "copy/")
@@ -161,7 +160,7 @@ async def test_the_bucket_may_stand_in_the_host(monkeypatch: pytest.MonkeyPatch)
         endpoint = Endpoint("s3.example.test", server.port, tls=False)
         plane = lean(server, endpoint=endpoint, path_style=False)
         etag = await put(plane, "k")
-        await plane.copy("k", "k2", if_match=etag, if_absent=True, replacing=None)
+        await plane.copy("k", "k2", if_match=etag, condition=Absent(), replacing=None)
         files = await listed(plane)
         assert [file.key for file in files] == ["k", "k2"]
         assert await plane.delete(files) == {}
@@ -203,16 +202,17 @@ async def test_a_get_holds_its_condition() -> None:
 async def test_a_put_holds_its_conditions() -> None:
     """If-None-Match and If-Match guard the write; metadata and media type are kept."""
     async with planed() as (plane, _):
-        etag = await put(plane, "k", b"1", if_absent=True, metadata={"Reason": "a  b", "n": "1"})
+        metadata = {"Reason": "a  b", "n": "1"}
+        etag = await put(plane, "k", b"1", condition=Absent(), metadata=metadata)
         info = await plane.head("k")
         assert info == ObjectInfo(
             RunFile("k", 1, etag, NOON), "application/json", "", {"reason": "a  b", "n": "1"}
         )
         with pytest.raises(PreconditionFailedError):
-            await put(plane, "k", b"2", if_absent=True)
+            await put(plane, "k", b"2", condition=Absent())
         with pytest.raises(PreconditionFailedError):
-            await put(plane, "k", b"2", if_match="0" * 32)
-        second = await put(plane, "k", b"2", if_match=etag)
+            await put(plane, "k", b"2", condition=Matches("0" * 32))
+        second = await put(plane, "k", b"2", condition=Matches(etag))
         assert (await plane.get("k", if_match=second)).data == b"2"
 
 
@@ -228,21 +228,21 @@ async def test_a_copy_holds_its_conditions_and_may_replace_the_metadata() -> Non
     """The source's etag and the target's absence are guarded; replacing gives new headers."""
     async with planed() as (plane, server):
         etag = await put(plane, "k", metadata={"old": "1"})
-        await plane.copy("k", "kept", if_match=etag, if_absent=True, replacing=None)
+        await plane.copy("k", "kept", if_match=etag, condition=Absent(), replacing=None)
         assert (await plane.head("kept")).metadata == {"old": "1"}
         info = ObjectInfo(RunFile("k", 2, etag, NOON), "text/plain", "gzip", {"new": "2"})
-        await plane.copy("k", "new", if_match=etag, if_absent=True, replacing=info)
+        await plane.copy("k", "new", if_match=etag, condition=Absent(), replacing=info)
         copied = await plane.head("new")
         assert (copied.content_type, copied.content_encoding) == ("text/plain", "gzip")
         assert copied.metadata == {"new": "2"}
         for target, wanted in (("kept", etag), ("other", "0" * 32)):
             with pytest.raises(PreconditionFailedError):
-                await plane.copy("k", target, if_match=wanted, if_absent=True, replacing=None)
+                await plane.copy("k", target, if_match=wanted, condition=Absent(), replacing=None)
         with pytest.raises(NotFoundError):
-            await plane.copy("gone", "x", if_match=etag, if_absent=True, replacing=None)
+            await plane.copy("gone", "x", if_match=etag, condition=Absent(), replacing=None)
         server.faults.guards.copy_if_absent = "refuse"
         with pytest.raises(UnsupportedConditionError):
-            await plane.copy("k", "y", if_match=etag, if_absent=True, replacing=None)
+            await plane.copy("k", "y", if_match=etag, condition=Absent(), replacing=None)
 
 
 async def test_a_delete_says_what_it_could_not_do() -> None:
@@ -282,9 +282,9 @@ async def test_an_error_inside_the_200_of_a_copy_is_an_error() -> None:
         etag = await put(plane, "k")
         server.faults.copy_error = 1
         with pytest.raises(TransientError, match="InternalError"):
-            await plane.copy("k", "copy", if_match=etag, if_absent=True, replacing=None)
+            await plane.copy("k", "copy", if_match=etag, condition=Absent(), replacing=None)
         server.faults.copy_error = 0
-        await plane.copy("k", "copy", if_match=etag, if_absent=True, replacing=None)
+        await plane.copy("k", "copy", if_match=etag, condition=Absent(), replacing=None)
 
 
 async def test_a_body_is_streamed_from_any_byte() -> None:
@@ -331,7 +331,7 @@ async def test_trouble_is_translated(faults: Faults, expected: type[AsyncaggErro
         requests: list[Callable[[], Any]] = [
             lambda: plane.get("k", if_match=None),
             lambda: plane.list_page("k", start_after="", token=None),
-            lambda: plane.copy("k", "c", if_match=file.etag, if_absent=True, replacing=None),
+            lambda: plane.copy("k", "c", if_match=file.etag, condition=Absent(), replacing=None),
             lambda: plane.head("k"),
         ]
         for request in requests if not faults.truncate else requests[:3]:
@@ -449,7 +449,7 @@ async def test_an_answer_that_is_none_is_transient_trouble(body: bytes) -> None:
     with pytest.raises(TransientError, match="list"):
         await plane.list_page("", start_after="", token=None)
     with pytest.raises(TransientError, match="copy"):
-        await plane.copy("k", "c", if_match="x", if_absent=True, replacing=None)
+        await plane.copy("k", "c", if_match="x", condition=Absent(), replacing=None)
     with pytest.raises(TransientError, match="delete"):
         await plane.delete([RunFile("k", 1, "x", NOON)])
     await plane.aclose()
@@ -751,7 +751,7 @@ async def test_moto_accepts_the_signatures(moto: tuple[str, Credentials]) -> Non
         etag = await put(plane, key, key.encode(), metadata={"a": "b  c"})
         assert (await plane.get(key, if_match=etag)).data == key.encode()
         assert (await plane.head(key)).metadata == {"a": "b  c"}
-        await plane.copy(key, f"copy/{key}", if_match=etag, if_absent=False, replacing=None)
+        await plane.copy(key, f"copy/{key}", if_match=etag, condition=None, replacing=None)
     files = await listed(plane)
     assert {file.key for file in files} == {*keys, *(f"copy/{key}" for key in keys)}
     assert await plane.delete(files) == {}

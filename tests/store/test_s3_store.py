@@ -8,6 +8,7 @@ import pytest
 from testkit.s3server import Faults, Request, S3Error, S3Server
 
 from asyncagg.errors import PreconditionFailedError
+from asyncagg.store import Absent, Matches
 from asyncagg.store.retry import Retry, RetryPolicy
 from asyncagg.store.s3.boto import BotoMultipart, BotoPlane, open_control
 from asyncagg.store.s3.store import PART_BYTES, S3Store
@@ -50,7 +51,7 @@ async def test_what_is_longer_than_a_part_goes_up_in_parts(
 ) -> None:
     """A long document arrives whole, through a multipart upload of parts that S3 accepts."""
     server.faults.allow_small_parts = False
-    await store.put("long.json", blocks(LARGE), if_absent=True)
+    await store.put("long.json", blocks(LARGE), condition=Absent())
     assert server.get(BUCKET, "long.json").body == LARGE
     assert server.audit.counts["UploadPart"] == 3
 
@@ -58,9 +59,9 @@ async def test_what_is_longer_than_a_part_goes_up_in_parts(
 async def test_the_conditions_hold_for_parts_too(server: S3Server, store: S3Store) -> None:
     """A multipart write over an object that is not the expected one fails and leaves no parts."""
     await store.put("long.json", b"{}")
-    for condition in ({"if_absent": True}, {"if_match": "0" * 32}):
+    for condition in (Absent(), Matches("0" * 32)):
         with pytest.raises(PreconditionFailedError):
-            await store.put("long.json", blocks(LARGE), **condition)
+            await store.put("long.json", blocks(LARGE), condition=condition)
     assert server.get(BUCKET, "long.json").body == b"{}"
     assert server.audit.counts["AbortMultipartUpload"] == 2
 

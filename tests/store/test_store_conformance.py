@@ -15,7 +15,7 @@ from testkit.stores import CAPABILITIES, STORES, Capabilities
 from asyncagg.errors import NotFoundError, PreconditionFailedError, StoreError
 from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
-from asyncagg.store import DELETE_BATCH, Store
+from asyncagg.store import DELETE_BATCH, Absent, Matches, Store
 
 BODY = b'{"run_id": "a"}'
 WRONG = "0" * 32
@@ -229,18 +229,18 @@ class TestReading:
 class TestPut:
     async def test_if_absent(self, store: Store) -> None:
         """The second put that wants the key free is refused and changes nothing."""
-        etag = await store.put("a.json", BODY, if_absent=True, metadata={"by": "first"})
+        etag = await store.put("a.json", BODY, condition=Absent(), metadata={"by": "first"})
         with pytest.raises(PreconditionFailedError):
-            await store.put("a.json", b"other", if_absent=True, metadata={"by": "second"})
+            await store.put("a.json", b"other", condition=Absent(), metadata={"by": "second"})
         assert await store.get("a.json", if_match=etag) == await store.get("a.json")
         assert dict((await store.head("a.json")).metadata) == {"by": "first"}
 
     async def test_if_match(self, store: Store) -> None:
         """A put over the etag it knows replaces content and metadata; over another it does not."""
         first = await store.put("a.json", BODY, metadata={"revision": "1"})
-        second = await store.put("a.json", b"second", if_match=first)
+        second = await store.put("a.json", b"second", condition=Matches(first))
         with pytest.raises(PreconditionFailedError):
-            await store.put("a.json", b"third", if_match=first)
+            await store.put("a.json", b"third", condition=Matches(first))
         body = await store.get("a.json")
         assert (body.data, body.etag) == (b"second", second)
         assert dict((await store.head("a.json")).metadata) == {}
@@ -248,7 +248,7 @@ class TestPut:
     async def test_if_match_where_nothing_is(self, store: Store) -> None:
         """A put over an object that is gone is refused: S3 answers 404, some servers 412."""
         with pytest.raises(PreconditionFailedError):
-            await store.put("a.json", BODY, if_match=WRONG)
+            await store.put("a.json", BODY, condition=Matches(WRONG))
         assert await keys(store) == []
 
     async def test_unconditional(self, store: Store) -> None:
@@ -283,7 +283,7 @@ class TestPut:
 
         async def attempt(name: str) -> None:
             try:
-                await store.put("a.json", name.encode(), if_absent=True, metadata={"by": name})
+                await store.put("a.json", name.encode(), condition=Absent(), metadata={"by": name})
             except PreconditionFailedError:
                 return
             won.append(name)
@@ -300,7 +300,7 @@ class TestPut:
 
         async def attempt(name: str) -> None:
             try:
-                won.append(await store.put("a.json", name.encode(), if_match=etag))
+                won.append(await store.put("a.json", name.encode(), condition=Matches(etag)))
             except PreconditionFailedError:
                 return
 
@@ -384,7 +384,7 @@ class TestCopy:
             await store.copy("a.json", "b.json", if_match=etag)
         assert (await store.get("b.json")).data == b"other"
         assert dict((await store.head("b.json")).metadata) == {"by": "other"}
-        await store.copy("a.json", "b.json", if_match=etag, if_absent=False)
+        await store.copy("a.json", "b.json", if_match=etag, condition=None)
         assert (await store.get("b.json")).data == BODY
         assert dict((await store.head("b.json")).metadata) == {}
 
@@ -508,7 +508,7 @@ class TestKeys:
     @staticmethod
     async def _goes_all_the_way(store: Store, key: str, copy_to: str | None = None) -> None:
         copied = copy_to or f"archive/{key}"
-        etag = await store.put(key, BODY, if_absent=True, metadata={"by": "me"})
+        etag = await store.put(key, BODY, condition=Absent(), metadata={"by": "me"})
         assert await keys(store) == [key]
         assert await keys(store, key) == [key]
         assert (await store.get(key, if_match=etag)).data == BODY

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from asyncagg.aggregate.accumulator import Accumulator
-from asyncagg.aggregate.reading import StoredAggregate, read
+from asyncagg.aggregate.reader import StoredAggregate, read_aggregate
 from asyncagg.aggregate.rows import (
     CountedRow,
     QuarantinedRow,
@@ -19,7 +19,7 @@ from asyncagg.aggregate.rows import (
     quarantined_row,
 )
 from asyncagg.aggregate.spool import open_spool
-from asyncagg.aggregate.writing import AggregateWriter
+from asyncagg.aggregate.writer import AggregateWriter
 from asyncagg.model import RunFile, RunResult, Window
 
 __all__ = (
@@ -68,7 +68,6 @@ async def document(
     window: Window = WINDOW,
     memory: int = IN_MEMORY,
     late: int = 0,
-    appends: bool = False,
 ) -> AsyncIterator[AggregateWriter]:
     """Open a document of what stood before and of these entries."""
     async with open_spool(memory) as counted, open_spool(memory) as quarantined:
@@ -89,9 +88,7 @@ async def document(
             revision=existing.revision + 1 if existing else 1,
             late=late + (existing.late if existing else 0),
             written_at=window.end,
-            rows=rows,
-            existing=existing,
-            appends=appends,
+            sources=[rows, existing] if existing else [rows],
         )
 
 
@@ -112,14 +109,14 @@ async def loaded(
             yield data[start : start + chunk]
 
     async with open_spool(memory) as spool:
-        yield await read("aggregates/a.json", "etag", window, chunks(), spool)
+        yield await read_aggregate("aggregates/a.json", "etag", window, chunks(), spool)
 
 
 async def rows_of(existing: StoredAggregate) -> tuple[list[CountedRow], list[QuarantinedRow]]:
     """Return all rows of a document that stands."""
     return (
-        [row async for row in existing.counted()],
-        [row async for row in existing.quarantined()],
+        [row async for row in existing.counted_rows()],
+        [row async for row in existing.quarantined_rows()],
     )
 
 

@@ -41,7 +41,7 @@ from asyncagg.store.directory import DirectoryStore
 from asyncagg.store.guards import GuardedStore
 from asyncagg.store.memory import MemoryStore, _Object
 from asyncagg.store.opening import open_store
-from asyncagg.store.protocol import Body, ObjectInfo, StreamedBody
+from asyncagg.store.protocol import Absent, Body, Condition, ObjectInfo, StreamedBody
 from asyncagg.store.retry import Retry, RetryPolicy
 from testkit.promises import Original, Snapshot, final_bytes, of_directory, of_memory, originals_of
 from testkit.s3server import S3Server
@@ -427,8 +427,7 @@ class HookedStore:
         key: str,
         body: bytes | AsyncIterable[bytes],
         *,
-        if_match: str | None = None,
-        if_absent: bool = False,
+        condition: Condition | None = None,
         content_type: str = "application/json",
         metadata: Mapping[str, str] | None = None,
     ) -> str:
@@ -437,8 +436,7 @@ class HookedStore:
             return await self.inner.put(
                 key,
                 body,
-                if_match=if_match,
-                if_absent=if_absent,
+                condition=condition,
                 content_type=content_type,
                 metadata=metadata,
             )
@@ -449,13 +447,13 @@ class HookedStore:
         target: str,
         *,
         if_match: str,
-        if_absent: bool = True,
+        condition: Absent | None = Absent(),
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """See `asyncagg.store.Store.copy`."""
         async with self._announced("copy", source):
             await self.inner.copy(
-                source, target, if_match=if_match, if_absent=if_absent, metadata=metadata
+                source, target, if_match=if_match, condition=condition, metadata=metadata
             )
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:

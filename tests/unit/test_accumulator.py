@@ -22,7 +22,7 @@ from asyncagg.aggregate.accumulator import RESERVED, TOP, Accumulator, RankedMat
 from asyncagg.aggregate.rows import RowSpool
 from asyncagg.aggregate.sketch import Sketch
 from asyncagg.aggregate.spool import Spool
-from asyncagg.aggregate.writing import AggregateWriter
+from asyncagg.aggregate.writer import AggregateWriter
 from asyncagg.model import Match, RunResult, Window
 
 WINDOW = Window(datetime(2025, 10, 21, 14, tzinfo=UTC), 5)
@@ -64,7 +64,7 @@ def merged(*values: Accumulator) -> Accumulator:
 def shown(value: Accumulator) -> bytes:
     """Return the bytes of an aggregate's head: all that an accumulator says."""
     nothing = RowSpool(Spool(None, None), Spool(None, None))
-    document = AggregateWriter(WINDOW, value, 1, 0, WINDOW.end, nothing)
+    document = AggregateWriter(WINDOW, value, 1, 0, WINDOW.end, [nothing])
     return document._head()
 
 

@@ -13,7 +13,7 @@ from asyncagg.job.layout import KeyKind, Layout
 from asyncagg.model import RunFile, Window
 from asyncagg.settings import Settings
 
-RUN, IGNORED, OURS = KeyKind.RUN_FILE, KeyKind.IGNORED, KeyKind.OURS
+RUN, IGNORED, OURS = KeyKind.RUN_FILE, KeyKind.IGNORED, KeyKind.INTERNAL
 WINDOW = Window(datetime(2025, 10, 21, 14, tzinfo=UTC), 5)
 
 
@@ -215,13 +215,13 @@ def test_a_key_to_come_back_under_is_its_own(
     assume(where.kind(where.inbox_key(key)) is RUN)
     for _ in range(3):
         for tag in {etag, other}:
-            back = where.put_back_key(RunFile(key, 1, tag, datetime(2025, 10, 21, tzinfo=UTC)))
-            assert where.was_put_back(back)
+            back = where.restored_key(RunFile(key, 1, tag, datetime(2025, 10, 21, tzinfo=UTC)))
+            assert where.was_restored(back)
             assert back not in keys
             assert back.endswith(".gz") == key.endswith(".gz")
             assert len(back.encode()) <= 1024
             assert len(back.rpartition("/")[2].encode()) <= 255
-            starts = where.put_back_keys(key)
+            starts = where.restored_prefixes(key)
             places = (back, where.archive_key(back), where.quarantine_key(back))
             assert all(place.startswith(start) for place, start in zip(places, starts, strict=True))
             keys.add(back)
@@ -235,10 +235,10 @@ def test_the_longest_key_can_come_back(folder: str, stem: str) -> None:
     moment, keys = datetime(2025, 10, 21, tzinfo=UTC), set[str]()
     for number in range(2):
         key = DEFAULT.quarantine_key(f"runs/{folder}{stem}{number}.json")
-        back = DEFAULT.put_back_key(RunFile(key, 1, "e", moment))
-        assert DEFAULT.was_put_back(back)
+        back = DEFAULT.restored_key(RunFile(key, 1, "e", moment))
+        assert DEFAULT.was_restored(back)
         assert len(back.encode()) <= 1024
-        starts = DEFAULT.put_back_keys(key)
+        starts = DEFAULT.restored_prefixes(key)
         places = (back, DEFAULT.archive_key(back), DEFAULT.quarantine_key(back))
         assert all(place.startswith(start) for place, start in zip(places, starts, strict=True))
         keys.add(back)

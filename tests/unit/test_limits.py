@@ -208,7 +208,7 @@ class TestByteLimiter:
     @pytest.mark.parametrize("capacity", [0, -1])
     def test_needs_a_capacity(self, capacity: int) -> None:
         """A limiter that nothing could pass is refused."""
-        with pytest.raises(ValueError, match=f"capacity {capacity}: at least 1 byte"):
+        with pytest.raises(ValueError, match=f"capacity {capacity}: expected at least 1 byte"):
             ByteLimiter(capacity)
 
 

@@ -13,7 +13,8 @@ from testkit.scenario import Clock, moment, run_data
 
 from asyncagg.backfill.ranges import ranges, remainder
 from asyncagg.backfill.survey import SEGMENT, Segment, plan, survey
-from asyncagg.job.listing import KeyRange, listed
+from asyncagg.job.context import JobContext
+from asyncagg.job.listing import KeyRange, list_range
 from asyncagg.model import Interval, Window
 from asyncagg.settings import Settings
 from asyncagg.store.memory import MemoryStore
@@ -54,7 +55,7 @@ async def test_a_range_is_listed_to_its_last_key() -> None:
         await store.put(f"runs/{letter}", b"")
     found = [
         file.key[-1]
-        async for page in listed(store, "runs/", KeyRange("runs/b", "runs/d"))
+        async for page in list_range(store, "runs/", KeyRange("runs/b", "runs/d"))
         for file in page
     ]
     assert found == ["c", "d"]
@@ -97,7 +98,9 @@ async def test_a_survey_in_parts_finds_what_one_listing_finds(pages: int) -> Non
         await store.put(f"runs/20251021t{number % 24:02}00Z_{number:05}.json", b"{}")
     waiting, found = [KeyRange()], []
     while waiting:
-        segments, rest = await survey(store, Settings(), waiting.pop(), DAY, pages=pages)
+        segments, rest = await survey(
+            JobContext(store, Settings()), waiting.pop(), DAY, pages=pages
+        )
         found += segments
         waiting += rest
     assert sum(segment.count for segment in found) == 5_500
@@ -113,7 +116,7 @@ async def surveyed(count: int, windows: int, *, in_order: bool = True) -> list[S
         window = number * windows // count if in_order else number % windows
         clock.now = moment(0, 1) + timedelta(minutes=5 * window)
         await store.put(f"runs/{number:06}.json", run_data(number))
-    return (await survey(store, Settings(), KeyRange(), ALL)).segments
+    return (await survey(JobContext(store, Settings()), KeyRange(), ALL)).segments
 
 
 async def test_a_segment_starts_where_a_window_begins() -> None:
@@ -139,7 +142,7 @@ async def test_what_is_not_wanted_is_passed_over() -> None:
         await store.put(f"runs/b{number:06}.json", b"{}")
     clock.now = moment(12, 1)
     await store.put("runs/c.json", b"{}")
-    segments, _ = await survey(store, Settings(), KeyRange(), DAY)
+    segments, _ = await survey(JobContext(store, Settings()), KeyRange(), DAY)
     assert [segment.keys for segment in segments] == [
         KeyRange("", "runs/a.json"),
         KeyRange(f"runs/b{SEGMENT:06}.json", "runs/c.json"),

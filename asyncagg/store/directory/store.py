@@ -22,7 +22,14 @@ from asyncagg.store.directory.sidecar import Sidecar
 from asyncagg.store.directory.tree import Tree
 from asyncagg.store.directory.walk import walk
 from asyncagg.store.directory.writing import copy, create_draft, discard, publish
-from asyncagg.store.protocol import DELETE_BATCH, Body, ObjectInfo, StreamedBody
+from asyncagg.store.protocol import (
+    DELETE_BATCH,
+    Absent,
+    Body,
+    Condition,
+    ObjectInfo,
+    StreamedBody,
+)
 
 __all__ = ("DirectoryStore",)
 
@@ -116,8 +123,7 @@ class DirectoryStore:
         key: str,
         body: bytes | AsyncIterable[bytes],
         *,
-        if_match: str | None = None,
-        if_absent: bool = False,
+        condition: Condition | None = None,
         content_type: str = "application/json",
         metadata: Mapping[str, str] | None = None,
     ) -> str:
@@ -126,8 +132,7 @@ class DirectoryStore:
         Args:
             key: The object's key.
             body: Its content.
-            if_match: Only over the object that has this etag.
-            if_absent: Only where no object has that key.
+            condition: What must hold of the object that has that key, if anything.
             content_type: Its media type.
             metadata: Pairs to keep with it.
 
@@ -147,8 +152,7 @@ class DirectoryStore:
                 spot,
                 draft,
                 known,
-                if_match=if_match,
-                if_absent=if_absent,
+                condition,
             )
         except BaseException:
             with anyio.move_on_after(_CLEANUP_SECONDS, shield=True), spot.translated():
@@ -161,7 +165,7 @@ class DirectoryStore:
         target: str,
         *,
         if_match: str,
-        if_absent: bool = True,
+        condition: Absent | None = Absent(),
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Copy an object, in one atomic and durable step; the copy has its source's etag.
@@ -170,7 +174,7 @@ class DirectoryStore:
             source: The key to copy from.
             target: The key to copy to.
             if_match: Only if the source still has this etag.
-            if_absent: Only where no object has the target key.
+            condition: What must hold of the target: by default, that no object has its key.
             metadata: Pairs to keep with the copy instead of the source's.
 
         Raises:
@@ -187,7 +191,7 @@ class DirectoryStore:
             from_spot,
             to_spot,
             if_match=if_match,
-            if_absent=if_absent,
+            condition=condition,
             metadata=pairs,
         )
 

@@ -19,6 +19,7 @@ from asyncagg.store.directory import sidecar
 from asyncagg.store.directory.paths import Spot, draft_name, etag_of
 from asyncagg.store.directory.sidecar import Sidecar
 from asyncagg.store.directory.tree import Tree, status_of
+from asyncagg.store.protocol import Absent, Condition, Matches
 
 __all__ = ("NO_LINKS", "copy", "create_draft", "discard", "publish")
 
@@ -48,9 +49,7 @@ def publish(
     spot: Spot,
     draft: bytes,
     known: Sidecar,
-    *,
-    if_match: str | None,
-    if_absent: bool,
+    condition: Condition | None,
 ) -> str:
     """Show a draft under its key in one atomic step, durably, and return its etag."""
     with tree.folder(spot.folder) as folder:
@@ -58,9 +57,9 @@ def publish(
         try:
             os.fsync(file)
             with tree.lock():
-                present = _admit(spot, folder, if_match=if_match, if_absent=if_absent)
+                present = _admit(spot, folder, condition)
                 etag = _stamp(file, present)
-                _show(spot, folder, draft, etag, known, present=present, if_absent=if_absent)
+                _show(spot, folder, draft, etag, known, condition=condition, present=present)
         finally:
             os.close(file)
         os.fsync(folder)
@@ -73,7 +72,7 @@ def copy(
     target: Spot,
     *,
     if_match: str,
-    if_absent: bool,
+    condition: Absent | None,
     metadata: Mapping[str, str] | None,
 ) -> None:
     """Copy a file together with its time, and with that its etag.
@@ -93,31 +92,29 @@ def copy(
             with io.FileIO(os.open(draft, _CREATE, 0o600, dir_fd=folder), "r+") as copied:
                 _copy_content(source, original, copied, if_match)
             with tree.lock():
-                present = _admit(target, folder, if_match=None, if_absent=if_absent)
-                _show(target, folder, draft, if_match, kept, present=present, if_absent=if_absent)
+                present = _admit(target, folder, condition)
+                _show(target, folder, draft, if_match, kept, condition=condition, present=present)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(draft, dir_fd=folder)
         os.fsync(folder)
 
 
-def _admit(
-    spot: Spot, folder: int, *, if_match: str | None, if_absent: bool
-) -> os.stat_result | None:
+def _admit(spot: Spot, folder: int, condition: Condition | None) -> os.stat_result | None:
     """Check the conditions of a write, as S3 does; return the status of what it will replace."""
     present = status_of(folder, spot.name)
     if present is None:
-        if if_match is not None:
+        if isinstance(condition, Matches):
             raise spot.error(
-                PreconditionFailedError, f"no file, expected one with etag {if_match!r}"
+                PreconditionFailedError, f"no file, expected one with etag {condition.etag!r}"
             )
         return None
     if not stat.S_ISREG(present.st_mode):
         raise spot.error(StoreError, "what is there is not a file, and is not replaced")
-    if if_absent:
+    if isinstance(condition, Absent):
         raise spot.error(PreconditionFailedError, "the key is taken")
-    if if_match is not None and etag_of(present) != if_match:
-        raise spot.changed(etag_of(present), if_match)
+    if isinstance(condition, Matches) and etag_of(present) != condition.etag:
+        raise spot.changed(etag_of(present), condition.etag)
     return present
 
 
@@ -154,12 +151,12 @@ def _show(
     etag: str,
     known: Sidecar,
     *,
+    condition: Condition | None,
     present: os.stat_result | None,
-    if_absent: bool,
 ) -> None:
     """Give a draft its name. To be called under the lock, after `_admit`."""
     sidecar.write(folder, spot.name, etag, known)
-    if if_absent:
+    if isinstance(condition, Absent):
         _link(folder, draft, spot.name)
     else:
         os.rename(draft, spot.name, src_dir_fd=folder, dst_dir_fd=folder)

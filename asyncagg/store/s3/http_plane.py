@@ -22,7 +22,7 @@ from typing import Any
 
 from asyncagg.errors import AsyncaggError, NotFoundError, StoreError, TransientError
 from asyncagg.model import RunFile
-from asyncagg.store.protocol import Body, ObjectInfo, StreamedBody
+from asyncagg.store.protocol import Absent, Body, Condition, Matches, ObjectInfo, StreamedBody
 from asyncagg.store.s3 import xml as s3xml
 from asyncagg.store.s3.http import Endpoint, Limits, Response
 from asyncagg.store.s3.plane import Page, failure
@@ -177,17 +177,16 @@ class HttpDataPlane:
         key: str,
         data: bytes,
         *,
-        if_match: str | None,
-        if_absent: bool,
+        condition: Condition | None,
         content_type: str,
         metadata: Mapping[str, str],
     ) -> Coroutine[Any, Any, str]:
         """PutObject; returns the etag."""
         headers = _object_headers(content_type, "", metadata)
         headers["x-amz-checksum-crc32"] = _crc32(data).decode()
-        if if_match is not None:
-            headers["if-match"] = f'"{if_match}"'
-        if if_absent:
+        if isinstance(condition, Matches):
+            headers["if-match"] = f'"{condition.etag}"'
+        elif condition is not None:
             headers["if-none-match"] = "*"
         path = self._root + encode_path(key)
         return self._requester.ask(S3Request("put", key, "PUT", path, headers, body=data), _written)
@@ -198,14 +197,14 @@ class HttpDataPlane:
         target: str,
         *,
         if_match: str,
-        if_absent: bool,
+        condition: Absent | None,
         replacing: ObjectInfo | None,
     ) -> Coroutine[Any, Any, None]:
         """CopyObject; ``replacing`` gives the copy these headers and metadata instead."""
         headers = {"x-amz-copy-source": f"{self._bucket}{self._root}{encode_path(source)}"}
         if if_match:
             headers["x-amz-copy-source-if-match"] = f'"{if_match}"'
-        if if_absent:
+        if condition is not None:
             headers["if-none-match"] = "*"
         if replacing is not None:
             headers["x-amz-metadata-directive"] = "REPLACE"

@@ -24,7 +24,7 @@ from asyncagg.errors import (
     UnsupportedConditionError,
 )
 from asyncagg.model import RunFile
-from asyncagg.store.protocol import Body, ObjectInfo, StreamedBody
+from asyncagg.store.protocol import Absent, Body, Condition, ObjectInfo, StreamedBody
 
 __all__ = ("DataPlane", "Page", "failure")
 
@@ -70,8 +70,7 @@ class DataPlane(Protocol):
         key: str,
         data: bytes,
         *,
-        if_match: str | None,
-        if_absent: bool,
+        condition: Condition | None,
         content_type: str,
         metadata: Mapping[str, str],
     ) -> str:
@@ -84,7 +83,7 @@ class DataPlane(Protocol):
         target: str,
         *,
         if_match: str,
-        if_absent: bool,
+        condition: Absent | None,
         replacing: ObjectInfo | None,
     ) -> None:
         """CopyObject; ``replacing`` gives the copy these headers and metadata instead.

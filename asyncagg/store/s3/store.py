@@ -13,7 +13,14 @@ from msgspec import structs
 
 from asyncagg.errors import NotFoundError, PreconditionFailedError, StoreError, TransientError
 from asyncagg.model import RunFile
-from asyncagg.store.protocol import DELETE_BATCH, Body, ObjectInfo, StreamedBody
+from asyncagg.store.protocol import (
+    DELETE_BATCH,
+    Absent,
+    Body,
+    Condition,
+    ObjectInfo,
+    StreamedBody,
+)
 from asyncagg.store.retry import Retry
 from asyncagg.store.s3.plane import DataPlane
 
@@ -48,8 +55,7 @@ class Multipart(Protocol):
         upload: str,
         etags: Sequence[str],
         *,
-        if_match: str | None,
-        if_absent: bool,
+        condition: Condition | None,
     ) -> str:
         """CompleteMultipartUpload; returns the object's etag."""
         ...
@@ -60,7 +66,7 @@ class Multipart(Protocol):
 
 
 class _Complete(Protocol):
-    async def __call__(self, etags: list[str], *, if_match: str | None, if_absent: bool) -> str: ...
+    async def __call__(self, etags: list[str], condition: Condition | None) -> str: ...
 
 
 class S3Store:
@@ -158,8 +164,7 @@ class S3Store:
         key: str,
         body: bytes | AsyncIterable[bytes],
         *,
-        if_match: str | None = None,
-        if_absent: bool = False,
+        condition: Condition | None = None,
         content_type: str = "application/json",
         metadata: Mapping[str, str] | None = None,
     ) -> str:
@@ -176,15 +181,12 @@ class S3Store:
                 # Handed over in a list, so that it is held no longer than it takes to send it.
                 started = [first]
                 del first
-                return await self._put_in_parts(
-                    key, upload, started, parts, if_match=if_match, if_absent=if_absent
-                )
+                return await self._put_in_parts(key, upload, started, parts, condition)
             request = partial(
                 self._plane.put,
                 key,
                 first.getvalue(),
-                if_match=if_match,
-                if_absent=if_absent,
+                condition=condition,
                 content_type=content_type,
                 metadata=metadata,
             )
@@ -200,9 +202,7 @@ class S3Store:
         upload: str,
         started: list[BytesIO],
         parts: AsyncIterator[tuple[BytesIO, bool]],
-        *,
-        if_match: str | None,
-        if_absent: bool,
+        condition: Condition | None,
     ) -> str:
         etags: list[str] = []
 
@@ -215,20 +215,19 @@ class S3Store:
             async for part, _ in parts:
                 await send(part)
                 del part  # before the next one is gathered: there is room for one
-            return await complete(etags, if_match=if_match, if_absent=if_absent)
+            return await complete(etags, condition)
 
     @asynccontextmanager
     async def _completed(self, key: str, upload: str) -> AsyncIterator[_Complete]:
         """Give the function that completes an upload; whatever fails before aborts it."""
 
-        async def complete(etags: list[str], *, if_match: str | None, if_absent: bool) -> str:
+        async def complete(etags: list[str], condition: Condition | None) -> str:
             request = partial(
                 self._multipart.complete,
                 key,
                 upload,
                 etags,
-                if_match=if_match,
-                if_absent=if_absent,
+                condition=condition,
             )
             return await self.retry.call("put", request)
 
@@ -252,7 +251,7 @@ class S3Store:
         target: str,
         *,
         if_match: str,
-        if_absent: bool = True,
+        condition: Absent | None = Absent(),
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """See `asyncagg.store.Store.copy`."""
@@ -269,7 +268,7 @@ class S3Store:
 
         def request() -> Awaitable[None]:
             return self._plane.copy(
-                source, target, if_match=if_match, if_absent=if_absent, replacing=replacing
+                source, target, if_match=if_match, condition=condition, replacing=replacing
             )
 
         try:
@@ -281,10 +280,10 @@ class S3Store:
             large = replacing or await self.head(source)
             if large.file.size <= self._copy_bytes:
                 raise
-            await self._copy_in_parts(large, target, if_match=if_match, if_absent=if_absent)
+            await self._copy_in_parts(large, target, if_match=if_match, condition=condition)
 
     async def _copy_in_parts(
-        self, source: ObjectInfo, target: str, *, if_match: str, if_absent: bool
+        self, source: ObjectInfo, target: str, *, if_match: str, condition: Absent | None
     ) -> None:
         file = structs.replace(source.file, etag=if_match)
         create = partial(
@@ -308,7 +307,7 @@ class S3Store:
                     last=min(first + step, file.size) - 1,
                 )
                 etags.append(await self.retry.call("copy", request))
-            await complete(etags, if_match=None, if_absent=if_absent)
+            await complete(etags, condition)
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """See `asyncagg.store.Store.delete`; keys in passing trouble are tried again."""

@@ -10,9 +10,10 @@ import aiohttp
 from botocore import exceptions as boto_errors
 
 from asyncagg.errors import AsyncaggError, ConfigurationError, StoreError, TransientError
+from asyncagg.store.protocol import Condition, Matches
 from asyncagg.store.s3.plane import failure
 
-__all__ = ("BotoBucket", "conditions", "etag_of")
+__all__ = ("BotoBucket", "condition_parameters", "etag_of")
 
 _PASSING = (
     boto_errors.HTTPClientError,  # timeouts, closed connections
@@ -79,14 +80,13 @@ class BotoBucket:
         )
 
 
-def conditions(if_match: str | None, *, if_absent: bool) -> dict[str, str]:
-    """Return the parameters of a conditional write."""
-    found = {}
-    if if_match is not None:
-        found["IfMatch"] = f'"{if_match}"'
-    if if_absent:
-        found["IfNoneMatch"] = "*"
-    return found
+def condition_parameters(condition: Condition | None) -> dict[str, str]:
+    """Return the parameters of a conditional request."""
+    if condition is None:
+        return {}
+    if isinstance(condition, Matches):
+        return {"IfMatch": f'"{condition.etag}"'}
+    return {"IfNoneMatch": "*"}
 
 
 def etag_of(answer: Mapping[str, Any]) -> str:

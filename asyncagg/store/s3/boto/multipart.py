@@ -7,7 +7,8 @@ from io import BytesIO
 from typing import Any
 
 from asyncagg.model import RunFile
-from asyncagg.store.s3.boto.bucket import BotoBucket, conditions, etag_of
+from asyncagg.store.protocol import Condition
+from asyncagg.store.s3.boto.bucket import BotoBucket, condition_parameters, etag_of
 
 __all__ = ("BotoMultipart",)
 
@@ -62,8 +63,7 @@ class BotoMultipart:
         upload: str,
         etags: Sequence[str],
         *,
-        if_match: str | None,
-        if_absent: bool,
+        condition: Condition | None,
     ) -> str:
         """CompleteMultipartUpload; returns the object's etag."""
         parts = [{"PartNumber": n, "ETag": f'"{etag}"'} for n, etag in enumerate(etags, 1)]
@@ -72,7 +72,7 @@ class BotoMultipart:
                 **self._bucket.at(key),
                 UploadId=upload,
                 MultipartUpload={"Parts": parts},
-                **conditions(if_match, if_absent=if_absent),
+                **condition_parameters(condition),
             )
         return etag_of(answer)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from asyncagg.errors import StoreError, TransientError
 from asyncagg.model import RunFile
-from asyncagg.store.protocol import Body, ObjectInfo, StreamedBody
-from asyncagg.store.s3.boto.bucket import BotoBucket, conditions, etag_of
+from asyncagg.store.protocol import Absent, Body, Condition, Matches, ObjectInfo, StreamedBody
+from asyncagg.store.s3.boto.bucket import BotoBucket, condition_parameters, etag_of
 from asyncagg.store.s3.plane import Page, failure
 
 __all__ = ("BotoPlane",)
@@ -63,7 +63,7 @@ class BotoPlane:
         """See `asyncagg.store.s3.plane.DataPlane.get`."""
         with self._bucket.translated("get", key):
             answer = await self._bucket.client.get_object(
-                **self._bucket.at(key), **conditions(if_match, if_absent=False)
+                **self._bucket.at(key), **_only_if(if_match)
             )
             async with answer["Body"] as body:
                 data = await body.read()
@@ -86,7 +86,7 @@ class BotoPlane:
         ranged = {"Range": f"bytes={offset}-"} if offset else {}
         with self._bucket.translated("get", key):
             answer = await self._bucket.client.get_object(
-                **self._bucket.at(key), **ranged, **conditions(if_match, if_absent=False)
+                **self._bucket.at(key), **ranged, **_only_if(if_match)
             )
         async with answer["Body"] as body:
             chunks = self._chunks(key, body, answer["ContentLength"])
@@ -108,8 +108,7 @@ class BotoPlane:
         key: str,
         data: bytes,
         *,
-        if_match: str | None,
-        if_absent: bool,
+        condition: Condition | None,
         content_type: str,
         metadata: Mapping[str, str],
     ) -> str:
@@ -120,7 +119,7 @@ class BotoPlane:
                 Body=data,
                 ContentType=content_type,
                 Metadata=dict(metadata),
-                **conditions(if_match, if_absent=if_absent),
+                **condition_parameters(condition),
             )
         return etag_of(answer)
 
@@ -130,7 +129,7 @@ class BotoPlane:
         target: str,
         *,
         if_match: str,
-        if_absent: bool,
+        condition: Absent | None,
         replacing: ObjectInfo | None,
     ) -> None:
         """See `asyncagg.store.s3.plane.DataPlane.copy`."""
@@ -147,7 +146,7 @@ class BotoPlane:
             await self._bucket.client.copy_object(
                 **self._bucket.at(target),
                 CopySource=self._bucket.at(source),
-                **conditions(None, if_absent=if_absent),
+                **condition_parameters(condition),
                 **options,
             )
 
@@ -181,3 +180,7 @@ class BotoPlane:
 
     async def aclose(self) -> None:
         """Nothing is left to close: the client is closed by whoever opened it."""
+
+
+def _only_if(etag: str | None) -> dict[str, str]:
+    return condition_parameters(None if etag is None else Matches(etag))

@@ -1,10 +1,10 @@
-"""Read one run file from a store: whole where it is small, else as a stream."""
+"""Read one run file from a store: whole if it is small, else as a stream."""
 
 from __future__ import annotations
 
 import math
 
-from asyncagg.errors import RefusedError
+from asyncagg.errors import InvalidRunFileError
 from asyncagg.ingest.gzipped import inflate, is_gzipped
 from asyncagg.ingest.parsing import parse
 from asyncagg.ingest.streaming import parse_stream
@@ -13,14 +13,14 @@ from asyncagg.model import RunFile, RunResult
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 
-__all__ = ("Reader",)
+__all__ = ("RunFileReader",)
 
 
-class Reader:
-    """Reads one run file, whichever way its size and encoding ask for.
+class RunFileReader:
+    """Reads run files, within one bound for the bytes in flight.
 
     Args:
-        store: Where it is.
+        store: Where they are.
         settings: The bounds.
     """
 
@@ -31,27 +31,29 @@ class Reader:
         self._limiter = ByteLimiter(settings.max_inflight_bytes)
 
     async def read(
-        self, file: RunFile, *, at: str = "", top_cutoff: float = -math.inf
+        self, file: RunFile, *, key: str = "", top_cutoff: float = -math.inf
     ) -> RunResult:
-        """Return what a run file says.
+        """Return the content of a run file.
 
         Args:
             file: Its reference.
-            at: The key where it stands now, if not its own.
+            key: The key where it is now, if not its own.
             top_cutoff: Matches with a lower score may be left out.
 
         Raises:
-            RefusedError: It can never be counted.
+            InvalidRunFileError: It can never be counted.
             StoreError: It could not be fetched in the version that was listed.
         """
         if file.size > self._max_bytes:
-            raise RefusedError(f"too large: {file.size} bytes, expected at most {self._max_bytes}")
+            raise InvalidRunFileError(
+                f"too large: {file.size} bytes, expected at most {self._max_bytes}"
+            )
         if file.size > self._stream_bytes:
-            return await self._read_stream(file, at)
+            return await self._read_stream(file, key)
         if not self._limiter.take(file.size):
             await self._limiter.acquire(file.size)
         try:
-            body = await self._store.get(at or file.key, if_match=file.etag)
+            body = await self._store.get(key or file.key, if_match=file.etag)
             if not is_gzipped(file.key, body.content_encoding):
                 return parse(body.data, file, top_cutoff)
             unzipped = self._unzip(body.data)
@@ -59,10 +61,10 @@ class Reader:
                 return parse(unzipped, file, top_cutoff)
         finally:
             self._limiter.release(file.size)
-        return await self._read_stream(file, at)
+        return await self._read_stream(file, key)
 
     def _unzip(self, data: bytes) -> bytes | None:
-        """Return the unzipped content, or None where it is too much to hold."""
+        """Return the unzipped content, or None if it is too large to hold."""
         blocks = []
         size = 0
         for block in inflate(data, self._max_bytes):
@@ -72,10 +74,10 @@ class Reader:
             blocks.append(block)
         return b"".join(blocks)
 
-    async def _read_stream(self, file: RunFile, at: str) -> RunResult:
+    async def _read_stream(self, file: RunFile, key: str) -> RunResult:
         async with (
             self._limiter.hold(self._stream_bytes),
-            self._store.stream(at or file.key, if_match=file.etag) as body,
+            self._store.stream(key or file.key, if_match=file.etag) as body,
         ):
             gzipped = is_gzipped(file.key, body.content_encoding)
             return await parse_stream(body.chunks, file, gzipped=gzipped, max_bytes=self._max_bytes)

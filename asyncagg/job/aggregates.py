@@ -1,0 +1,149 @@
+"""Load the aggregate of a window, and commit it: the moment at which its files become counted."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
+
+from asyncagg.aggregate.accumulator import Accumulator
+from asyncagg.aggregate.merge import RowSource
+from asyncagg.aggregate.reader import StoredAggregate, read_aggregate
+from asyncagg.aggregate.spool import Spool
+from asyncagg.aggregate.writer import AggregateWriter
+from asyncagg.errors import NotFoundError, OverlapError, PreconditionFailedError, TransientError
+from asyncagg.job.context import JobContext
+from asyncagg.job.outcome import WindowReport
+from asyncagg.model import Window
+from asyncagg.store import Absent, Condition, Matches
+
+__all__ = (
+    "MAX_COMMIT_ATTEMPTS",
+    "add_to_aggregate",
+    "commit_aggregate",
+    "load_aggregate",
+    "merge_accumulators",
+    "retry_commit",
+)
+
+T = TypeVar("T")
+
+MAX_COMMIT_ATTEMPTS = 10
+"""How often a commit is attempted while other runners commit first."""
+
+
+async def load_aggregate(
+    context: JobContext, window: Window, spool: Spool, *, key: str = ""
+) -> StoredAggregate | None:
+    """Read the aggregate of a window, or return None if it has none.
+
+    Args:
+        context: Where it is.
+        window: The window.
+        spool: An empty spool to hold it.
+        key: The key of a partial aggregate to read instead.
+
+    Raises:
+        AggregateError: It is not an aggregate, is damaged, or belongs to another window.
+    """
+    key = key or context.layout.aggregate_key(window)
+    try:
+        async with context.store.stream(key) as body:
+            return await read_aggregate(key, body.etag, window, body.chunks, spool)
+    except NotFoundError:
+        return None
+
+
+async def commit_aggregate(
+    context: JobContext,
+    window: Window,
+    total: Accumulator,
+    sources: Sequence[RowSource],
+    *,
+    condition: Condition,
+    revision: int = 1,
+    late: int = 0,
+    key: str = "",
+) -> str:
+    """Write an aggregate in one conditional step and return its etag.
+
+    Args:
+        context: Where to write it.
+        window: Its window.
+        total: All that is folded into it.
+        sources: Its rows.
+        condition: What must hold for it to be written.
+        revision: How often it was committed, this time included.
+        late: How many of its files were added after its first commit.
+        key: The key of a partial aggregate to write instead.
+
+    Raises:
+        PreconditionFailedError: Another runner committed it first.
+        OverlapError: Two sources have the same file.
+    """
+    document = AggregateWriter(window, total, revision, late, context.now(), sources)
+    key = key or context.layout.aggregate_key(window)
+    return await context.store.put(key, document, condition=condition)
+
+
+async def add_to_aggregate(
+    context: JobContext,
+    window: Window,
+    stored: StoredAggregate | None,
+    fresh: Accumulator,
+    sources: Sequence[RowSource],
+    *,
+    report: WindowReport,
+    late: bool,
+) -> str:
+    """Commit files that are not in the aggregate of a window yet, and return its new etag.
+
+    Args:
+        context: Where it is.
+        window: Its window.
+        stored: The aggregate as it was read, or None if there was none.
+        fresh: What is folded from the new files.
+        sources: Their rows.
+        report: The window's; what was counted is added to it.
+        late: Whether the new files came after the aggregate.
+
+    Raises:
+        PreconditionFailedError: Another runner committed it first.
+        OverlapError: Two sources have the same file.
+    """
+    number = fresh.counted if late else 0
+    existing = [stored] if stored else []
+    etag = await commit_aggregate(
+        context,
+        window,
+        merge_accumulators([fresh, *(each.accumulator for each in existing)]),
+        [*sources, *existing],
+        condition=Matches(stored.etag) if stored else Absent(),
+        revision=(stored.revision if stored else 0) + 1,
+        late=(stored.late if stored else 0) + number,
+    )
+    report.revision = (stored.revision if stored else 0) + 1
+    report.tally.add_counted(fresh)
+    report.tally.late += number
+    return etag
+
+
+def merge_accumulators(parts: Iterable[Accumulator]) -> Accumulator:
+    """Return a new accumulator of all parts."""
+    total = Accumulator()
+    for part in parts:
+        total.merge(part)
+    return total
+
+
+async def retry_commit(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Return what ``attempt`` returns, calling it again while other runners commit first.
+
+    Raises:
+        TransientError: Others were first `MAX_COMMIT_ATTEMPTS` times.
+    """
+    for _ in range(MAX_COMMIT_ATTEMPTS):
+        try:
+            return await attempt()
+        except (PreconditionFailedError, OverlapError):
+            continue
+    raise TransientError(f"other runners committed it first {MAX_COMMIT_ATTEMPTS} times")
