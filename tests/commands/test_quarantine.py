@@ -239,10 +239,10 @@ async def test_a_replacement_is_restored() -> None:
     await source.put("bad.json", b"[]")
     await source.put("fixed.json", run_data(1))
     store = await settled({BAD: b"{no"})
-    putter = restorer(store)
-    left = await putter.replace(f"quarantine/{BAD}", source, "bad.json")
+    subject = restorer(store)
+    left = await subject.replace(f"quarantine/{BAD}", source, "bad.json")
     assert (left.status, "'bad.json' would be quarantined" in left.reason) == ("left", True)
-    assert (await putter.replace(f"quarantine/{BAD}", source, "fixed.json")).status == "put_back"
+    assert (await subject.replace(f"quarantine/{BAD}", source, "fixed.json")).status == "put_back"
     await run(store, BY_NAME, at=AT)
     assert counted(of_memory(store)) == {run_data(1): 1}
 
@@ -279,10 +279,10 @@ async def test_stopped_at_every_request(
         hooked = HookedStore(store, stop)
 
         async def retried(on: Any) -> RestoreResult | None:
-            putter = restorer(on, settings)
+            subject = restorer(on, settings)
             if replaced:
-                return await putter.replace(f"quarantine/{BAD}", source, "fixed.json")
-            return await putter.restore(f"quarantine/{BAD}")
+                return await subject.replace(f"quarantine/{BAD}", source, "fixed.json")
+            return await subject.restore(f"quarantine/{BAD}")
 
         try:
             outcome = await retried(hooked)
