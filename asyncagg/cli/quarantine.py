@@ -23,9 +23,10 @@ from asyncagg.cli.base import (
     with_settings,
 )
 from asyncagg.errors import UsageError
-from asyncagg.quarantine import Held, Shown, Wanted, check_key, held
-from asyncagg.quarantine import show as show_one
-from asyncagg.quarantine.putback import Outcome, PutBack
+from asyncagg.job.context import JobContext
+from asyncagg.quarantine.details import FileDetails, file_details
+from asyncagg.quarantine.listing import QuarantinedFile, check_key, list_quarantined
+from asyncagg.quarantine.restore import Restorer, RestoreResult
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
 
@@ -70,12 +71,12 @@ def list_files(
 
       asyncagg quarantine list s3://bucket --since 2025-10-21T00:00:00Z --reason gzip --json
     """
-    wanted = Wanted(since, until, reason)
 
     async def work() -> int:
         number = 0
         async with open_store(settings) as store:
-            async for each in held(store, settings, wanted):
+            context = JobContext(store, settings)
+            async for each in list_quarantined(context, since=since, until=until, reason=reason):
                 number += 1
                 if json:
                     print_json(each.as_dict())
@@ -85,7 +86,8 @@ def list_files(
 
     configure_logs(settings, json=json)
     if not execute(work) and not json:
-        out.print("nothing is in quarantine" if wanted == Wanted() else "nothing of that is there")
+        filtered = since or until or reason
+        out.print("nothing of that is there" if filtered else "nothing is in quarantine")
 
 
 @quarantine.command("show", cls=Command)
@@ -107,9 +109,9 @@ def show(
       asyncagg quarantine show ./data quarantine/20251021t1302Z_run.json
     """
 
-    async def work() -> Shown:
+    async def work() -> FileDetails:
         async with open_store(settings) as store:
-            return await show_one(store, settings, key)
+            return await file_details(JobContext(store, settings), key)
 
     configure_logs(settings, json=json)
     shown = execute(work)
@@ -170,7 +172,7 @@ def retry(
     _check(settings, chosen, everything=everything, replacement=replacement)
     told = Counter[str]()
 
-    def tell(outcome: Outcome) -> None:
+    def tell(outcome: RestoreResult) -> None:
         told[outcome.status] += 1
         if json:
             print_json({"event": "file", **outcome.as_dict()})
@@ -179,16 +181,16 @@ def retry(
 
     async def work() -> None:
         async with open_store(settings) as store:
-            putter = PutBack(store, settings, force=force)
+            putter = Restorer(JobContext(store, settings), force=force)
             if everything:
-                await putter.all(tell)
+                await putter.restore_all(tell)
             elif replacement is not None:
                 local = msgspec.structs.replace(settings, store=str(replacement.parent))
                 async with open_store(local) as source:
                     tell(await putter.replace(chosen[0], source, replacement.name))
             else:
                 for key in chosen:
-                    tell(await putter.one(key))
+                    tell(await putter.restore(key))
 
     configure_logs(settings, json=json)
     execute(work)
@@ -217,7 +219,7 @@ def _check(
         check_key(settings, key)
 
 
-def _print_held(each: Held) -> None:
+def _print_held(each: QuarantinedFile) -> None:
     window = each.window.name if each.window else "-"
     line = Text(visible(each.file.key), style="bold")
     line.append(
@@ -228,19 +230,21 @@ def _print_held(each: Held) -> None:
     out.print(Text(f"    {visible(each.reason) or 'no reason is known'}"), soft_wrap=True)
 
 
-def _print_shown(shown: Shown) -> None:
-    _print_held(shown.held)
-    lines = [f"came from     {visible(shown.came_from)}"]
+def _print_shown(shown: FileDetails) -> None:
+    _print_held(shown.quarantined)
+    lines = [f"came from     {visible(shown.original_key)}"]
     if shown.entry is None:
         lines.append("aggregate     does not name it, or its window is not known")
     else:
-        changed = shown.entry.get("etag") != shown.held.file.etag
+        changed = shown.entry.get("etag") != shown.quarantined.file.etag
         told = "another version of it" if changed else "it"
         lines.append(f"aggregate     names {told}: {visible(str(shown.entry.get('reason', '')))}")
-    judged = f"no: {visible(shown.refusal)}" if shown.refusal else "yes: put it back with `retry`"
+    judged = (
+        f"no: {visible(shown.reason_now)}" if shown.reason_now else "yes: put it back with `retry`"
+    )
     lines.append(f"accepted now  {judged}")
     of = "unzipped content" if shown.unzipped else "content"
-    more = len(shown.excerpt) < shown.held.file.size and not shown.unzipped
+    more = len(shown.excerpt) < shown.quarantined.file.size and not shown.unzipped
     lines.append(f"first bytes of its {of}:")
     lines += [
         f"    {visible(line)}"
@@ -252,7 +256,7 @@ def _print_shown(shown: Shown) -> None:
         out.print(Text(line), soft_wrap=True)
 
 
-def _print_outcome(outcome: Outcome) -> None:
+def _print_outcome(outcome: RestoreResult) -> None:
     key = visible(outcome.key)
     match outcome.status:
         case "put_back":

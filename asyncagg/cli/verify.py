@@ -157,7 +157,7 @@ def _print(report: VerifyReport, title: str) -> None:
         name, finding = kind.replace("_", " "), report.findings.get(kind)
         if finding is not None:
             examples = finding.examples[:_SHOWN]
-            told = "\n".join(f"{each.key!r}: {each.told}" for each in examples)
+            told = "\n".join(f"{each.key!r}: {each.detail}" for each in examples)
             table.add_row(name, f"{finding.count:,}", Text(told, style="red"))
         elif kind in report.not_judged:
             table.add_row(name, "?", Text(f"not judged: {report.not_judged[kind]}"))
@@ -178,7 +178,7 @@ def _print_repaired(report: RepairReport) -> None:
     for name, reason in report.failures.items():
         out.print(Text(f"{name}: not repaired: {reason}", style="red"))
     _print(report.after, "what is found now, where something was repaired")
-    if not report.before.mendable:
+    if not report.before.repairable:
         out.print("what could not be repaired is left as it is")
 
 

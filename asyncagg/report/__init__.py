@@ -1,9 +1,7 @@
-"""The report: one HTML page, with all in it, that shows what the aggregates of an interval say."""
-
-from __future__ import annotations
+"""The report: a self-contained HTML page that shows the aggregates of an interval."""
 
 from asyncagg.report.gathering import gather
-from asyncagg.report.numbers import Report
 from asyncagg.report.page import build_page
+from asyncagg.report.summary import Report
 
 __all__ = ("Report", "build_page", "gather")

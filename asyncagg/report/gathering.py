@@ -1,15 +1,15 @@
-"""Read what a report says from the heads of aggregates, in bounded memory.
+"""Read the heads of aggregates into a report, in bounded memory.
 
-The aggregates are listed twice: once to know how many there are and from when to when, which says
-how many of them make one point of a chart, and once to read them. Neither their keys nor what they
-say is held for all of them at once.
+The aggregates are listed twice. The first listing finds how many there are and from when to when,
+which determines how many of them are merged into one point of a chart. The second reads them. So
+only one page of them is in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from asyncagg.aggregate.head import accumulator_of
 from asyncagg.aggregate.reader import read_head, read_quarantined
@@ -23,27 +23,22 @@ from asyncagg.errors import (
 from asyncagg.job.layout import Layout
 from asyncagg.job.listing import list_aggregate_windows
 from asyncagg.model import Interval, Window
-from asyncagg.report.matches import cut
-from asyncagg.report.numbers import QuarantineReason, Report, Unreadable, bucket_minutes
-from asyncagg.runtime.tasks import for_each
+from asyncagg.report.matches import truncate
+from asyncagg.report.summary import Report, bucket_minutes
+from asyncagg.runtime.clock import utc_now
+from asyncagg.runtime.tasks import for_each, map_each
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 
-__all__ = ("MOST_QUARANTINED", "gather")
+__all__ = ("MAX_QUARANTINED", "gather")
 
-T = TypeVar("T")
+MAX_QUARANTINED = 200
+"""How many quarantined files a report shows: those of the newest windows."""
 
-MOST_QUARANTINED = 200
-"""How many quarantined files a report shows, the newest windows first."""
+_MAX_REASON = 500
 
-_LONGEST_REASON = 500
-
-_EVER = Interval(datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC))
-"""Beyond that, what looks like the name of an aggregate is none."""
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+_ALL_TIMES = Interval(datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC))
+"""The times that names of aggregates may have; others are ignored."""
 
 
 async def gather(
@@ -52,20 +47,20 @@ async def gather(
     *,
     since: datetime | None = None,
     until: datetime | None = None,
-    now: Callable[[], datetime] = _now,
+    now: Callable[[], datetime] = utc_now,
     progress: Callable[[int, int], object] | None = None,
 ) -> Report:
-    """Read what the aggregates of an interval say.
+    """Read the aggregates of an interval into a report.
 
-    Only their heads are read, but for those that name quarantined files to be shown.
+    Only their heads are read, and the rows of the quarantined files that are shown.
 
     Args:
         store: Where the aggregates are.
-        settings: The prefixes, the window, and how many requests at once.
-        since: Windows that start then or later.
-        until: Windows that end by then.
-        now: The clock that says when the report was made.
-        progress: Called with how many of how many aggregates were read.
+        settings: The prefixes, the window and the concurrency.
+        since: Only windows that start then or later.
+        until: Only windows that end by then.
+        now: The clock of the report's creation time.
+        progress: Called with how many aggregates were read, and how many there are.
 
     Raises:
         UsageError: The interval ends before it starts.
@@ -74,7 +69,7 @@ async def gather(
         raise UsageError(
             f"--since {since.isoformat()} --until {until.isoformat()}: expected --until to be later"
         )
-    earliest, latest = _EVER
+    earliest, latest = _ALL_TIMES
     interval = Interval(max(since or earliest, earliest), min(until or latest, latest))
     count = 0
     first = last = None
@@ -92,25 +87,25 @@ async def gather(
         point_minutes=bucket_minutes(count, span, settings.window_minutes),
     )
     if first and last:
-        # Windows that are committed meanwhile, and lie behind the last, are for the next report.
+        # Later windows, which may be committed meanwhile, are left to the next report.
         report.first, report.last = first.start, last.end
         interval = Interval(first.start, last.end)
-        await _Gathering(store, settings, report).read(interval, count, progress)
+        await _Gatherer(store, settings, report).read(interval, count, progress)
     return report
 
 
-class _Gathering:
+class _Gatherer:
     def __init__(self, store: Store, settings: Settings, report: Report) -> None:
         self._store = store
         self._settings = settings
         self._layout = Layout(settings)
         self._report = report
-        self._refusing: dict[Window, tuple[str, int]] = {}  # etag, and how many files it refused
+        self._quarantined: dict[Window, tuple[str, int]] = {}  # etag, and how many files
 
     async def read(
         self, interval: Interval, count: int, progress: Callable[[int, int], object] | None
     ) -> None:
-        """Read the aggregates of an interval, about so many."""
+        """Read the aggregates of an interval, of which there are about ``count``."""
         done = 0
 
         async def one(window: Window) -> None:
@@ -122,13 +117,10 @@ class _Gathering:
 
         async for windows in list_aggregate_windows(self._store, self._settings, interval):
             for window in windows:
-                self._report.gaps.pass_by(window)
-            await self._for_each(windows, one)
+                self._report.gaps.add(window)
+            await for_each(windows, one, workers=self._settings.concurrency)
             self._keep_newest()
         await self._read_quarantined()
-
-    async def _for_each(self, items: Iterable[T], work: Callable[[T], Awaitable[object]]) -> None:
-        await for_each(items, work, workers=self._settings.concurrency)
 
     async def _read(self, window: Window) -> None:
         key = self._layout.aggregate_key(window)
@@ -137,63 +129,62 @@ class _Gathering:
                 head = await read_head(key, window, body.chunks)
             total, late = accumulator_of(head), int(head["files"]["late"])
         except NotFoundError:
-            self._leave_out(key, "it was there when the report was begun, and is gone")
+            self._add_unreadable(key, "it was deleted while the report was made")
         except AggregateError as error:
-            self._leave_out(key, str(error))
+            self._add_unreadable(key, str(error))
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-            self._leave_out(key, f"its head lacks or garbles {error}")
+            self._add_unreadable(key, f"a member of its head is missing or invalid: {error}")
         else:
             self._report.merge(window, total, late)
             if total.quarantined:
-                self._refusing[window] = (body.etag, total.quarantined)
+                self._quarantined[window] = (body.etag, total.quarantined)
 
-    def _leave_out(self, key: str, reason: str) -> None:
-        self._report.leave_out(Unreadable(key, cut(reason, _LONGEST_REASON)))
+    def _add_unreadable(self, key: str, reason: str) -> None:
+        self._report.add_unreadable(key, truncate(reason, _MAX_REASON))
 
     def _keep_newest(self) -> None:
-        """Forget the windows whose quarantined files will not be shown."""
-        room = MOST_QUARANTINED
-        for window in sorted(self._refusing, reverse=True):
+        """Forget the windows whose quarantined files are not shown."""
+        room = MAX_QUARANTINED
+        for window in sorted(self._quarantined, reverse=True):
             if room <= 0:
-                del self._refusing[window]
-                continue
-            room -= self._refusing[window][1]
+                del self._quarantined[window]
+            else:
+                room -= self._quarantined[window][1]
 
     async def _read_quarantined(self) -> None:
-        rows: dict[Window, list[dict[str, Any]]] = {}
-
-        async def one(window: Window) -> None:
-            rows[window] = await self._rows(window)
-
-        await self._for_each(list(self._refusing), one)
-        newest = [(window, row) for window in sorted(rows, reverse=True) for row in rows[window]]
-        shown: dict[int, QuarantineReason] = {}
-
-        async def look(item: tuple[int, tuple[Window, dict[str, Any]]]) -> None:
-            place, (window, row) = item
-            reason = cut(row["reason"], _LONGEST_REASON)
-            there = await self._stands(row["moved_to"])
-            shown[place] = QuarantineReason(window.name, row["key"], reason, row["moved_to"], there)
-
-        await self._for_each(enumerate(newest[:MOST_QUARANTINED]), look)
-        self._report.quarantined = [shown[place] for place in sorted(shown)]
+        workers, windows = self._settings.concurrency, sorted(self._quarantined, reverse=True)
+        pages = await map_each(windows, self._rows, workers=workers)
+        newest = [row for page in pages for row in page][:MAX_QUARANTINED]
+        self._report.quarantined = await map_each(newest, self._look_up, workers=workers)
 
     async def _rows(self, window: Window) -> list[dict[str, Any]]:
+        """Return the rows of a window's quarantined files, each with the window's name."""
         key = self._layout.aggregate_key(window)
         try:
-            async with self._store.stream(key, if_match=self._refusing[window][0]) as body:
-                return await read_quarantined(key, body.chunks, MOST_QUARANTINED)
+            async with self._store.stream(key, if_match=self._quarantined[window][0]) as body:
+                rows = await read_quarantined(key, body.chunks, MAX_QUARANTINED)
         except (NotFoundError, PreconditionFailedError):
-            return []  # committed again meanwhile: they are counted, and not shown
+            return []  # it was committed again: the files are counted, but not shown
         except AggregateError as error:
-            self._leave_out(key, f"its sums are counted, its quarantined files not shown: {error}")
+            self._add_unreadable(key, f"counted, but its quarantined files are not shown: {error}")
             return []
+        return [{**row, "window": window.name} for row in rows]
 
-    async def _stands(self, key: str) -> bool | None:
+    async def _look_up(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return what the report shows of a quarantined file."""
+        return {
+            "window": row["window"],
+            "key": row["key"],
+            "reason": truncate(row["reason"], _MAX_REASON),
+            "moved_to": row["moved_to"],
+            "there": await self._exists(row["moved_to"]),
+        }
+
+    async def _exists(self, key: str) -> bool | None:
         try:
             await self._store.head(key)
         except NotFoundError:
             return False
         except StoreError:
-            return None
+            return None  # unknown
         return True

@@ -1,10 +1,9 @@
-"""The page itself: one HTML document that carries its data, its style and its scripts.
+"""The HTML page: one document that contains its data, style and scripts.
 
-The data are a block of JSON that holds none of ``<``, ``>``, ``&`` and nothing beyond ASCII, so
-that no value can end the block; the scripts put values into the page as text, never as markup. The
-page's own Content-Security-Policy lets nothing run but these scripts, by their hashes, and forbids
-all network. The charts are drawn by uPlot, whose files lie beside ours (``tox -e uplot`` renews
-them): of the libraries that can be carried along it is the smallest by far, at 50 kB.
+The data is a block of JSON without ``<``, ``>``, ``&`` and non-ASCII characters, so no value can
+end the block; the scripts insert values as text, never as markup. A Content-Security-Policy allows
+only these scripts, by their hashes, and forbids all network access. The charts are drawn by uPlot,
+the smallest library of its kind (50 kB); ``tox -e uplot`` updates its files.
 """
 
 from __future__ import annotations
@@ -19,22 +18,12 @@ from typing import Any
 __all__ = ("build_page",)
 
 _STYLES = ("uplot/uPlot.min.css", "style.css")
-_SCRIPTS = (
-    "uplot/uPlot.iife.min.js",
-    "format.js",
-    "tables.js",
-    "charts.js",
-    "app.js",
-)
+_SCRIPTS = ("uplot/uPlot.iife.min.js", "format.js", "tables.js", "charts.js", "app.js")
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
 
 
 def build_page(data: dict[str, Any]) -> bytes:
-    """Return the page that shows these data, in UTF-8.
-
-    Args:
-        data: What `asyncagg.report.Report.as_dict` returns.
-    """
+    """Return the page, in UTF-8, for what `asyncagg.report.Report.as_dict` returns."""
     style = "\n".join(_read(name) for name in _STYLES)
     scripts = [_read(name) for name in _SCRIPTS]
     text = Template(_read("template.html")).substitute(

@@ -9,9 +9,10 @@ from typing import TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
-__all__ = ("for_each", "task_group")
+__all__ = ("for_each", "map_each", "task_group")
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 async def for_each(
@@ -33,6 +34,20 @@ async def for_each(
     async with task_group() as group:
         for _ in range(workers):
             group.start_soon(worker)
+
+
+async def map_each(
+    items: Iterable[T], work: Callable[[T], Awaitable[R]], *, workers: int
+) -> list[R]:
+    """Return what ``work`` returns for each item, in the order of the items; see `for_each`."""
+    results: dict[int, R] = {}
+
+    async def one(item: tuple[int, T]) -> None:
+        index, value = item
+        results[index] = await work(value)
+
+    await for_each(enumerate(items), one, workers=workers)
+    return [results[index] for index in range(len(results))]
 
 
 @asynccontextmanager

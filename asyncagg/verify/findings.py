@@ -1,85 +1,84 @@
-"""What a verification finds, and what was done about it: for people and machines."""
+"""The reports of a verification and of a repair, for people and machines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
-from asyncagg.verify.ledger import Counts
+from asyncagg.verify.database import Counts
 
-__all__ = ("SHOWN", "Example", "Finding", "FindingKind", "Plan", "RepairReport", "VerifyReport")
+__all__ = ("MAX_EXAMPLES", "Finding", "FindingKind", "Plan", "RepairReport", "VerifyReport")
 
-SHOWN = 10
-"""The most examples of a kind of finding."""
+MAX_EXAMPLES = 10
+"""How many examples of one kind a report has."""
 
 
 class FindingKind(StrEnum):
-    """What can be found."""
+    """The kinds of problems that can be found."""
 
     DAMAGED = "damaged"
-    """An aggregate cannot be read, or is something else."""
+    """An aggregate cannot be read, or the object is not an aggregate."""
     DIFFERENT = "different"
-    """An aggregate says something else than the files that it names."""
+    """An aggregate differs from what its files add up to."""
     COUNTED_TWICE = "counted_twice"
     """Two aggregates count the same file (key and etag)."""
     MISSING = "counted_but_missing"
-    """A counted file stands neither in the archive nor in the inbox."""
+    """A counted file is neither in the archive nor in the inbox."""
     UNCOUNTED = "archived_but_counted_nowhere"
-    """No aggregate names an archived file."""
+    """No aggregate counts an archived file."""
     CONFLICT = "different_in_runs_and_archive"
-    """A key stands in the inbox and in the archive with different content."""
+    """The inbox and the archive have different content for one key."""
     UNFINISHED = "unfinished_move"
-    """A file is counted, or refused, and still in the inbox: nothing is wrong but its place."""
-    UNENTERED = "quarantined_without_an_entry"
+    """A file is counted or quarantined, and still in the inbox: only its place is wrong."""
+    WITHOUT_ENTRY = "quarantined_without_an_entry"
     """No aggregate names a quarantined file."""
-    VANISHED = "quarantine_entry_without_a_file"
-    """An aggregate names a quarantined file that is nowhere, and was not put back either."""
+    ORPHAN_ENTRY = "quarantine_entry_without_a_file"
+    """An aggregate names a quarantined file that does not exist and was not restored."""
     UNREAD = "could_not_be_read"
-    """The store stayed in trouble, or others kept being faster: verify again."""
+    """The store failed, or other runners kept committing: verify again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One of what was found.
-
-    Attributes:
-        key: The key of the file or of the aggregate.
-        told: What is to be said of it.
-    """
+class Example(NamedTuple):
+    """The key of a file or an aggregate, and what is wrong with it."""
 
     key: str
-    told: str
+    detail: str
 
 
 @dataclass(slots=True)
 class Finding:
-    """All that was found of one kind.
+    """Everything found of one kind.
 
     Attributes:
-        count: How many there are.
-        examples: The first few of them.
+        count: How many instances.
+        examples: The first of them.
     """
 
     count: int = 0
     examples: list[Example] = field(default_factory=list)
 
-    def add(self, key: str, told: str) -> None:
-        """Add one."""
+    def add(self, key: str, detail: str) -> None:
+        """Add an instance."""
         self.count += 1
-        if len(self.examples) < SHOWN:
-            self.examples.append(Example(key, told))
+        if len(self.examples) < MAX_EXAMPLES:
+            self.examples.append(Example(key, detail))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything, ready for JSON."""
+        examples = [{"key": each.key, "told": each.detail} for each in self.examples]
+        return {"count": self.count, "examples": examples}
 
 
 @dataclass(slots=True)
 class Plan:
-    """What can be repaired without a loss.
+    """What can be repaired without losing data.
 
     Attributes:
-        moves: Files to be moved to the archive, or out of the inbox where they are quarantined.
-        rewrite: Windows whose aggregate is replaced by what its files say.
-        rebuild: Windows whose damaged aggregate is made anew from its files.
+        moves: How many files are to be moved out of the inbox.
+        rewrite: Windows whose aggregate is to be replaced by what its files add up to.
+        rebuild: Windows whose damaged aggregate is to be rebuilt from its files.
     """
 
     moves: int = 0
@@ -87,20 +86,20 @@ class Plan:
     rebuild: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        """Whether there is anything to be done."""
+        """Return whether there is anything to repair."""
         return bool(self.moves or self.rewrite or self.rebuild)
 
 
 @dataclass(slots=True)
 class VerifyReport:
-    """What was found.
+    """What a verification found.
 
     Attributes:
-        counts: How much was looked at.
-        findings: What is not as it should be, by its kind.
-        not_judged: Kinds that could not be judged, and why.
-        plan: What of it can be repaired.
-        complete: Whether time was enough.
+        counts: How much was verified.
+        findings: The problems, by kind.
+        not_judged: The kinds that could not be checked, and why.
+        plan: What can be repaired.
+        complete: Whether it ended before its time limit.
     """
 
     counts: Counts = field(default_factory=Counts)
@@ -109,23 +108,23 @@ class VerifyReport:
     plan: Plan = field(default_factory=Plan)
     complete: bool = True
 
-    def add(self, kind: FindingKind, key: str, told: str) -> None:
-        """Add a finding."""
-        self.findings.setdefault(kind, Finding()).add(key, told)
+    def add(self, kind: FindingKind, key: str, detail: str) -> None:
+        """Add an instance of a finding."""
+        self.findings.setdefault(kind, Finding()).add(key, detail)
 
     @property
     def found(self) -> Mapping[FindingKind, int]:
-        """How many there are of each kind that was found."""
+        """How many instances of each kind were found."""
         return {kind: each.count for kind, each in self.findings.items()}
 
     @property
     def exit_code(self) -> int:
-        """0 all holds, 1 something was found, or time was not enough to say."""
+        """0 if all is right; 1 if there are findings, or the time limit ended it."""
         return 1 if self.findings or not self.complete else 0
 
     @property
-    def mendable(self) -> bool:
-        """Whether the plan takes care of all that was found."""
+    def repairable(self) -> bool:
+        """Whether the plan covers all findings."""
         planned = {
             FindingKind.UNFINISHED: self.plan.moves,
             FindingKind.DIFFERENT: len(self.plan.rewrite),
@@ -139,7 +138,7 @@ class VerifyReport:
         """Return everything, ready for JSON."""
         return {
             "counts": self.counts._asdict(),
-            "findings": {kind.value: asdict(each) for kind, each in self.findings.items()},
+            "findings": {kind.value: each.as_dict() for kind, each in self.findings.items()},
             "not_judged": {kind.value: why for kind, why in self.not_judged.items()},
             "plan": asdict(self.plan),
             "complete": self.complete,
@@ -149,15 +148,15 @@ class VerifyReport:
 
 @dataclass(slots=True)
 class RepairReport:
-    """What was repaired.
+    """What a repair did.
 
     Attributes:
-        before: What was found.
-        moved: Files moved out of the inbox.
-        rewritten: Windows whose aggregate was replaced by what its files say.
-        rebuilt: Windows whose damaged aggregate was made anew.
-        failures: What of the plan was not done, by window or prefix, and why.
-        after: What is found now where something was repaired.
+        before: What was found before it.
+        moved: How many files were moved out of the inbox.
+        rewritten: Windows whose aggregate was replaced by what its files add up to.
+        rebuilt: Windows whose damaged aggregate was rebuilt.
+        failures: What could not be repaired, by window or prefix, and why.
+        after: What is found now in the repaired windows.
     """
 
     before: VerifyReport
@@ -169,9 +168,9 @@ class RepairReport:
 
     @property
     def exit_code(self) -> int:
-        """0 all holds now, 1 something is left."""
-        mended = self.before.mendable and not self.failures
-        return self.after.exit_code if mended else 1
+        """0 if all is right now, else 1."""
+        repaired = self.before.repairable and not self.failures
+        return self.after.exit_code if repaired else 1
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""

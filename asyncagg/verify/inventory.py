@@ -1,129 +1,118 @@
-"""Taking inventory: everything that stands, and all that the aggregates name, noted in a ledger.
+"""The inventory of a store: which objects exist, and which files the aggregates name.
 
-The order makes it right while a run is at work. The archive and quarantine are listed first: what
-was there then had been counted, or refused, by an aggregate that is read afterwards, or was in the
-inbox still. The inbox comes after the aggregates, and at the end aggregates that have changed
-meanwhile are read again.
+Runs may move files meanwhile. The order of reading keeps that from looking like a loss: the archive
+and quarantine are listed first, so an aggregate or the inbox, which are read later, has each file
+that is found there. At the end, aggregates that have changed meanwhile are read again.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Literal, TypeVar
 
 import msgspec
 
 from asyncagg.aggregate.reader import StoredAggregate
-from asyncagg.errors import (
-    AggregateError,
-    NotFoundError,
-    TransientError,
-)
+from asyncagg.errors import AggregateError, NotFoundError, TransientError
 from asyncagg.ingest.parsing import is_run_file
 from asyncagg.job.aggregates import load_aggregate, retry_commit
 from asyncagg.job.context import JobContext
-from asyncagg.job.layout import KeyKind, Layout
+from asyncagg.job.layout import KeyKind
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.tasks import for_each
-from asyncagg.verify.ledger import PAGE, CountedRow, InboxRow, Ledger, Listing, RefusedRow
-from asyncagg.verify.salvage import Remains, run_file, salvage
-from asyncagg.windows import window_selector
+from asyncagg.verify.damaged import DamagedAggregate, parse_source
+from asyncagg.verify.database import PAGE, Database, QuarantinedEntry
 
-__all__ = ("AT_ONCE", "Inventory")
+__all__ = ("AGGREGATES_AT_ONCE", "Inventory")
 
 T = TypeVar("T")
 
-AT_ONCE = 4
-"""Aggregates read side by side."""
+AGGREGATES_AT_ONCE = 4
+"""How many aggregates are read concurrently."""
 
 
 class Inventory:
-    """What stands and what is named, in a ledger; and what could not be read.
+    """The objects of a store and the files that its aggregates name, in a database.
 
     Args:
-        context: What it is done with.
-        ledger: Where it is noted.
-        wanted: Says of which windows the aggregates are read; default: all. Only with all of them
-            the archive and quarantine are listed.
+        context: Where the objects are.
+        database: Where the rows are added.
+        wanted: Returns whether to read the aggregate of a window; default: all. The archive and
+            quarantine are listed only if all aggregates are read.
 
     Attributes:
-        damaged: What is left of the aggregates that are damaged, or not ours.
+        damaged: The aggregates that are damaged, or are not aggregates.
         unread: The windows whose aggregate could not be read for now, and why.
-        misnamed: Keys of aggregates whose name is that of no window of this length.
+        misnamed: Keys of aggregates whose name is not that of a window of this length.
     """
 
     def __init__(
-        self, context: JobContext, ledger: Ledger, wanted: Callable[[Window], bool] | None
+        self, context: JobContext, database: Database, wanted: Callable[[Window], bool] | None
     ) -> None:
-        self.damaged: dict[Window, Remains] = {}
+        self.damaged: dict[Window, DamagedAggregate] = {}
         self.unread: dict[Window, str] = {}
-        self.misnamed: list[str] = []
-        self.ledger = ledger
-        self.layout = Layout(context.settings)
-        self.whole = wanted is None
+        self.misnamed: set[str] = set()
+        self.database = database
+        self.all_windows = wanted is None
         self._context = context
         self._wanted = wanted
 
     @property
     def complete(self) -> bool:
-        """Whether every row of every aggregate was read: only so nothing is named nowhere."""
-        damaged = any(not each.whole for each in self.damaged.values())
-        return self.whole and not self.unread and not self.misnamed and not damaged
+        """Whether every row of every aggregate was read, so a file without a row has none."""
+        rows_lost = any(not each.complete for each in self.damaged.values())
+        return self.all_windows and not self.unread and not self.misnamed and not rows_lost
 
-    async def take(self, read: Callable[[Window], Awaitable[object]] | None = None) -> None:
-        """Note everything.
+    async def collect(self, read: Callable[[Window], Awaitable[object]] | None = None) -> None:
+        """List the objects and read the aggregates.
 
         Args:
-            read: Reads the aggregate of a window, and calls `note` with it; default: does no more.
+            read: Reads the aggregate of a window and calls `add` with it; default: only that.
         """
         read = read or self._load
-
-        async def one(item: tuple[Window, str]) -> None:
-            await self._read(item[0], read)
-
-        if self.whole:
-            await self._list(Listing.ARCHIVED, self.layout.archive_prefix)
-            await self._list(Listing.QUARANTINED, self.layout.quarantine_prefix)
-        async for found in self._aggregates(first=True):
-            await for_each(found, one, workers=AT_ONCE)
+        if self.all_windows:
+            await self._list("archived", self._context.layout.archive_prefix)
+            await self._list("quarantined", self._context.layout.quarantine_prefix)
+        await self._read_changed(read)
         await self._list_inbox()
         for window in {*self.damaged, *self.unread}:
-            await self._read(window, read)  # it may have been mended, or moved away, meanwhile
-        async for found in self._aggregates():
-            changed = [item for item in found if await self.ledger.etag(item[0].name) != item[1]]
-            await for_each(changed, one, workers=AT_ONCE)
-        await self.ledger.index()
+            await self._read(window, read)  # it may have been repaired or moved away meanwhile
+        await self._read_changed(read)
+        await self.database.build_indexes()
 
-    async def _list(self, listing: Listing, prefix: str) -> None:
+    async def _list(self, table: Literal["archived", "quarantined"], prefix: str) -> None:
         async for page in self._context.store.list_pages(prefix):
-            # Folder markers and the objects of a probe are nobody's run files.
-            files = (file for file in page if is_run_file(file.key))
-            await self.ledger.note_listed(listing, files)
+            # Folder markers and the objects of a probe are not run files.
+            await self.database.add_listed(table, [each for each in page if is_run_file(each.key)])
 
     async def _list_inbox(self) -> None:
-        layout, settings = self.layout, self._context.settings
-        window_of = window_selector(settings.window_by, settings.window_minutes)
+        layout, window_of = self._context.layout, self._context.window_of
         async for page in self._context.store.list_pages(layout.runs_prefix):
-            rows = []
-            for file in page:
-                if layout.kind(file.key) is KeyKind.RUN_FILE:
-                    hold = layout.quarantine_key(file.key)
-                    beside = layout.conflict_key(hold, file.etag)
-                    place, window = layout.archive_key(file.key), window_of(file).name
-                    rows.append(InboxRow(file, window, place, hold, beside))
-            await self.ledger.note_inbox(rows)
+            files = [file for file in page if layout.kind(file.key) is KeyKind.RUN_FILE]
+            await self.database.add_inbox([(file, window_of(file).name) for file in files])
 
-    async def _aggregates(self, *, first: bool = False) -> AsyncIterator[list[tuple[Window, str]]]:
+    async def _read_changed(self, read: Callable[[Window], Awaitable[object]]) -> None:
+        """Read the aggregates that are not in the database with the etag that they have now."""
+
+        async def one(item: tuple[Window, str]) -> None:
+            window, etag = item
+            if await self.database.etag(window.name) != etag:
+                await self._read(window, read)
+
+        async for found in self._aggregates():
+            await for_each(found, one, workers=AGGREGATES_AT_ONCE)
+
+    async def _aggregates(self) -> AsyncIterator[list[tuple[Window, str]]]:
         """Yield the windows that have an aggregate, and its etag, page by page."""
-        layout = self.layout
+        layout = self._context.layout
         async for page in self._context.store.list_pages(layout.aggregate_prefix):
             found = []
             for file in page:
                 window = layout.aggregate_window(file.key)
                 if window is not None and (self._wanted is None or self._wanted(window)):
                     found.append((window, file.etag))
-                elif self.whole and first and layout.is_misnamed_aggregate(file.key):
-                    self.misnamed.append(file.key)
+                elif self.all_windows and layout.is_misnamed_aggregate(file.key):
+                    self.misnamed.add(file.key)
             yield found
 
     async def _read(self, window: Window, read: Callable[[Window], Awaitable[object]]) -> None:
@@ -135,76 +124,49 @@ class Inventory:
             except AggregateError as error:
                 await self._salvage(window, error.what)
         except NotFoundError:
-            await self.ledger.forget(window.name)
+            await self.database.remove_aggregate(window.name)
         except TransientError as error:
             self.unread[window] = str(error)
 
     async def _load(self, window: Window) -> None:
         async with self._context.open_spool() as spool:
-            existing = await load_aggregate(self._context, window, spool)
-            if existing is None:
-                await self.ledger.forget(window.name)
+            aggregate = await load_aggregate(self._context, window, spool)
+            if aggregate is None:
+                await self.database.remove_aggregate(window.name)
             else:
-                await self.note(window, existing)
+                await self.add(window, aggregate)
 
-    async def note(self, window: Window, existing: StoredAggregate) -> None:
-        """Note the files that an aggregate names.
+    async def add(self, window: Window, aggregate: StoredAggregate) -> None:
+        """Add the files that an aggregate names.
 
         Raises:
-            AggregateError: One of its rows is garbled or out of order.
+            AggregateError: A row is invalid or out of order.
         """
-        await existing.known(())  # only to see that the rows are in order
-        await self.ledger.note_aggregate(window.name, existing.etag)
+        await aggregate.known(())  # only to check the order of the rows
+        await self.database.add_aggregate(window.name, aggregate.etag)
         try:
-            async for rows in _paged(existing.counted_rows()):
-                files = [run_file(msgspec.json.decode(row.source)) for row in rows]
-                await self._note_counted(window, files, sound=True)
-            async for refused in _paged(existing.quarantined_rows()):
-                entries = [_refused(window, row.row) for row in refused]
-                await self.ledger.note_refused(entries)
+            async for rows in _paged(aggregate.counted_rows()):
+                files = [parse_source(msgspec.json.decode(row.source)) for row in rows]
+                await self.database.add_counted(window.name, files)
+            async for page in _paged(aggregate.quarantined_rows()):
+                found = [msgspec.json.decode(row.row) | {"window": window.name} for row in page]
+                entries = msgspec.convert(found, list[QuarantinedEntry])
+                await self.database.add_quarantined(entries)
         except msgspec.DecodeError as error:
-            what = f"a row is garbled: {error}"
-            raise AggregateError(f"aggregate {existing.key!r}: {what}", what=what) from None
-
-    async def _note_counted(
-        self, window: Window, files: Iterable[RunFile], *, sound: bool, claimed: bool = False
-    ) -> None:
-        rows = []
-        for file in files:
-            place = self.layout.archive_key(file.key)
-            rows.append(CountedRow(file, place, self.layout.conflict_key(place, file.etag)))
-        await self.ledger.note_counted(window.name, rows, sound=sound, claimed=claimed)
+            what = f"a row is invalid: {error}"
+            raise AggregateError(f"aggregate {aggregate.key!r}: {what}", what=what) from None
 
     async def _salvage(self, window: Window, reason: str) -> None:
-        async with self._context.store.stream(self.layout.aggregate_key(window)) as body:
-            remains = Remains(window, body.etag, reason)
-            self.damaged[window] = remains
-            await self.ledger.note_aggregate(window.name, body.etag)
-            async for rows in salvage(body, remains):
-                if not remains.foreign:
-                    counted = (row for row in rows if isinstance(row, RunFile))
-                    await self._note_counted(window, counted, sound=False)
-                    refused = (row for row in rows if isinstance(row, RefusedRow))
-                    await self.ledger.note_refused(refused, sound=False)
-
-    async def claim(self, window: Window, arrived: RunFile, moved_to: str, reason: str) -> None:
-        """Take a file for one that a damaged aggregate named.
-
-        Args:
-            window: The window.
-            arrived: The file, under the key with which it arrived.
-            moved_to: Where it is in quarantine; empty for a file that was counted.
-            reason: Why it is there.
-        """
-        if moved_to:
-            row = RefusedRow(arrived.key, arrived.etag, window.name, moved_to, reason)
-            await self.ledger.note_refused([row], sound=False, claimed=True)
-        else:
-            await self._note_counted(window, [arrived], sound=False, claimed=True)
-
-
-def _refused(window: Window, row: bytes) -> RefusedRow:
-    return msgspec.convert({**msgspec.json.decode(row), "window": window.name}, RefusedRow)
+        """Add the files that a damaged aggregate still names."""
+        async with self._context.store.stream(self._context.layout.aggregate_key(window)) as body:
+            aggregate = self.damaged[window] = DamagedAggregate(window, body.etag, reason)
+            await self.database.add_aggregate(window.name, body.etag)
+            async for rows in aggregate.read(body):
+                if not aggregate.foreign:
+                    counted = [row for row in rows if isinstance(row, RunFile)]
+                    await self.database.add_counted(window.name, counted, intact=False)
+                    entries = [row for row in rows if isinstance(row, QuarantinedEntry)]
+                    await self.database.add_quarantined(entries, intact=False)
 
 
 async def _paged(rows: AsyncIterator[T]) -> AsyncIterator[list[T]]:

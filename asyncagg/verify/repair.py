@@ -17,13 +17,13 @@ from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import Tally
 from asyncagg.model import RunFile, Window
 from asyncagg.store import Matches
-from asyncagg.verify import verify
-from asyncagg.verify.claims import claim, rebuild_blocker
+from asyncagg.verify.audit import verify
+from asyncagg.verify.damaged import DamagedAggregate
+from asyncagg.verify.database import open_database
 from asyncagg.verify.findings import RepairReport, VerifyReport
 from asyncagg.verify.inventory import Inventory
-from asyncagg.verify.ledger import open_ledger
+from asyncagg.verify.rebuild import assign_unnamed_files, rebuild_blocker
 from asyncagg.verify.recompute import Recomputed, fold_archived, recompute_or_raise
-from asyncagg.verify.salvage import Remains
 from asyncagg.windows import parse_window
 
 __all__ = ("repair",)
@@ -52,9 +52,9 @@ async def repair(
     """
     job = _Repair(context, RepairReport(found))
     if found.plan.moves or found.plan.rebuild:
-        async with open_ledger() as ledger:
-            inventory = Inventory(context, ledger, wanted)
-            await inventory.take()
+        async with open_database(context.layout) as database:
+            inventory = Inventory(context, database, wanted)
+            await inventory.collect()
             await job.finish_moves(inventory)
             await job.rebuild(inventory)
     await job.rewrite()
@@ -80,7 +80,7 @@ class _Repair:
         tally = Tally()
         mover = Mover(self._context, tally)
         for counted, move in ((True, mover.archive), (False, mover.move_to_quarantine)):
-            async for page in inventory.ledger.unfinished(counted=counted):
+            async for page in inventory.database.unfinished(counted=counted):
                 self._windows.update(each.window for each in page)
                 await move([each.file for each in page])
         self.report.moved = tally.archived + tally.quarantined
@@ -90,13 +90,13 @@ class _Repair:
 
     async def rebuild(self, inventory: Inventory) -> None:
         """Rebuild damaged aggregates."""
-        unknown = await claim(self._context, inventory) if self._plan.rebuild else 0
-        for window, remains in inventory.damaged.items():
+        unknown = await assign_unnamed_files(self._context, inventory)
+        for window, damaged in inventory.damaged.items():
             if window.name not in self._plan.rebuild:
                 continue
             try:
-                blocker = await rebuild_blocker(inventory, remains, unknown)
-                failure = blocker or await self._rebuild_one(inventory, remains)
+                blocker = await rebuild_blocker(inventory, damaged, unknown)
+                failure = blocker or await self._rebuild_one(inventory, damaged)
             except PreconditionFailedError:
                 failure = _OVERTAKEN
             except TransientError as error:
@@ -106,20 +106,20 @@ class _Repair:
             else:
                 self.report.rebuilt.append(window.name)
 
-    async def _rebuild_one(self, inventory: Inventory, remains: Remains) -> str:
+    async def _rebuild_one(self, inventory: Inventory, damaged: DamagedAggregate) -> str:
         """Rebuild a damaged aggregate; return why it cannot be done, or an empty string."""
-        context, window, ledger = self._context, remains.window, inventory.ledger
+        context, window, database = self._context, damaged.window, inventory.database
         result = Recomputed(window.name, context.layout.aggregate_key(window))
         async with AsyncExitStack() as stack:
             spools = [await stack.enter_async_context(context.open_spool()) for _ in range(2)]
             rows = RowSpool(*spools)
-            total = await fold_archived(context, ledger.salvaged(window.name), rows, result)
+            total = await fold_archived(context, database.salvaged(window.name), rows, result)
             if result.missing or result.unproven:
                 return (
                     f"{result.unproven} of its files are recognised by their size alone, and "
                     f"these could not be read: {result.missing}"
                 )
-            async for page in ledger.salvaged_refused(window.name):
+            async for page in database.salvaged_quarantined(window.name):
                 for row in page:
                     file = RunFile(row.key, 0, row.etag, context.now())
                     await rows.append(quarantined_row(file, row.reason, row.moved_to))
@@ -129,9 +129,9 @@ class _Repair:
                 window,
                 total,
                 [rows],
-                condition=Matches(remains.etag),
-                revision=remains.revision + 1,
-                late=min(remains.files.get("late", 0), total.counted),
+                condition=Matches(damaged.etag),
+                revision=damaged.revision + 1,
+                late=min(damaged.files.get("late", 0), total.counted),
             )
         return ""
 

@@ -1,4 +1,4 @@
-"""Quarantine: what is there is told, and what is mended comes back, counted once and never lost."""
+"""Quarantine: files are listed with their reason; fixed files are restored and counted once."""
 
 from __future__ import annotations
 
@@ -21,26 +21,39 @@ from testkit.scenario import AT, BUCKET, PLANES, Clock, memory_of, moment, open_
 from testkit.stores import moto_endpoint
 
 from asyncagg.errors import UsageError
+from asyncagg.job.context import JobContext
 from asyncagg.job.pipeline import run
-from asyncagg.quarantine import EXCERPT_BYTES, Held, Wanted, held, show
-from asyncagg.quarantine.putback import Outcome, PutBack
+from asyncagg.quarantine.details import EXCERPT_BYTES, FileDetails, file_details
+from asyncagg.quarantine.listing import QuarantinedFile, list_quarantined
+from asyncagg.quarantine.restore import Restorer, RestoreResult
 from asyncagg.settings import Settings
+from asyncagg.store import Store
 from asyncagg.store.memory import MemoryStore
 from asyncagg.store.s3.boto import open_control
 
 LATER = moment(14, 30)
 
 
-async def listing(store: MemoryStore, wanted: Wanted | None = None) -> list[Held]:
-    """Return what is listed."""
-    return [each async for each in held(store, BY_NAME, wanted or Wanted())]
+async def listing(store: Store, **filters: Any) -> list[QuarantinedFile]:
+    """Return the files in quarantine."""
+    return [each async for each in list_quarantined(JobContext(store, BY_NAME), **filters)]
 
 
-# ------------------------------------------------------------------------------ list and show
+async def details(store: Store, key: str) -> FileDetails:
+    """Return the details of a file in quarantine."""
+    return await file_details(JobContext(store, BY_NAME), key)
 
 
-async def test_the_list_tells_reason_window_and_size() -> None:
-    """What the metadata of a quarantined file say, its window included, in key order."""
+def restorer(store: Store, settings: Settings = BY_NAME, *, force: bool = False) -> Restorer:
+    """Return what restores files of a store."""
+    return Restorer(JobContext(store, settings), force=force)
+
+
+# ------------------------------------------------------------------------------ list and details
+
+
+async def test_the_list_has_reason_window_and_size() -> None:
+    """From the metadata of the quarantined files, in key order."""
     store = await settled({BAD: b"{no", "b.json": b"[]", "good.json": run_data(1)})
     first, second = await listing(store)
     assert [first.file.key, second.file.key] == [f"quarantine/{BAD}", "quarantine/b.json"]
@@ -51,38 +64,38 @@ async def test_the_list_tells_reason_window_and_size() -> None:
     assert first.file.size == 3
 
 
-async def test_the_reason_of_an_overwritten_file_is_the_aggregates() -> None:
-    """Overwriting loses the metadata; what the aggregate says is found by the name's window."""
+async def test_the_reason_of_an_overwritten_file_is_from_the_aggregate() -> None:
+    """Its metadata is lost; its name determines the window, whose aggregate has the reason."""
     store = await settled({BAD: b"{no"})
     await store.put(f"quarantine/{BAD}", run_data(1))
     (found,) = await listing(store)
     assert found.reason.startswith("not JSON")
-    shown = await show(store, BY_NAME, f"quarantine/{BAD}")
+    shown = await details(store, f"quarantine/{BAD}")
     assert shown.entry is not None
-    assert shown.entry["etag"] != shown.held.file.etag
-    assert (shown.refusal, shown.came_from) == ("", f"runs/{BAD}")
+    assert shown.entry["etag"] != shown.quarantined.file.etag
+    assert (shown.reason_now, shown.original_key) == ("", f"runs/{BAD}")
 
 
 @pytest.mark.parametrize(
-    ("wanted", "found"),
+    ("filters", "found"),
     [
-        (Wanted(), 2),
-        (Wanted(since=moment(13, 55)), 1),
-        (Wanted(until=moment(13, 5)), 1),
-        (Wanted(since=moment(13, 1)), 1),
-        (Wanted(reason="OBJECT"), 1),
-        (Wanted(reason="nonsense"), 0),
-        (Wanted(since=moment(15, 0)), 0),
+        ({}, 2),
+        ({"since": moment(13, 55)}, 1),
+        ({"until": moment(13, 5)}, 1),
+        ({"since": moment(13, 1)}, 1),
+        ({"reason": "OBJECT"}, 1),
+        ({"reason": "nonsense"}, 0),
+        ({"since": moment(15, 0)}, 0),
     ],
 )
-async def test_the_list_can_be_filtered(wanted: Wanted, found: int) -> None:
-    """By windows that lie in an interval, and by a part of the reason."""
+async def test_the_list_can_be_filtered(filters: dict[str, Any], found: int) -> None:
+    """By an interval of windows, and by a part of the reason."""
     store = await settled({BAD: b"{no", "b.json": b"[]"})
-    assert len(await listing(store, wanted)) == found
+    assert len(await listing(store, **filters)) == found
 
 
 async def test_the_list_reads_one_page_at_a_time() -> None:
-    """The first file is told before the second page is asked for."""
+    """The first file is yielded before the second page is requested."""
     store = await settled({})
     for number in range(1500):
         await store.put(f"quarantine/{number:04}.json", b"")
@@ -92,7 +105,7 @@ async def test_the_list_reads_one_page_at_a_time() -> None:
         if (operation, when) == ("list", "before"):
             pages.append(key)
 
-    found = held(HookedStore(store, note), BY_NAME, Wanted())
+    found = list_quarantined(JobContext(HookedStore(store, note), BY_NAME))
     assert (await anext(found)).file.key == "quarantine/0000.json"
     assert len(pages) == 1
 
@@ -104,11 +117,11 @@ async def test_the_list_reads_one_page_at_a_time() -> None:
     ids=["empty", "binary", "long", "gzip"],
 )
 async def test_the_content_shown_is_bounded(name: str, data: bytes) -> None:
-    """Whatever it is, zipped or cut short, there are so many bytes of it at the most."""
+    """At most `EXCERPT_BYTES` of any content, gzip or not, complete or not."""
     store = await settled({})
     await store.put(f"quarantine/{name}", data)
-    shown = await show(store, BY_NAME, f"quarantine/{name}")
-    assert shown.refusal
+    shown = await details(store, f"quarantine/{name}")
+    assert shown.reason_now
     assert shown.unzipped == (name.endswith(".gz") and len(data) < 5000 and data[:2] == b"\x1f\x8b")
     expected = b"b" * 5000 if shown.unzipped else data
     assert shown.excerpt == expected[:EXCERPT_BYTES]
@@ -116,23 +129,23 @@ async def test_the_content_shown_is_bounded(name: str, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("key", ["quarantine/", "runs/x.json", "", "quarantine"])
-async def test_a_key_elsewhere_is_refused(key: str) -> None:
-    """Only what is below the quarantine prefix is shown or taken."""
+async def test_a_key_outside_of_quarantine_is_an_error(key: str) -> None:
+    """Only keys below the quarantine prefix are accepted."""
     store = await settled({})
     with pytest.raises(UsageError, match="expected one below 'quarantine/'"):
-        await show(store, BY_NAME, key)
+        await details(store, key)
     with pytest.raises(UsageError):
-        await PutBack(store, BY_NAME).one(key)
+        await restorer(store).restore(key)
 
 
 # ------------------------------------------------------------------------------ retry
 
 
-async def test_a_file_mended_in_place_is_counted_in_its_window() -> None:
-    """Overwritten, put back, settled: one more file in the aggregate of its own window."""
+async def test_a_file_fixed_in_place_is_counted_in_its_window() -> None:
+    """Overwritten, restored, settled: the aggregate of its window has one more file."""
     store = await settled({BAD: b"{no"})
     await store.put(f"quarantine/{BAD}", run_data(1))
-    outcome = await PutBack(store, BY_NAME).one(f"quarantine/{BAD}")
+    outcome = await restorer(store).restore(f"quarantine/{BAD}")
     assert outcome.status == "put_back"
     report = await run(store, BY_NAME, at=AT)
     assert report.total.counted == report.total.archived == 1
@@ -142,90 +155,90 @@ async def test_a_file_mended_in_place_is_counted_in_its_window() -> None:
     assert not [key for key in seen if key.startswith(("quarantine/", "runs/"))]
 
 
-async def test_what_would_be_refused_again_stays_unless_forced() -> None:
-    """It is read before it is moved; --force moves it all the same."""
+async def test_a_file_that_is_still_invalid_stays_unless_forced() -> None:
+    """It is read before it is moved; with `force` it is moved anyway."""
     store = await settled({BAD: b"{no"})
     before = of_memory(store)
-    outcome = await PutBack(store, BY_NAME).one(f"quarantine/{BAD}")
+    outcome = await restorer(store).restore(f"quarantine/{BAD}")
     assert (outcome.status, "not JSON" in outcome.reason) == ("left", True)
     assert of_memory(store) == before
-    outcome = await PutBack(store, BY_NAME, force=True).one(f"quarantine/{BAD}")
+    outcome = await restorer(store, force=True).restore(f"quarantine/{BAD}")
     assert outcome.status == "put_back"
     await run(store, BY_NAME, at=AT)
     (again,) = await listing(store)
     assert again.reason.startswith("not JSON")
 
 
-async def test_unchanged_bytes_are_counted_once_the_settings_have_changed() -> None:
-    """The aggregate names key and etag as quarantined; the new key is none that it names."""
+async def test_unchanged_content_is_counted_after_a_change_of_settings() -> None:
+    """The aggregate names the old key and etag as quarantined, but not the new key."""
     store = await settled({BAD: run_data(1)}, SMALL)
-    assert (await PutBack(store, SMALL).one(f"quarantine/{BAD}")).status == "left"
-    assert (await PutBack(store, BY_NAME).one(f"quarantine/{BAD}")).status == "put_back"
+    assert (await restorer(store, SMALL).restore(f"quarantine/{BAD}")).status == "left"
+    assert (await restorer(store).restore(f"quarantine/{BAD}")).status == "put_back"
     for settings in (SMALL, BY_NAME, BY_NAME):  # a runner of the old settings may be faster
         await run(store, settings, at=AT)
-        await PutBack(store, BY_NAME).all(lambda _: None)
+        await restorer(store).restore_all(lambda _: None)
     await run(store, BY_NAME, at=AT)
     assert counted(of_memory(store)) == {run_data(1): 1}
 
 
-async def test_what_is_in_the_inbox_still_is_left_to_the_next_run() -> None:
-    """Quarantined but not yet dropped, it would come to be counted twice."""
+async def test_a_file_that_is_still_in_the_inbox_is_left_to_the_next_run() -> None:
+    """Quarantined but not yet deleted from the inbox, it would be counted twice."""
     store = await settled({BAD: run_data(1)}, SMALL)
     await store.put(f"runs/{BAD}", run_data(1))
-    outcome = await PutBack(store, BY_NAME).one(f"quarantine/{BAD}")
-    assert (outcome.status, "in the inbox still" in outcome.reason) == ("left", True)
+    outcome = await restorer(store).restore(f"quarantine/{BAD}")
+    assert (outcome.status, "still in the inbox" in outcome.reason) == ("left", True)
 
 
 async def test_the_key_in_the_inbox_is_never_overwritten() -> None:
-    """Where the producer has written the old name again, both files are counted."""
+    """If the producer has written the old key again, both files are counted."""
     store = await settled({BAD: b"{no"})
     await store.put(f"quarantine/{BAD}", run_data(1))
     await store.put(f"runs/{BAD}", run_data(2))
-    assert (await PutBack(store, BY_NAME).one(f"quarantine/{BAD}")).status == "put_back"
+    assert (await restorer(store).restore(f"quarantine/{BAD}")).status == "put_back"
     await run(store, BY_NAME, at=AT)
     assert counted(of_memory(store)) == {run_data(1): 1, run_data(2): 1}
 
 
 @pytest.mark.parametrize(
-    ("key", "told"),
+    ("key", "reason"),
     [
         ("quarantine/no-such.json", "no object"),
-        ("quarantine/notes.txt", "no run file"),
+        ("quarantine/notes.txt", "not the key of a run file"),
     ],
 )
-async def test_what_cannot_be_put_back_says_why(key: str, told: str) -> None:
-    """No such object, no run file."""
+async def test_a_file_that_cannot_be_restored_has_a_reason(key: str, reason: str) -> None:
+    """No such object, not a run file."""
     store = await settled({})
     await store.put("quarantine/notes.txt", b"")
-    outcome = await PutBack(store, BY_NAME).one(key)
+    outcome = await restorer(store).restore(key)
     assert outcome.status == "left"
-    assert told in outcome.reason
+    assert reason in outcome.reason
 
 
 async def test_a_prefix_that_nests_is_never_entered() -> None:
-    """A quarantined name that leads into the archive is no run file's."""
+    """A key that would be inside the archive prefix is not that of a run file."""
     settings = Settings(archive_prefix="runs/archive/", quarantine_prefix="runs/quarantine/")
     store = MemoryStore(Clock())
     await store.put("runs/quarantine/archive/x.json", run_data(1))
-    outcome = await PutBack(store, settings).one("runs/quarantine/archive/x.json")
-    assert (outcome.status, "no run file's key" in outcome.reason) == ("left", True)
+    outcome = await restorer(store, settings).restore("runs/quarantine/archive/x.json")
+    assert (outcome.status, "not the key of a run file" in outcome.reason) == ("left", True)
 
 
-async def test_a_replacement_overwrites_and_goes_back() -> None:
-    """Given mended content, the file is overwritten in quarantine and put back in one go."""
+async def test_a_replacement_is_restored() -> None:
+    """The file is overwritten in quarantine with fixed content, and then restored."""
     source = MemoryStore()
     await source.put("bad.json", b"[]")
-    await source.put("mended.json", run_data(1))
+    await source.put("fixed.json", run_data(1))
     store = await settled({BAD: b"{no"})
-    putter = PutBack(store, BY_NAME)
-    refused = await putter.replace(f"quarantine/{BAD}", source, "bad.json")
-    assert (refused.status, "'bad.json' would be refused" in refused.reason) == ("left", True)
-    assert (await putter.replace(f"quarantine/{BAD}", source, "mended.json")).status == "put_back"
+    subject = restorer(store)
+    left = await subject.replace(f"quarantine/{BAD}", source, "bad.json")
+    assert (left.status, "'bad.json' would be quarantined" in left.reason) == ("left", True)
+    assert (await subject.replace(f"quarantine/{BAD}", source, "fixed.json")).status == "put_back"
     await run(store, BY_NAME, at=AT)
     assert counted(of_memory(store)) == {run_data(1): 1}
 
 
-class Stop(Exception):  # noqa: N818 - no error: the process ends here
+class Stop(Exception):  # noqa: N818 - not an error: the process ends here
     """The process ends."""
 
 
@@ -236,9 +249,9 @@ class Stop(Exception):  # noqa: N818 - no error: the process ends here
 async def test_stopped_at_every_request(
     when: str, *, runs_between: bool, replaced: bool, settings: Settings
 ) -> None:
-    """After a stop anywhere its bytes stand; tried again, with or without a run, it counts once."""
+    """Its content exists after any stop; retried, with or without a run, it counts once."""
     source = MemoryStore()
-    await source.put("mended.json", run_data(1))
+    await source.put("fixed.json", run_data(1))
     template = await settled({BAD: b"{no"}, settings)
     if not replaced:
         await template.put(f"quarantine/{BAD}", run_data(1))
@@ -256,11 +269,11 @@ async def test_stopped_at_every_request(
 
         hooked = HookedStore(store, stop)
 
-        async def retried(on: Any) -> Outcome | None:
-            putter = PutBack(on, settings)
+        async def retried(on: Any) -> RestoreResult | None:
+            subject = restorer(on, settings)
             if replaced:
-                return await putter.replace(f"quarantine/{BAD}", source, "mended.json")
-            return await putter.one(f"quarantine/{BAD}")
+                return await subject.replace(f"quarantine/{BAD}", source, "fixed.json")
+            return await subject.restore(f"quarantine/{BAD}")
 
         try:
             outcome = await retried(hooked)
@@ -278,9 +291,9 @@ async def test_stopped_at_every_request(
         assert not [key for key in seen if key.startswith(("quarantine/", "runs/"))]
 
 
-@pytest.mark.parametrize("settings", [BY_NAME, SMALL], ids=["accepting", "refusing"])
+@pytest.mark.parametrize("settings", [BY_NAME, SMALL], ids=["accepting", "rejecting"])
 async def test_a_run_at_any_moment_of_a_retry(settings: Settings) -> None:
-    """A runner at work between any two requests, even of older settings, loses no byte."""
+    """A run between any two requests, even with older settings, loses no content."""
     template = await settled({BAD: run_data(1)}, SMALL)
     steps = moment_of = 0
     while steps == moment_of:
@@ -297,7 +310,7 @@ async def test_a_run_at_any_moment_of_a_retry(settings: Settings) -> None:
                 await run(within, settings, at=AT + timedelta(hours=1))
             assert holders(of_memory(within), run_data(1))
 
-        await PutBack(HookedStore(store, race), BY_NAME).one(f"quarantine/{BAD}")
+        await restorer(HookedStore(store, race)).restore(f"quarantine/{BAD}")
         await run(store, BY_NAME, at=AT)
         assert holders(of_memory(store), run_data(1))
         assert counted(of_memory(store)).total() <= 1
@@ -305,16 +318,16 @@ async def test_a_run_at_any_moment_of_a_retry(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("plane", PLANES)
-async def test_all_goes_back_on_s3(plane: str) -> None:
-    """Every mended file of several pages comes back; the rest is told and stays."""
+async def test_all_valid_files_are_restored_on_s3(plane: str) -> None:
+    """Every valid file of several pages is restored; the others stay, with a reason."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         for number in range(30):
             data = run_data(number) if number % 3 else b"{no"
             headers = {"x-amz-meta-asyncagg-reason": "why"}
             server.put(BUCKET, f"quarantine/{number:02} ünï.json", data, headers=headers)
         async with open_s3(server, plane, window_by="name") as (store, settings):
-            outcomes: list[Outcome] = []
-            await PutBack(store, settings).all(outcomes.append)
+            outcomes: list[RestoreResult] = []
+            await restorer(store, settings).restore_all(outcomes.append)
             assert Counter(each.status for each in outcomes) == {"put_back": 20, "left": 10}
             assert len(server.keys(BUCKET, "runs/")) == 20
             assert not server.get(BUCKET, server.keys(BUCKET, "runs/")[0]).headers.get(
@@ -328,31 +341,29 @@ async def test_all_goes_back_on_s3(plane: str) -> None:
 # ------------------------------------------------------------------------------ the command
 
 
-def refused(folder: Path) -> list[str]:
-    """Settle sample files in a folder; return the names of those in quarantine."""
+def quarantined(folder: Path) -> list[str]:
+    """Settle sample files in a folder; return the keys in quarantine."""
     sampled(folder, "--files", "40", "--bad-fraction", "0.1")
     assert asyncagg("run", str(folder), "--window-by", "name").returncode == 3
     return sorted(f"quarantine/{path.name}" for path in (folder / "quarantine").glob("*.json"))
 
 
-def test_list_show_mend_retry_run(tmp_path: Path) -> None:
-    """The whole way of a refused file, through the installed command, on a directory."""
-    keys = refused(tmp_path)
+def test_list_show_fix_retry_run(tmp_path: Path) -> None:
+    """The life of a quarantined file, through the installed command, on a directory."""
+    keys = quarantined(tmp_path)
     words = (str(tmp_path), "--window-by", "name")
     done = asyncagg("quarantine", "list", *words, "--json")
     assert done.returncode == 0, done.stderr
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [each["key"] for each in told] == keys
-    assert all(each["reason"] and each["window"] for each in told)
+    listed = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["key"] for each in listed] == keys
+    assert all(each["reason"] and each["window"] for each in listed)
     assert keys[0] in asyncagg("quarantine", "list", *words).stdout
 
     done = asyncagg("quarantine", "show", words[0], keys[0], *words[1:])
     assert "accepted now  no" in done.stdout
-    mended = tmp_path / "mended.json"
-    mended.write_bytes(run_data(1))
-    done = asyncagg(
-        "quarantine", "retry", *words[:1], keys[0], *words[1:], "--replace", str(mended)
-    )
+    fixed = tmp_path / "fixed.json"
+    fixed.write_bytes(run_data(1))
+    done = asyncagg("quarantine", "retry", *words[:1], keys[0], *words[1:], "--replace", str(fixed))
     assert done.returncode == 0, done.stderr
     (tmp_path / keys[1]).write_bytes(run_data(2))
     done = asyncagg("quarantine", "retry", *words, "--all", "--json")
@@ -366,7 +377,7 @@ def test_list_show_mend_retry_run(tmp_path: Path) -> None:
 
 
 def test_on_moto_through_the_installed_command(tmp_path: Path) -> None:
-    """The same on a bucket, with the replacement of one file."""
+    """The same in a bucket, with a replacement of one file."""
     bucket = f"quarantine-{uuid4().hex}"
 
     async def prepare() -> None:
@@ -381,16 +392,16 @@ def test_on_moto_through_the_installed_command(tmp_path: Path) -> None:
     store = f"s3://{bucket}"
     assert asyncagg("run", store, *more).returncode == 3
     done = asyncagg("quarantine", "list", store, *more, "--json", "--since", "20251021t1300Z")
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [each["window"] for each in told] == ["20251021t1305Z"] * 2
-    key = told[0]["key"]
+    listed = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["window"] for each in listed] == ["20251021t1305Z"] * 2
+    key = listed[0]["key"]
     done = asyncagg("quarantine", "show", store, key, *more, "--json")
     shown = json.loads(done.stdout)
     assert (shown["accepted"], shown["excerpt"]) == (False, "{no")
     assert shown["entry"]["moved_to"] == key
-    mended = tmp_path / "mended"
-    mended.write_bytes(run_data(1))
-    done = asyncagg("quarantine", "retry", store, key, *more, "--replace", str(mended))
+    fixed = tmp_path / "fixed"
+    fixed.write_bytes(run_data(1))
+    done = asyncagg("quarantine", "retry", store, key, *more, "--replace", str(fixed))
     assert done.returncode == 0, done.stderr
     assert asyncagg("quarantine", "retry", store, *more, "--all").returncode == 3
     done = asyncagg("run", store, *more, "--json")
@@ -412,7 +423,7 @@ def test_nothing_in_a_file_steers_the_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (["retry", "."], 2, "expected keys, or --all"),
         (["retry", ".", "quarantine/x.json", "--all"], 2, "expected keys, or --all"),
@@ -427,9 +438,9 @@ def test_nothing_in_a_file_steers_the_terminal(tmp_path: Path) -> None:
         (["nonsense"], 2, "nonsense"),
     ],
 )
-def test_a_mistake_is_one_sentence(words: list[str], code: int, told: str) -> None:
-    """Wrong words end with 2, a wrong set-up with 1, what is left with 3; no traceback."""
+def test_a_mistake_is_one_sentence(words: list[str], code: int, message: str) -> None:
+    """Wrong usage exits with 2, a wrong set-up with 1, files left with 3; no traceback."""
     done = asyncagg("quarantine", *words)
     assert done.returncode == code, done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Aggregates computed again from the archive: equal, or it is told what differs; nothing moves."""
+"""Aggregates computed again from the archive: equal, or the differences are reported."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def recomputed(store: Store, *, write: bool = False, **more: Any) -> Recom
 
 
 def of_key(report: RecomputeReport, key: str = KEY) -> Recomputed:
-    """Return what came of one window."""
+    """Return the result for one window."""
     return next(each for each in report.windows if each.aggregate_key == key)
 
 
@@ -54,7 +54,7 @@ def change(store: MemoryStore, key: str, old: bytes, new: bytes) -> None:
 
 @pytest.mark.parametrize("chunk_files", [1, 2, 20_000])
 async def test_aggregates_that_are_right_are_left_alone(chunk_files: int) -> None:
-    """Every file is found, beside a taken key too; nothing differs, nothing is written."""
+    """Every file is found, also at its conflict key; nothing differs, nothing is written."""
     store = await settled()
     before = of_memory(store)
     report = await recomputed(store, write=True, chunk_files=chunk_files)
@@ -64,8 +64,8 @@ async def test_aggregates_that_are_right_are_left_alone(chunk_files: int) -> Non
     assert of_memory(store) == before
 
 
-async def test_files_that_wait_to_be_archived_are_read_where_they_are() -> None:
-    """A crash behind the commit left them in the inbox."""
+async def test_files_that_are_not_archived_yet_are_read_from_the_inbox() -> None:
+    """A crash after the commit left them there."""
     store = await settled()
     for key in [key for key in store._objects if key.startswith("archive/c0")]:
         store._objects[key.replace("archive/", "runs/")] = store._objects.pop(key)
@@ -73,8 +73,8 @@ async def test_files_that_wait_to_be_archived_are_read_where_they_are() -> None:
     assert report.exit_code == 0
 
 
-async def test_a_copy_with_an_etag_of_its_own_is_the_file_all_the_same() -> None:
-    """So it is where the producer wrote in parts: its size tells."""
+async def test_a_copy_with_another_etag_is_the_file_if_the_sizes_match() -> None:
+    """The copy of a multipart upload has another etag."""
     store = await settled()
     change(store, "archive/c01.json", b"run-5", b"run-5")
     assert (await recomputed(store)).exit_code == 0
@@ -89,10 +89,10 @@ async def test_a_copy_with_an_etag_of_its_own_is_the_file_all_the_same() -> None
         (b'"title":"Match 13/0"', b'"title":"Match 13/1"', {"top_matches"}),
     ],
 )
-async def test_what_differs_is_told_and_written_only_when_asked(
+async def test_differences_are_reported_and_written_only_on_request(
     old: bytes, new: bytes, names: set[str]
 ) -> None:
-    """The true aggregate replaces the other one, under its etag, with the next revision."""
+    """The correct aggregate replaces the other, by its etag, with the next revision."""
     store = await settled()
     key = "aggregates/20251021t1405Z.json" if b"Match" in old else KEY
     change(store, key, old, new)
@@ -110,8 +110,8 @@ async def test_what_differs_is_told_and_written_only_when_asked(
     assert (await recomputed(store)).windows[0].differences == {}
 
 
-async def test_nothing_is_written_where_a_file_is_missing() -> None:
-    """An aggregate may be all that is left of it: it is told, and kept."""
+async def test_nothing_is_written_if_a_file_is_missing() -> None:
+    """The aggregate may be all that is left of the file: it is kept, and the file reported."""
     store = await settled()
     change(store, KEY, b'"total_errors":', b'"total_errors":1')
     del store._objects["archive/c01.json"]
@@ -123,8 +123,8 @@ async def test_nothing_is_written_where_a_file_is_missing() -> None:
     assert of_memory(store) == before
 
 
-async def test_a_file_that_is_refused_now_is_not_moved() -> None:
-    """A smaller bound than when it was counted: it is told as one that cannot be read."""
+async def test_a_file_that_is_invalid_now_is_not_moved() -> None:
+    """With a lower limit than when it was counted, it is reported as unreadable."""
     store = await settled()
     before = of_memory(store)
     report = await recomputed(store, write=True, max_file_bytes=10)
@@ -133,7 +133,7 @@ async def test_a_file_that_is_refused_now_is_not_moved() -> None:
 
 
 async def test_a_damaged_aggregate_fails_its_window_only() -> None:
-    """The others are computed."""
+    """The others are computed again."""
     store = await settled()
     await store.put(KEY, b"{}")
     report = await recomputed(store)
@@ -141,8 +141,8 @@ async def test_a_damaged_aggregate_fails_its_window_only() -> None:
 
 
 @pytest.mark.parametrize("operation", ["get", "stream", "put"])
-async def test_trouble_of_the_store_fails_a_window(operation: str) -> None:
-    """It is told; the aggregate stays as it is."""
+async def test_a_store_failure_fails_a_window(operation: str) -> None:
+    """It is reported; the aggregate stays as it is."""
     store = await settled()
     change(store, KEY, b'"total_errors":', b'"total_errors":1')
     before = of_memory(store)
@@ -157,8 +157,8 @@ async def test_trouble_of_the_store_fails_a_window(operation: str) -> None:
     assert of_memory(store) == before
 
 
-async def test_who_is_committed_meanwhile_is_not_overwritten() -> None:
-    """Somebody else wrote the aggregate between the reading and the writing: theirs stands."""
+async def test_an_aggregate_that_is_committed_meanwhile_is_not_overwritten() -> None:
+    """Another runner wrote the aggregate between read and write: its version is kept."""
     store = await settled()
     change(store, KEY, b'"total_errors":', b'"total_errors":1')
 

@@ -1,4 +1,4 @@
-"""The report's page in a real browser: what is shown, what can be done with it, what it forbids."""
+"""The report's page in a real browser: what it shows, how it is used, and what it forbids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from testkit.scenario import in_thread
 
 from asyncagg.model import Match, RunFile
 from asyncagg.report import build_page
-from asyncagg.report.numbers import MOST_POINTS
+from asyncagg.report.summary import MAX_POINTS
 from asyncagg.store.memory import MemoryStore
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -39,14 +39,14 @@ def one_browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The pages to look at, each a file."""
+    """The pages, each in a file."""
     folder = tmp_path_factory.mktemp("pages")
     made = {
         "usual": in_thread(made_up_page),
         "hostile": page_of({0: _hostile(), 3: [Entry(_file(ATTACK), ATTACK)]}),
         "one": page_of({0: [entry("runs/a.json", matches=1)]}),
         "bare": page_of({0: []}),
-        "many": page_of({number: [entry("a", matches=1)] for number in range(MOST_POINTS + 1)}),
+        "many": page_of({number: [entry("a", matches=1)] for number in range(MAX_POINTS + 1)}),
         "huge": page_of({0: [entry("a", matches=2**53 - 1), entry("b", matches=2**53 - 1)]}),
         "empty": page_of({}),
     }
@@ -84,7 +84,7 @@ def _hostile() -> list[Entry]:
 
 @pytest.fixture
 def look(one_browser: Browser, pages: dict[str, Path]) -> Callable[..., Browser]:
-    """Open a page, as a user who prefers nothing in particular, on a desktop."""
+    """Open a page on a desktop, with default preferences unless others are given."""
 
     def opened(name: str, size: tuple[int, int] = DESKTOP, **preferred: str) -> Browser:
         one_browser.resize(*size)
@@ -96,14 +96,14 @@ def look(one_browser: Browser, pages: dict[str, Path]) -> Callable[..., Browser]
 
 
 def texts(browser: Browser, selector: str) -> list[str]:
-    """Return the texts of what a selector finds and is shown."""
+    """Return the text of each visible element of a selector."""
     script = """return [...document.querySelectorAll(arguments[0])]
         .filter((each) => each.checkVisibility()).map((each) => each.textContent)"""
     return [str(text) for text in browser.run(script, selector)]
 
 
 def cells(browser: Browser, table: str, column: int) -> list[str]:
-    """Return the texts of a column of a table."""
+    """Return the text of the cells in a column of a table."""
     return texts(browser, f"#{table} tbody tr td:nth-child({column})")
 
 
@@ -111,18 +111,18 @@ EVERY = ("usual", "hostile", "one", "bare", "many", "huge", "empty")
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_nothing_goes_wrong_and_nothing_is_asked_for(
+def test_a_page_logs_no_error_and_sends_no_request(
     look: Callable[..., Browser], pages: dict[str, Path], name: str
 ) -> None:
-    """No line in the console, no request but for the page itself."""
+    """The console is empty, and the only request is for the page itself."""
     browser = look(name)
     assert browser.console() == []
-    asked = [url for url in browser.requests() if not url.startswith("data:")]
-    assert asked == [pages[name].as_uri()]
+    requested = [url for url in browser.requests() if not url.startswith("data:")]
+    assert requested == [pages[name].as_uri()]
 
 
 def test_the_policy_of_the_page_forbids_all_network(look: Callable[..., Browser]) -> None:
-    """Whatever came to run in it could reach nobody, nor run a script that is not the page's."""
+    """An injected script could not reach a server, nor run another script."""
     browser = look("usual")
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0)
@@ -133,10 +133,10 @@ def test_the_policy_of_the_page_forbids_all_network(look: Callable[..., Browser]
             add("img", {src: address});
             navigator.sendBeacon(address);
             add("script", {text: "window.harmed = 1"});
-            fetch(address, {mode: "no-cors"}).then(() => done("reached"), () => done("refused"));
+            fetch(address, {mode: "no-cors"}).then(() => done("reached"), () => done("blocked"));
         """
         address = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        assert browser.driver.execute_async_script(script, address) == "refused"
+        assert browser.driver.execute_async_script(script, address) == "blocked"
         browser.settle()
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -144,10 +144,10 @@ def test_the_policy_of_the_page_forbids_all_network(look: Callable[..., Browser]
     assert all("Content Security Policy" in line for line in browser.console())
 
 
-def test_the_numbers_shown_are_those_of_the_aggregates(
+def test_the_totals_are_those_of_the_aggregates(
     look: Callable[..., Browser], pages: dict[str, Path]
 ) -> None:
-    """Each headline is the exact sum, written with commas."""
+    """Each total is the exact sum, with thousands separators."""
     browser = look("usual")
     data = block(pages["usual"].read_bytes())
     shown = dict(
@@ -166,13 +166,13 @@ def test_the_numbers_shown_are_those_of_the_aggregates(
 
 
 def test_sums_that_browsers_would_round_are_exact(look: Callable[..., Browser]) -> None:
-    """Beyond 2**53 too."""
+    """Also above 2**53."""
     browser = look("huge")
     assert texts(browser, '[data-field="total_matches"]') == [f"{2 * (2**53 - 1):,}"]
 
 
 def test_the_top_matches_sort_by_click(look: Callable[..., Browser]) -> None:
-    """Numbers from the greatest, texts from A; again the other way; aria-sort says which."""
+    """Numbers from the greatest, text from A; a second click reverses; aria-sort says which."""
     browser = look("usual")
     browser.run("document.querySelector('#matches .more-rows').click()")
     ranks = cells(browser, "top-matches", 1)
@@ -191,7 +191,7 @@ def test_the_top_matches_sort_by_click(look: Callable[..., Browser]) -> None:
 
 @pytest.mark.parametrize("key", [Keys.ENTER, Keys.SPACE])
 def test_the_top_matches_sort_by_keyboard(look: Callable[..., Browser], key: str) -> None:
-    """A head is a button that takes the focus, shows it, and acts on Enter and Space."""
+    """A column head is a button with a visible focus that reacts to Enter and Space."""
     browser = look("usual")
     search = browser.driver.find_element(By.ID, "matches-search")
     search.click()
@@ -206,8 +206,8 @@ def test_the_top_matches_sort_by_keyboard(look: Callable[..., Browser], key: str
     assert scores[0] < 1
 
 
-def test_the_search_shows_what_holds_every_word(look: Callable[..., Browser]) -> None:
-    """In titles, files and fields; how many there are is told to screen readers."""
+def test_the_search_shows_rows_with_every_word(look: Callable[..., Browser]) -> None:
+    """In titles, files and fields; screen readers announce the number of rows."""
     browser = look("usual")
     field = browser.driver.find_element(By.ID, "matches-search")
     field.send_keys("quantum NASA")
@@ -236,7 +236,7 @@ def test_quarantined_files_and_gaps_are_listed(
 
 
 def test_hostile_values_are_shown_as_text(look: Callable[..., Browser]) -> None:
-    """No markup comes of them; what would turn or hide a key's end is made visible."""
+    """They never become markup; invisible characters in keys are escaped."""
     browser = look("hostile")
     for summary in browser.driver.find_elements(By.CSS_SELECTOR, "details > summary"):
         summary.click()
@@ -252,7 +252,7 @@ def test_hostile_values_are_shown_as_text(look: Callable[..., Browser]) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_nothing_is_wider_than_a_phone(look: Callable[..., Browser], name: str) -> None:
-    """At 390 pixels the page does not scroll sideways, with everything folded out too."""
+    """At 390 pixels the page does not scroll sideways, even with all details open."""
     browser = look(name, PHONE)
     browser.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     assert browser.run("return document.documentElement.scrollWidth") == PHONE[0]
@@ -263,7 +263,7 @@ def test_nothing_is_wider_than_a_phone(look: Callable[..., Browser], name: str) 
 
 
 def test_dark_mode_follows_the_system_and_the_button(look: Callable[..., Browser]) -> None:
-    """The page starts as the system prefers, and the button says and changes which it is."""
+    """The page starts with the preference of the system, and the button switches it."""
     ground = "return getComputedStyle(document.body).backgroundColor"
     browser = look("usual", prefers_color_scheme="dark")
     dark = browser.run(ground)
@@ -281,10 +281,10 @@ def test_dark_mode_follows_the_system_and_the_button(look: Callable[..., Browser
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["usual", "hostile", "empty"])
-def test_texts_have_the_contrast_of_wcag_aa(
+def test_text_has_the_contrast_of_wcag_aa(
     look: Callable[..., Browser], name: str, scheme: str
 ) -> None:
-    """Every text that is shown stands out from what is behind it: 4.5 to 1, large ones 3 to 1."""
+    """All visible text has a contrast of 4.5 to 1 with its background, large text 3 to 1."""
     browser = look(name, prefers_color_scheme=scheme)
     low = browser.run("""
         const light = (color) => {
@@ -311,29 +311,29 @@ def test_texts_have_the_contrast_of_wcag_aa(
     assert low == []
 
 
-def test_every_chart_says_its_numbers_in_words_and_in_a_table(
+def test_every_chart_has_a_description_and_a_table(
     look: Callable[..., Browser], pages: dict[str, Path]
 ) -> None:
-    """A figure has a title, a sentence that is the drawing's alternative too, and its table."""
+    """A figure has a title, a description that is also its text alternative, and a table."""
     browser = look("usual")
     points = block(pages["usual"].read_bytes())["points"]
     figures = browser.driver.find_elements(By.CSS_SELECTOR, "#figures > figure")
     assert len(figures) == 7
     for figure in figures:
         title = figure.find_element(By.TAG_NAME, "h3").text
-        told = figure.find_element(By.CSS_SELECTOR, ".told").text
+        description = figure.find_element(By.CSS_SELECTOR, ".description").text
         drawing = figure.find_element(By.CSS_SELECTOR, "[role=img]")
-        assert (drawing.get_attribute("aria-label") or "").strip() == f"{title}. {told}"
+        assert (drawing.get_attribute("aria-label") or "").strip() == f"{title}. {description}"
         assert drawing.find_elements(By.TAG_NAME, "canvas")
         figure.find_element(By.TAG_NAME, "summary").click()
     browser.settle()
     assert cells(browser, "chart-errors-numbers", 2) == [f"{each:,}" for each in points["errors"]]
 
 
-def test_pointing_at_a_chart_reads_its_values(
+def test_pointing_at_a_chart_shows_its_values(
     look: Callable[..., Browser], pages: dict[str, Path]
 ) -> None:
-    """The legend shows the window under the pointer, and the whole interval again behind it."""
+    """The legend shows the window under the pointer, and else the whole interval."""
     browser = look("usual")
     points = block(pages["usual"].read_bytes())["points"]
     move = """const over = document.querySelector("#chart-files .u-over");
@@ -350,24 +350,24 @@ def test_pointing_at_a_chart_reads_its_values(
     assert texts(browser, "#chart-files .when") == ["whole interval"]
 
 
-def test_merged_windows_are_told(look: Callable[..., Browser]) -> None:
-    """A point that is several windows says so."""
-    assert "each point is 10 min of windows merged" in texts(look("many"), "#charts-told")[0]
-    assert "Each point is one window of 5 min." in texts(look("usual"), "#charts-told")[0]
+def test_merged_windows_are_described(look: Callable[..., Browser]) -> None:
+    """The page says how much time one point covers."""
+    assert "each point covers 10 min" in texts(look("many"), "#charts-text")[0]
+    assert "Each point is one window of 5 min." in texts(look("usual"), "#charts-text")[0]
 
 
-def test_an_empty_store_is_told(look: Callable[..., Browser]) -> None:
-    """The page says what would fill it, and shows no number."""
+def test_an_empty_store_is_described(look: Callable[..., Browser]) -> None:
+    """The page says what to do, and shows no totals."""
     browser = look("empty")
     assert texts(browser, "main h2") == ["Nothing to show yet"]
-    assert texts(browser, "#empty-told") == ["No aggregate stands in this interval."]
+    assert texts(browser, "#empty-text") == ["This interval has no aggregates."]
     assert texts(browser, "[data-field]") == []
 
 
 def test_the_page_is_laid_out_for_screen_readers_and_keyboards(
     look: Callable[..., Browser],
 ) -> None:
-    """Landmarks, one first heading, captions, named regions, and a way past the head."""
+    """Landmarks, one main heading, captions, named regions, and a skip link."""
     browser = look("usual")
     driver = browser.driver
     for selector in ("header", "main", "footer", "h1"):
@@ -385,7 +385,7 @@ def test_the_page_is_laid_out_for_screen_readers_and_keyboards(
 
 
 def test_the_rest_of_a_long_table_is_shown_on_demand(look: Callable[..., Browser]) -> None:
-    """The focus goes to the first row that was hidden."""
+    """The focus moves to the first row that was hidden."""
     browser = look("usual")
     assert len(cells(browser, "top-matches", 1)) == 25
     more = browser.driver.find_element(By.CSS_SELECTOR, "#matches .more-rows")

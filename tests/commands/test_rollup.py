@@ -1,4 +1,4 @@
-"""Rollups: the same sums, top 10 and quantiles as one aggregate over all the files would have."""
+"""Rollups have the sums, top 10 and quantiles of one aggregate over all files."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ async def filled(numbers: range, *, step: int = 7) -> MemoryStore:
 
 
 def document(store: MemoryStore, key: str) -> dict[str, Any]:
-    """Return a document that stands."""
+    """Return a document of a store."""
     return dict(json.loads(store._objects[key].data))
 
 
 async def rolled(store: Store, period: Period, **more: Any) -> RollupReport:
-    """Roll up, at a moment that stands."""
+    """Roll up, with a fixed clock."""
     return await rollup(store, Settings(), period, now=lambda: AT, **more)
 
 
 async def settled(numbers: range, *, minutes: int, step: int = 7) -> MemoryStore:
-    """Return a store whose files are settled in windows of so many minutes."""
+    """Return a store whose files are settled in windows of some minutes."""
     store = await filled(numbers, step=step)
     await run(store, Settings(window_minutes=minutes), at=LATER)
     return store
@@ -68,10 +68,10 @@ async def settled(numbers: range, *, minutes: int, step: int = 7) -> MemoryStore
         (Period.DAY, 1440, "rollups/day/20251021.json", "aggregates/20251022t0000Z.json"),
     ],
 )
-async def test_a_rollup_says_what_one_large_window_says(
+async def test_a_rollup_equals_one_large_window(
     period: Period, minutes: int, key: str, window: str
 ) -> None:
-    """Exact sums, the same top 10 and the same sketch as an aggregate over all of its files."""
+    """The sums, top 10 and sketch are those of an aggregate over all its files."""
     numbers = range(250)
     store = await settled(numbers, minutes=5)
     report = await rolled(store, period)
@@ -83,7 +83,7 @@ async def test_a_rollup_says_what_one_large_window_says(
 
 
 async def test_a_month_is_merged_from_its_days() -> None:
-    """A month's sums are those of all of its files, whichever level they went through."""
+    """Its sums are those of all its files, through hours and days."""
     store = await settled(range(300), minutes=5, step=181)
     await rolled(store, Period.MONTH)
     one, two = (document(store, f"rollups/month/{name}.json") for name in ("202510", "202511"))
@@ -102,7 +102,7 @@ async def test_a_month_is_merged_from_its_days() -> None:
 
 @pytest.mark.parametrize("period", Period)
 async def test_every_rollup_is_valid_against_its_schema(period: Period) -> None:
-    """What is written is what the schema in the package says."""
+    """The schema is part of the package."""
     store = await settled(range(30), minutes=5)
     await rolled(store, period)
     keys = [key for key in store._objects if key.startswith("rollups/")]
@@ -111,8 +111,8 @@ async def test_every_rollup_is_valid_against_its_schema(period: Period) -> None:
         VALIDATOR.validate(document(store, key))
 
 
-async def test_only_what_has_changed_is_read_and_written_again() -> None:
-    """Again nothing is read; after a late file one window, one hour and one day are."""
+async def test_only_changed_inputs_are_read_again() -> None:
+    """A second job reads nothing; after a late file, one window, one hour and one day change."""
     store = await settled(range(60), minutes=5)
     await rolled(store, Period.DAY)
     before = dict(store._objects)
@@ -141,12 +141,12 @@ async def test_only_what_has_changed_is_read_and_written_again() -> None:
     assert document(store, "rollups/day/20251021.json")["files"]["counted"] == 60
 
 
-async def test_what_comes_is_replaced_or_goes_on_s3() -> None:
-    """By the server's own log: only what is new or replaced is read, of a period under way too."""
+async def test_inputs_that_are_added_replaced_or_deleted_on_s3() -> None:
+    """By the server's log, only added and replaced inputs are read, also of an unfinished hour."""
     async with S3Server([BUCKET]) as server, open_s3(server) as (store, settings):
 
         async def step(*late: tuple[int, int]) -> tuple[list[str], int]:
-            """Settle files of some minutes; return which inputs are read then, and the sum."""
+            """Settle files of some minutes; return the inputs read and the files counted."""
             for number, minute in late:
                 key = f"runs/{number:03}.json"
                 server.put(BUCKET, key, run_data(number), last_modified=moment(13, minute))
@@ -169,11 +169,11 @@ async def test_what_comes_is_replaced_or_goes_on_s3() -> None:
         assert await step() == ([], 2)
         for name in ("1310", "1400"):
             server.delete(BUCKET, f"aggregates/20251021t{name}Z.json")
-        assert await step() == ([], 2)  # of what is gone altogether, the rollup is what is left
+        assert await step() == ([], 2)  # with all inputs gone, the rollup stays
 
 
 async def test_the_rows_of_an_aggregate_are_not_read() -> None:
-    """Of an aggregate only the head is taken from the store, whatever its length."""
+    """Only the head of an aggregate is read, whatever its length."""
     store = MemoryStore(Clock(moment(0, 1)))
     for number in range(1500):
         await store.put(f"runs/{number:05}.json", run_data(number))
@@ -187,7 +187,7 @@ async def test_the_rows_of_an_aggregate_are_not_read() -> None:
 
 
 async def test_an_interval_takes_whole_periods() -> None:
-    """--since and --until choose periods; one that is chosen has all of its windows."""
+    """`since` and `until` select periods; a selected one has all its windows."""
     store = await settled(range(400), minutes=5)
     day = moment(0, 0) + timedelta(days=1)
     report = await rolled(
@@ -197,8 +197,8 @@ async def test_an_interval_takes_whole_periods() -> None:
     assert document(store, report.written[0].key)["files"]["counted"] == 8
 
 
-async def test_two_at_the_same_time_write_it_once_each_in_turn() -> None:
-    """Who comes second looks again: no update is lost."""
+async def test_two_jobs_at_the_same_time_write_once() -> None:
+    """The second job reads again: no update is lost."""
     store = await settled(range(8), minutes=5)
     raced = False
 
@@ -213,8 +213,8 @@ async def test_two_at_the_same_time_write_it_once_each_in_turn() -> None:
     assert document(store, "rollups/hour/20251021t00.json")["revision"] == 1
 
 
-async def test_who_comes_second_keeps_what_the_first_has_found() -> None:
-    """An aggregate that comes after the one's listing, and before the other's, stays in."""
+async def test_the_second_of_two_jobs_keeps_the_inputs_of_the_first() -> None:
+    """An aggregate written after one job's listing and before the other's is not lost."""
     store = await settled(range(8), minutes=5)
     key = max(key for key in store._objects if key.startswith("aggregates/"))
     late = store._objects.pop(key)
@@ -229,8 +229,8 @@ async def test_who_comes_second_keeps_what_the_first_has_found() -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b'{"schema_version":1,"inputs":[{}]}'])
-async def test_what_is_not_ours_is_left_alone(damage: bytes) -> None:
-    """A foreign object at a rollup's key, or at an aggregate's, fails that rollup only."""
+async def test_a_foreign_object_is_left_alone(damage: bytes) -> None:
+    """At the key of a rollup or of an aggregate, it fails that rollup only."""
     store = await settled(range(20), minutes=5)
     await store.put("rollups/hour/20251021t00.json", damage)
     await store.put("aggregates/20251021t0105Z.json", damage)
@@ -245,7 +245,7 @@ async def test_what_is_not_ours_is_left_alone(damage: bytes) -> None:
 
 
 async def test_windows_that_do_not_fit_into_an_hour() -> None:
-    """Days are merged from them directly; hours cannot be."""
+    """Days are merged from windows directly; hours are an error."""
     settings = Settings(window_minutes=90)
     store = await filled(range(100))
     await run(store, settings, at=LATER)
@@ -267,7 +267,7 @@ async def test_windows_that_do_not_fit_into_an_hour() -> None:
 def test_spans_are_those_of_the_calendar_in_utc(
     moment_: str, period: Period, name: str, end: str
 ) -> None:
-    """A span holds its moment, and ends where the next one starts."""
+    """A span contains its moment, and ends where the next one starts."""
     span = Span.around(datetime.fromisoformat(moment_), period)
     assert (span.name, span.end.isoformat()) == (name, end)
     assert Span.around(span.end, period).start == span.end

@@ -1,4 +1,4 @@
-"""Verification: a sound store is clean; each way to break it is found, and nothing else."""
+"""Verification: an intact store has no findings; each kind of damage gives its finding only."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from asyncagg.job.context import JobContext
 from asyncagg.job.layout import Layout
 from asyncagg.job.pipeline import run
 from asyncagg.model import Interval, RunFile
-from asyncagg.quarantine.putback import PutBack
+from asyncagg.quarantine.restore import Restorer
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.store.memory import MemoryStore
 from asyncagg.verify import verify
-from asyncagg.verify.findings import SHOWN, FindingKind, VerifyReport
+from asyncagg.verify.findings import MAX_EXAMPLES, FindingKind, VerifyReport
 from asyncagg.verify.repair import repair
 
 SETTINGS = Settings(window_by="name", concurrency=8)
@@ -53,7 +53,7 @@ Break = Callable[[Store], Awaitable[object]]
 
 
 async def fill(store: Store) -> None:
-    """Put files there and settle them; one is overwritten, and counted once more."""
+    """Put files into the inbox and settle them; one is overwritten and counted again."""
     for key, data in FILES.items():
         await store.put(key, data)
     await run(store, SETTINGS, at=LATER)
@@ -63,15 +63,15 @@ async def fill(store: Store) -> None:
 
 
 @asynccontextmanager
-async def sound(kind: str, folder: Path) -> AsyncIterator[Store]:
-    """Open a store of a kind in which all is as it should be."""
+async def intact(kind: str, folder: Path) -> AsyncIterator[Store]:
+    """Open an intact store of a kind."""
     async with STORES[kind](folder) as store:
         await fill(store)
         yield store
 
 
-async def sound_memory(clock: Clock | None = None) -> MemoryStore:
-    """Return such a store in memory."""
+async def intact_memory(clock: Clock | None = None) -> MemoryStore:
+    """Return an intact store in memory."""
     store = MemoryStore(clock or Clock())
     await fill(store)
     return store
@@ -100,7 +100,7 @@ async def change(store: Store, key: str, old: bytes, new: bytes) -> None:
 
 
 async def leave_in_inbox(store: Store) -> None:
-    """Count late files, good and bad, and come to move none of them."""
+    """Count a late file, but fail to move it."""
 
     async def trouble(operation: str, key: str, when: str) -> None:
         late = key.startswith("runs/20251021t1403Z_late")
@@ -112,18 +112,18 @@ async def leave_in_inbox(store: Store) -> None:
 
 
 async def leave_in_quarantine(store: Store) -> None:
-    """Refuse a file, and come to copy it only."""
+    """Quarantine a file, but only copy it."""
 
     async def trouble(operation: str, key: str, when: str) -> None:
-        if operation == "delete" and "refused" in key and when == "before":
+        if operation == "delete" and "invalid" in key and when == "before":
             raise TransientError("slow down", operation=operation, key=key)
 
-    await store.put("runs/20251021t1403Z_refused.json", b"[]")
+    await store.put("runs/20251021t1403Z_invalid.json", b"[]")
     await run(HookedStore(store, trouble), SETTINGS, at=LATER)
 
 
 async def count_twice(store: Store) -> None:
-    """Write an aggregate once more, as that of another window."""
+    """Write an aggregate again, as that of another window."""
     data = await data_of(store, KEY)
     for old, new in (("1400", "1300"), ("T13:55", "T12:55"), ("T14:00", "T13:00")):
         head, mark, rest = data.partition(b'"revision"')
@@ -132,7 +132,7 @@ async def count_twice(store: Store) -> None:
 
 
 async def truncate(store: Store) -> None:
-    """Cut an aggregate off in the middle of its rows."""
+    """Cut off an aggregate in the middle of its rows."""
     data = await data_of(store, KEY)
     await store.put(KEY, data[: data.index(b'"source_files"') + 300])
 
@@ -143,11 +143,10 @@ async def lose_head(store: Store) -> None:
     await store.put(KEY, b"\0" * 700 + data[700:])
 
 
-async def drop_beside(store: Store) -> None:
+async def drop_conflict(store: Store) -> None:
     """Delete the version of a file whose archive key was taken."""
     async for page in store.list_pages("archive/20251021t1356Z_a."):
-        beside = [file for file in page if file.key != f"archive/{FIRST}"]
-        await store.delete(beside)
+        await store.delete([file for file in page if file.key != f"archive/{FIRST}"])
 
 
 BREAKS: dict[str, tuple[Break, FindingKind, int]] = {
@@ -161,8 +160,8 @@ BREAKS: dict[str, tuple[Break, FindingKind, int]] = {
         FindingKind.MISSING,
         1,
     ),
-    "gone from beside": (
-        drop_beside,
+    "gone from its conflict key": (
+        drop_conflict,
         FindingKind.MISSING,
         1,
     ),
@@ -173,15 +172,15 @@ BREAKS: dict[str, tuple[Break, FindingKind, int]] = {
         1,
     ),
     "not archived": (leave_in_inbox, FindingKind.UNFINISHED, 1),
-    "not dropped": (leave_in_quarantine, FindingKind.UNFINISHED, 1),
+    "not deleted": (leave_in_quarantine, FindingKind.UNFINISHED, 1),
     "stray in quarantine": (
         lambda store: store.put("quarantine/stray.json", b"["),
-        FindingKind.UNENTERED,
+        FindingKind.WITHOUT_ENTRY,
         1,
     ),
     "gone from quarantine": (
         lambda store: drop(store, "quarantine/20251021t1357Z_bad.json"),
-        FindingKind.VANISHED,
+        FindingKind.ORPHAN_ENTRY,
         1,
     ),
     "another sum": (
@@ -211,7 +210,7 @@ BREAKS: dict[str, tuple[Break, FindingKind, int]] = {
         FindingKind.DIFFERENT,
         1,
     ),
-    "no run file in the archive any more": (
+    "no valid run file in the archive": (
         lambda store: change(store, f"archive/{LAST}", b"{", b"["),
         FindingKind.DIFFERENT,
         1,
@@ -227,9 +226,9 @@ BREAKS: dict[str, tuple[Break, FindingKind, int]] = {
     ),
 }
 
-MENDABLE = (
+REPAIRABLE = (
     "not archived",
-    "not dropped",
+    "not deleted",
     "another sum",
     "another quantile",
     "another row",
@@ -238,13 +237,13 @@ MENDABLE = (
     "without a head",
     "empty",
 )
-"""What --repair puts right, to the byte."""
+"""What --repair restores exactly."""
 
 
 @pytest.mark.parametrize("kind", [*STORES])
-async def test_a_sound_store_is_clean(kind: str, tmp_path: Path) -> None:
-    """Nothing is found, nothing planned, everything was looked at."""
-    async with sound(kind, tmp_path) as store:
+async def test_an_intact_store_has_no_findings(kind: str, tmp_path: Path) -> None:
+    """Nothing is found or planned, and everything was checked."""
+    async with intact(kind, tmp_path) as store:
         report = await verified(store)
         assert report.found == {}
         assert report.exit_code == 0
@@ -257,16 +256,16 @@ async def test_a_sound_store_is_clean(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "directory", "s3-own-lean"])
 @pytest.mark.parametrize("name", BREAKS)
-async def test_each_break_is_found_and_nothing_else(name: str, kind: str, tmp_path: Path) -> None:
-    """Exactly the finding of its kind; what can be repaired ends clean, what cannot stays."""
+async def test_each_damage_is_found_and_nothing_else(name: str, kind: str, tmp_path: Path) -> None:
+    """Only the finding of its kind; a repair removes it if it is repairable."""
     breaks, finding, number = BREAKS[name]
-    async with sound(kind, tmp_path) as store:
+    async with intact(kind, tmp_path) as store:
         await breaks(store)
         report = await verified(store)
         assert report.found == {finding: number}
         assert report.exit_code == 1
-        assert bool(report.plan) == report.mendable == (name in MENDABLE), report
-        if name not in MENDABLE:
+        assert bool(report.plan) == report.repairable == (name in REPAIRABLE), report
+        if name not in REPAIRABLE:
             return
         done = await repair(JobContext(store, SETTINGS), report)
         assert done.failures == {}
@@ -275,10 +274,10 @@ async def test_each_break_is_found_and_nothing_else(name: str, kind: str, tmp_pa
         assert (await verified(store)).found == {}
 
 
-@pytest.mark.parametrize("name", MENDABLE)
+@pytest.mark.parametrize("name", REPAIRABLE)
 async def test_a_repair_gives_the_same_bytes(name: str) -> None:
-    """A mended aggregate is that of an undisturbed run, to the byte; no other object changes."""
-    store = await sound_memory()
+    """A repaired aggregate has the bytes of an undisturbed run; no other object changes."""
+    store = await intact_memory()
     if name.startswith("not "):
         await BREAKS[name][0](store)
         await run(store, SETTINGS, at=LATER)
@@ -292,10 +291,10 @@ async def test_a_repair_gives_the_same_bytes(name: str) -> None:
     assert {key: after[key].data for key in moved} == {key: true[key].data for key in moved}
 
 
-@pytest.mark.parametrize("name", [name for name in BREAKS if name not in MENDABLE])
+@pytest.mark.parametrize("name", [name for name in BREAKS if name not in REPAIRABLE])
 async def test_what_cannot_be_repaired_is_left_as_it_is(name: str) -> None:
-    """A repair that has nothing to do changes nothing."""
-    store = await sound_memory()
+    """A repair with an empty plan changes nothing."""
+    store = await intact_memory()
     await BREAKS[name][0](store)
     before = of_memory(store)
     report = await verified(store)
@@ -304,29 +303,29 @@ async def test_what_cannot_be_repaired_is_left_as_it_is(name: str) -> None:
     assert of_memory(store) == before
 
 
-async def test_where_the_clock_decides_lost_rows_are_not_guessed() -> None:
-    """Nobody can tell whose an archived file was: the damaged aggregate stays, and it is said."""
-    store = await sound_memory()
+async def test_lost_rows_are_not_guessed_by_last_modified() -> None:
+    """The window of an archived file is unknown: the damaged aggregate stays, with the reason."""
+    store = await intact_memory()
     await truncate(store)
     before = of_memory(store)
     report = await verified(store, window_by="last_modified")
     assert report.found == {FindingKind.DAMAGED: 1}
     assert not report.plan
     (example,) = report.findings[FindingKind.DAMAGED].examples
-    assert example.told.startswith("its parts are not where they belong; it cannot be made anew")
-    assert "it had 7 files counted, of which" in example.told
+    assert example.detail.startswith("its parts are not where they belong; it cannot be rebuilt")
+    assert "it had 7 counted files, of which" in example.detail
     assert set(report.not_judged) == {
         FindingKind.UNCOUNTED,
         FindingKind.CONFLICT,
-        FindingKind.UNENTERED,
-        FindingKind.VANISHED,
+        FindingKind.WITHOUT_ENTRY,
+        FindingKind.ORPHAN_ENTRY,
     }
     assert of_memory(store) == before
 
 
-async def test_where_the_clock_decides_rows_that_can_be_read_are_enough() -> None:
-    """Damage that no row is lost by is repaired all the same, and hides no other finding."""
-    store = await sound_memory()
+async def test_by_last_modified_readable_rows_are_enough() -> None:
+    """Damage without a lost row is repaired, and hides no other finding."""
+    store = await intact_memory()
     await change(store, KEY, b'"run_summaries":[', b'"run_summariez":[')
     await store.put("archive/stray.json", run_data(50))
     settings = Settings(concurrency=8)
@@ -339,8 +338,8 @@ async def test_where_the_clock_decides_rows_that_can_be_read_are_enough() -> Non
     assert done.exit_code == 1
 
 
-async def test_a_name_far_ahead_does_not_tell_whose_a_file_was() -> None:
-    """It was counted by its own time, and its copy has another: it is given to no aggregate."""
+async def test_a_name_far_ahead_does_not_determine_the_window() -> None:
+    """Its time decided, and its copy has another time: it is assigned to no aggregate."""
     clock = Clock(moment(13, 57))
     store = MemoryStore(clock)
     await store.put("runs/20991021t1400Z_ahead.json", run_data(1))
@@ -355,22 +354,25 @@ async def test_a_name_far_ahead_does_not_tell_whose_a_file_was() -> None:
     report = await verified(store)
     assert report.found == {FindingKind.DAMAGED: 2}
     assert not report.plan
-    told = report.findings[FindingKind.DAMAGED].examples[1].told
-    assert "1 files are named nowhere" in told
+    detail = report.findings[FindingKind.DAMAGED].examples[1].detail
+    assert "no aggregate names 1 files" in detail
 
 
-async def test_an_aggregate_of_another_window_is_not_taken_for_damaged_files() -> None:
-    """A copy under another name names files of its own window: it is left alone."""
-    store = await sound_memory()
+async def test_an_aggregate_of_another_window_is_not_replaced() -> None:
+    """A copy under another key is left alone."""
+    store = await intact_memory()
     await store.put(OTHER, await data_of(store, KEY))
     report = await verified(store)
     assert report.found == {FindingKind.DAMAGED: 1}
     assert not report.plan
-    assert "nothing shows that it is ours" in report.findings[FindingKind.DAMAGED].examples[0].told
+    assert (
+        "nothing shows that asyncagg wrote it"
+        in report.findings[FindingKind.DAMAGED].examples[0].detail
+    )
 
 
-async def test_a_match_that_looks_like_a_row_is_none() -> None:
-    """A hostile match in the top 10 of a damaged aggregate makes no file up."""
+async def test_a_match_that_looks_like_a_row_is_not_read_as_one() -> None:
+    """A hostile match in the top 10 of a damaged aggregate adds no file."""
     store = MemoryStore(Clock())
     row = {"key": "runs/x.json", "timestamp": "", "size": 1, "etag": "e"}
     match = row | {"last_modified": "2025-10-21T13:57:00Z", "match_score": 5}
@@ -397,9 +399,9 @@ async def test_a_match_that_looks_like_a_row_is_none() -> None:
         (b'"reason":"', b'"raisin":"'),
     ],
 )
-async def test_a_garbled_row_is_damage(old: bytes, new: bytes) -> None:
-    """Whatever is wrong with it, it is one finding; names tell which file it was."""
-    store = await sound_memory()
+async def test_an_invalid_row_is_damage(old: bytes, new: bytes) -> None:
+    """Any invalid value is one finding; the file's name determines its window."""
+    store = await intact_memory()
     true = final_bytes(of_memory(store))
     await change(store, KEY, old, new)
     report = await verified(store)
@@ -408,9 +410,9 @@ async def test_a_garbled_row_is_damage(old: bytes, new: bytes) -> None:
     assert final_bytes(of_memory(store)) == true
 
 
-async def test_an_interval_judges_only_what_it_can() -> None:
-    """Other windows are not read; what needs them is told as not judged, not as found."""
-    store = await sound_memory()
+async def test_an_interval_checks_only_what_it_can() -> None:
+    """Other windows are not read; checks that need them are reported as not made."""
+    store = await intact_memory()
     for name in ("stray in the archive", "stray in quarantine", "another sum"):
         await BREAKS[name][0](store)
     context = JobContext(store, SETTINGS)
@@ -421,19 +423,19 @@ async def test_an_interval_judges_only_what_it_can() -> None:
     assert set(report.not_judged) == {
         FindingKind.UNCOUNTED,
         FindingKind.CONFLICT,
-        FindingKind.UNENTERED,
-        FindingKind.VANISHED,
+        FindingKind.WITHOUT_ENTRY,
+        FindingKind.ORPHAN_ENTRY,
     }
-    assert "--since" in report.not_judged[FindingKind.UNCOUNTED]
+    assert "without an interval" in report.not_judged[FindingKind.UNCOUNTED]
     assert (await verify(context, wanted=there)).found == {}
     done = await repair(context, report, wanted=here)
     assert done.exit_code == 0
     assert done.rewritten == ["20251021t1400Z"]
 
 
-async def test_a_mended_file_that_was_put_back_is_not_missed() -> None:
-    """Its entry stays in the old aggregate; it waits in the inbox, then it is counted."""
-    store = await sound_memory()
+async def test_a_fixed_file_in_the_inbox_is_not_missing() -> None:
+    """Its entry stays in the old aggregate; the file is in the inbox, and then counted."""
+    store = await intact_memory()
     await drop(store, "quarantine/20251021t1357Z_bad.json")
     await store.put("runs/20251021t1357Z_bad.json", run_data(60))
     assert (await verified(store)).found == {}
@@ -441,20 +443,22 @@ async def test_a_mended_file_that_was_put_back_is_not_missed() -> None:
     assert (await verified(store)).found == {}
 
 
-@pytest.mark.parametrize("data", [run_data(60), b"[refused again]"])
-async def test_a_file_that_was_retried_is_not_missed(data: bytes) -> None:
-    """`asyncagg quarantine retry` puts it back under another name, which nobody else knows."""
-    store = await sound_memory()
+@pytest.mark.parametrize("data", [run_data(60), b"[invalid again]"])
+async def test_a_restored_file_is_not_missing(data: bytes) -> None:
+    """`asyncagg quarantine retry` restores it under another key, which no entry names."""
+    store = await intact_memory()
     await store.put("quarantine/20251021t1357Z_bad.json", data)
-    outcome = await PutBack(store, SETTINGS, force=True).one("quarantine/20251021t1357Z_bad.json")
+    outcome = await Restorer(JobContext(store, SETTINGS), force=True).restore(
+        "quarantine/20251021t1357Z_bad.json"
+    )
     assert outcome.status == "put_back"
     assert (await verified(store)).found == {}
     await run(store, SETTINGS, at=LATER)
     assert (await verified(store)).found == {}
 
 
-async def test_a_refused_file_that_comes_again_in_a_later_window_waits_to_be_judged() -> None:
-    """Where the clock decides it is a new file: the next run may count it, so nobody drops it."""
+async def test_a_quarantined_file_that_arrives_again_in_a_later_window_is_a_new_file() -> None:
+    """With `last_modified` the next run may count it, so a repair does not delete it."""
     clock = Clock(moment(13, 57))
     store = MemoryStore(clock)
     settings = Settings(concurrency=8)
@@ -469,11 +473,11 @@ async def test_a_refused_file_that_comes_again_in_a_later_window_waits_to_be_jud
     assert (await run(store, settings, at=moment(14, 10))).total.counted == 1
 
 
-async def test_what_is_known_by_its_size_alone_is_no_ground_to_rewrite() -> None:
-    """A copy with an etag of its own may not be what was counted: told, and left."""
-    store = await sound_memory()
+async def test_an_aggregate_is_not_replaced_if_only_sizes_could_be_compared() -> None:
+    """A copy with another etag may have other content: reported, and left."""
+    store = await intact_memory()
     found = store._objects[f"archive/{LAST}"]
-    file = msgspec.structs.replace(found.info.file, etag="of-its-own")
+    file = msgspec.structs.replace(found.info.file, etag="other")
     info = msgspec.structs.replace(found.info, file=file)
     store._objects[f"archive/{LAST}"] = type(found)(found.data, info)
     assert (await verified(store)).found == {}
@@ -481,13 +485,16 @@ async def test_what_is_known_by_its_size_alone_is_no_ground_to_rewrite() -> None
     report = await verified(store)
     assert report.found == {FindingKind.DIFFERENT: 1}
     assert not report.plan
-    assert "known by their size alone" in report.findings[FindingKind.DIFFERENT].examples[0].told
+    assert (
+        "only the size of 1 of its files"
+        in report.findings[FindingKind.DIFFERENT].examples[0].detail
+    )
 
 
 @pytest.mark.parametrize("name", ["another sum", "truncated"])
-async def test_who_commits_between_plan_and_repair_is_not_overwritten(name: str) -> None:
-    """The write is conditional: theirs stands, and it is told."""
-    store = await sound_memory()
+async def test_a_commit_between_plan_and_repair_is_not_overwritten(name: str) -> None:
+    """The write is conditional: the other commit is kept, and the failure reported."""
+    store = await intact_memory()
     await BREAKS[name][0](store)
     report = await verified(store)
 
@@ -503,9 +510,9 @@ async def test_who_commits_between_plan_and_repair_is_not_overwritten(name: str)
     assert await data_of(store, KEY) == b"theirs"
 
 
-async def test_trouble_of_the_store_is_no_finding_of_another_kind() -> None:
-    """A file that cannot be fetched for now is not missing, its aggregate not different."""
-    store = await sound_memory()
+async def test_a_store_failure_is_no_finding_of_another_kind() -> None:
+    """A file that cannot be fetched is not missing, and its aggregate is not different."""
+    store = await intact_memory()
 
     async def trouble(operation: str, key: str, when: str) -> None:
         if operation == "get" and key == f"archive/{LAST}" and when == "before":
@@ -518,8 +525,8 @@ async def test_trouble_of_the_store_is_no_finding_of_another_kind() -> None:
 
 @pytest.mark.parametrize("name", ["another sum", "something else", "gone from the archive"])
 async def test_an_aggregate_that_is_moved_away_meanwhile_is_no_finding(name: str) -> None:
-    """What was suspected of it is looked at again: it is gone, and its files are not judged."""
-    store = await sound_memory()
+    """Its suspects are checked again: it is gone, and its files are not checked."""
+    store = await intact_memory()
     await BREAKS[name][0](store)
 
     async def move_away(operation: str, key: str, when: str) -> None:
@@ -532,8 +539,8 @@ async def test_an_aggregate_that_is_moved_away_meanwhile_is_no_finding(name: str
     )
 
 
-async def test_an_empty_store_is_clean() -> None:
-    """Nothing stands, nothing is named."""
+async def test_an_empty_store_has_no_findings() -> None:
+    """No objects, no findings."""
     assert (await verified(MemoryStore())).exit_code == 0
 
 
@@ -542,7 +549,7 @@ async def test_an_empty_store_is_clean() -> None:
 async def test_a_run_stopped_anywhere_leaves_nothing_but_unfinished_moves(
     chunk: int, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a crash at any request; a repair makes it clean, and so does the next run."""
+    """After a crash at any request, a repair finishes the moves."""
     if chunk == 3:
         monkeypatch.setattr(memory_store, "_PAGE", chunk)
     template = MemoryStore(Clock())
@@ -572,9 +579,9 @@ async def test_a_run_stopped_anywhere_leaves_nothing_but_unfinished_moves(
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_runs_at_work_give_no_false_findings(seed: int) -> None:
-    """While files arrive, are counted, refused and moved, nothing but moves under way is seen."""
-    store = await sound_memory()
+async def test_concurrent_runs_give_no_false_findings(seed: int) -> None:
+    """While files arrive, are settled and moved, only unfinished moves are found."""
+    store = await intact_memory()
     dice = random.Random(seed)
 
     async def pause(_operation: str, _key: str, _when: str) -> None:
@@ -604,7 +611,7 @@ async def test_runs_at_work_give_no_false_findings(seed: int) -> None:
 
 
 async def test_many_findings_take_bounded_memory() -> None:
-    """20,000 strays are counted exactly, a few are told, and few are ever held."""
+    """20,000 stray files are counted exactly; a few are examples, and few are in memory."""
     store = MemoryStore(Clock())
     await store.put("archive/template", b"{}")
     template = store._objects.pop("archive/template")
@@ -620,13 +627,13 @@ async def test_many_findings_take_bounded_memory() -> None:
     finally:
         tracemalloc.stop()
     assert report.found == {FindingKind.UNCOUNTED: 20_000}
-    assert len(report.findings[FindingKind.UNCOUNTED].examples) == SHOWN
+    assert len(report.findings[FindingKind.UNCOUNTED].examples) == MAX_EXAMPLES
     assert peak < 4_000_000
 
 
-async def test_a_time_limit_ends_it_and_is_told() -> None:
-    """What was not looked at is not said to hold."""
-    store = await sound_memory()
+async def test_a_time_limit_ends_it_and_is_reported() -> None:
+    """The report says that it is not complete."""
+    store = await intact_memory()
 
     async def hang(operation: str, _key: str, _when: str) -> None:
         if operation == "stream":
@@ -641,7 +648,7 @@ async def test_a_time_limit_ends_it_and_is_told() -> None:
 
 @pytest.mark.parametrize("places", LAYOUTS.values(), ids=LAYOUTS)
 async def test_every_layout_of_the_prefixes(places: Places) -> None:
-    """However they nest, a settled store is clean, and a stray is found where it is."""
+    """With any nesting, a settled store has no findings, and a stray file is found."""
     store = MemoryStore(Clock())
     settings = settings_of(places)
     for name, (data, _) in LAYOUT_FILES.items():
@@ -651,7 +658,7 @@ async def test_every_layout_of_the_prefixes(places: Places) -> None:
     await store.put(f"{places.archive}stray.json", run_data(1))
     await store.put(f"{places.quarantine}stray.json", run_data(2))
     found = (await verify(JobContext(store, settings))).found
-    assert found == {FindingKind.UNCOUNTED: 1, FindingKind.UNENTERED: 1}
+    assert found == {FindingKind.UNCOUNTED: 1, FindingKind.WITHOUT_ENTRY: 1}
 
 
 HOSTILE = (
@@ -667,7 +674,7 @@ HOSTILE = (
 
 
 async def test_hostile_names() -> None:
-    """Names that break lines, markup, SQL or the longest key are names like others."""
+    """Keys with line breaks, markup or SQL, and the longest keys, are like any other."""
     store = MemoryStore(Clock())
     for number, name in enumerate(HOSTILE):
         await store.put(f"runs/{name}.json", run_data(number))
@@ -681,10 +688,10 @@ async def test_hostile_names() -> None:
     assert (await verified(store)).found == {FindingKind.MISSING: len(HOSTILE)}
 
 
-@pytest.mark.parametrize("name", ["not archived", "not dropped", "another sum", "truncated"])
+@pytest.mark.parametrize("name", ["not archived", "not deleted", "another sum", "truncated"])
 async def test_a_repair_stopped_anywhere_can_be_done_again(name: str) -> None:
-    """Cancelled at any request, nothing is lost; the next repair ends clean."""
-    template = await sound_memory()
+    """Cancelled at any request, nothing is lost; the next repair completes."""
+    template = await intact_memory()
     await BREAKS[name][0](template)
     report = await verified(template)
     for number in count(1):

@@ -1,4 +1,4 @@
-"""Putting back against everybody else: whatever goes on at the same time, a file counts once."""
+"""Restoring files while runs and other retries work: each file counts once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from asyncagg.job.context import JobContext
 from asyncagg.job.layout import Layout
 from asyncagg.job.pipeline import run
 from asyncagg.model import Interval
-from asyncagg.quarantine.putback import PutBack
+from asyncagg.quarantine.restore import Restorer
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.store.memory import MemoryStore
@@ -32,25 +32,25 @@ OLD = Settings(max_file_bytes=SMALL.max_file_bytes)
 DAY = Interval(moment(0, 0), moment(23, 55))
 
 
-class Died(Exception):  # noqa: N818 - no error: the process ends here
+class Died(Exception):  # noqa: N818 - not an error: the process ends here
     """A process ends."""
 
 
 async def copy_only(store: Store, settings: Settings) -> None:
-    """Put the file back, and die before it is removed from quarantine."""
+    """Restore the file, but stop before it is deleted from quarantine."""
 
     async def die(operation: str, _key: str, when: str) -> None:
         if (operation, when) == ("delete", "before"):
             raise Died
 
     with pytest.raises(Died):
-        await PutBack(HookedStore(store, die), settings).one(KEY)
+        await Restorer(JobContext(HookedStore(store, die), settings)).restore(KEY)
 
 
 async def raced_at_every_request(
     template: Snapshot, settings: Settings, race: Callable[[MemoryStore, Clock], Awaitable[object]]
 ) -> None:
-    """Let something happen between any two requests of a retry; then see that all is in order."""
+    """Let something happen between any two requests of a retry; then check the result."""
     for number in count(1):
         clock = Clock(AT)
         store = memory_of(template)
@@ -71,11 +71,11 @@ async def raced_at_every_request(
                 await race(store, clock)
             assert holders(of_memory(store), run_data(1))
 
-        await PutBack(HookedStore(store, hook), settings).one(KEY)
+        await Restorer(JobContext(HookedStore(store, hook), settings)).restore(KEY)
         for _ in range(2):
             clock.now += timedelta(minutes=10)
             await run(store, settings, at=clock.now)
-            await PutBack(store, settings).all(lambda _: None)
+            await Restorer(JobContext(store, settings)).restore_all(lambda _: None)
         seen = of_memory(store)
         assert counted(seen) == {run_data(1): 1}, f"raced at step {number}"
         assert not [key for key in seen if key.startswith(("quarantine/", "runs/"))]
@@ -85,14 +85,14 @@ async def raced_at_every_request(
 
 
 async def settle(store: Store, clock: Clock, settings: Settings) -> None:
-    """Let a window end, and run the job."""
+    """End a window, and run the job."""
     clock.now += timedelta(minutes=10)
     await run(store, settings, at=clock.now)
     clock.now += timedelta(minutes=10)
 
 
 async def settle_by_backfill(store: Store, clock: Clock, settings: Settings) -> None:
-    """Let a window end, and settle the day in parts."""
+    """End a window, and backfill the day in parts."""
     clock.now += timedelta(minutes=10)
     await backfill(LocalEngine(JobContext(store, settings)), settings, DAY)
     clock.now += timedelta(minutes=10)
@@ -101,7 +101,7 @@ async def settle_by_backfill(store: Store, clock: Clock, settings: Settings) -> 
 @pytest.mark.parametrize("settings", [BY_CLOCK, BY_NAME], ids=["last_modified", "name"])
 @pytest.mark.parametrize("work", [settle, settle_by_backfill])
 async def test_two_retries_with_a_full_run_between(settings: Settings, work: Any) -> None:
-    """One has copied, a run counts and archives the copy, and the other copies it once more."""
+    """One copies, a run counts and archives the copy, and the other copies again."""
     template = await settled({BAD: run_data(1)}, OLD if settings is BY_CLOCK else SMALL)
 
     async def race(store: MemoryStore, clock: Clock) -> None:
@@ -113,7 +113,7 @@ async def test_two_retries_with_a_full_run_between(settings: Settings, work: Any
 
 
 async def test_a_copy_sent_again_after_a_run() -> None:
-    """The answer to the copy is lost, a run counts the file, and the request is sent once more."""
+    """The response to the copy is lost, a run counts the file, and the request is repeated."""
     template = of_memory(await settled({BAD: run_data(1)}, OLD))
     clock = Clock(AT)
     store = memory_of(template)
@@ -125,7 +125,7 @@ async def test_a_copy_sent_again_after_a_run() -> None:
             target = Layout(BY_CLOCK).restored_key((await store.head(key)).file)
             await store.copy(key, target, if_match=template[key].etag)
 
-    await PutBack(HookedStore(store, again), BY_CLOCK).one(KEY)
+    await Restorer(JobContext(HookedStore(store, again), BY_CLOCK)).restore(KEY)
     await settle(store, clock, BY_CLOCK)
     assert counted(of_memory(store)) == {run_data(1): 1}
     assert not [key for key in of_memory(store) if key.startswith(("quarantine/", "runs/"))]
@@ -133,7 +133,7 @@ async def test_a_copy_sent_again_after_a_run() -> None:
 
 @pytest.mark.parametrize("taken", [False, True])
 async def test_what_was_counted_after_it_was_copied_to_quarantine(*, taken: bool) -> None:
-    """A run dies with the copy made; the next has other settings, and counts the file itself."""
+    """A run stops after the copy; the next has other settings, and counts the file."""
     store = MemoryStore(Clock(moment(13, 57)))
     if taken:
         await store.put(KEY, b"[")
@@ -146,31 +146,31 @@ async def test_what_was_counted_after_it_was_copied_to_quarantine(*, taken: bool
     with pytest.raises(Died):
         await run(HookedStore(store, die), OLD, at=AT)
     copied = next(key for key in holders(of_memory(store), run_data(1)) if key != f"runs/{BAD}")
-    outcome = await PutBack(store, BY_CLOCK).one(copied)
-    assert "in the inbox still" in outcome.reason
+    outcome = await Restorer(JobContext(store, BY_CLOCK)).restore(copied)
+    assert "still in the inbox" in outcome.reason
     await run(store, BY_CLOCK, at=AT)
-    assert (await PutBack(store, BY_CLOCK).one(copied)).status == "counted"
+    assert (await Restorer(JobContext(store, BY_CLOCK)).restore(copied)).status == "counted"
     await run(store, BY_CLOCK, at=moment(15, 0))
     assert counted(of_memory(store)) == {run_data(1): 1}
 
 
 async def test_long_names_that_start_alike_come_back_apart() -> None:
-    """Two files of one content, whose names differ only where they are cut, count twice."""
+    """Two files with equal content, whose keys differ only where they are cut, count twice."""
     store = MemoryStore(Clock(moment(13, 57)))
     keys = [f"quarantine/{'x' * 245}{number}.json" for number in range(2)]
     for key in keys:
         await store.put(key, run_data(1))
     for key in keys:
-        assert (await PutBack(store, BY_CLOCK).one(key)).status == "put_back"
+        assert (await Restorer(JobContext(store, BY_CLOCK)).restore(key)).status == "put_back"
     await run(store, BY_CLOCK, at=AT)
     assert counted(of_memory(store)) == {run_data(1): 2}
 
 
 async def test_a_damaged_aggregate_knows_a_file_that_was_put_back() -> None:
-    """Its row is lost; from its place in the archive follows the key under which it was counted."""
+    """Its row is lost; its key in the archive determines the key under which it was counted."""
     store = await settled({BAD: b"["})
     await store.put(KEY, run_data(1))
-    await PutBack(store, BY_NAME).one(KEY)
+    await Restorer(JobContext(store, BY_NAME)).restore(KEY)
     await run(store, BY_NAME, at=AT)
     (aggregate,) = [key for key in of_memory(store) if key.startswith("aggregates/")]
     (true,) = json.loads(of_memory(store)[aggregate].data)["source_files"]

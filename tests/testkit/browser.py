@@ -18,7 +18,7 @@ _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 _DRIVER = shutil.which("chromedriver")
 
 MISSING = "" if _CHROMIUM and _DRIVER else "no chromium with its chromedriver on this machine"
-"""Why there is no browser here; empty if there is one."""
+"""Why there is no browser; empty if there is one."""
 
 _ARGUMENTS = (
     "--headless",
@@ -36,17 +36,17 @@ _ARGUMENTS = (
 
 
 class Browser:
-    """One page in a browser of its own.
+    """One page in a browser.
 
     Attributes:
-        driver: What drives it.
+        driver: The Selenium driver.
     """
 
     def __init__(self, driver: Chrome) -> None:
         self.driver = driver
 
     def open(self, page: Path) -> None:
-        """Open a file; what was logged before is forgotten."""
+        """Open a file, and discard earlier log entries."""
         self.console()
         self.driver.get_log("performance")  # type: ignore[no-untyped-call]
         self.driver.get(page.as_uri())
@@ -56,12 +56,12 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def console(self) -> list[str]:
-        """Return what the console told since the last time: errors, refusals of the policy."""
+        """Return the console's new messages: errors and violations of the policy."""
         entries = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
         return [entry["message"] for entry in entries]
 
     def requests(self) -> list[str]:
-        """Return the addresses asked for since the last time."""
+        """Return the URLs requested since the last call."""
         entries = self.driver.get_log("performance")  # type: ignore[no-untyped-call]
         messages = [json.loads(entry["message"])["message"] for entry in entries]
         return [
@@ -71,25 +71,25 @@ class Browser:
         ]
 
     def settle(self) -> None:
-        """Wait until what was changed is drawn."""
+        """Wait until changes are drawn."""
         self.driver.execute_async_script(
             "requestAnimationFrame(() => setTimeout(arguments[0], 20))"
         )
 
     def resize(self, width: int, height: int) -> None:
-        """Give the page this size, in CSS pixels."""
+        """Set the size of the page, in CSS pixels."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
     def prefer(self, **features: str) -> None:
-        """Say what the user prefers, such as ``prefers_color_scheme="dark"``."""
-        told = [{"name": name.replace("_", "-"), "value": each} for name, each in features.items()]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": told})
+        """Set media features, such as ``prefers_color_scheme="dark"``."""
+        media = [{"name": name.replace("_", "-"), "value": each} for name, each in features.items()]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
 
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    """Open a browser that keeps nothing and asks nobody anything."""
+    """Open a browser with an empty profile and no background requests."""
     with TemporaryDirectory(prefix="asyncagg-browser-", ignore_cleanup_errors=True) as profile:
         options = ChromeOptions()
         options.binary_location = _CHROMIUM or ""

@@ -31,7 +31,7 @@ BY_NAME = Settings(window_by="name")
 
 
 SMALL = Settings(window_by="name", max_file_bytes=len(run_data(1)) - 1)
-"""Settings that refuse every run file as too large."""
+"""Settings with which every run file is too large."""
 
 
 BAD = "20251021t1302Z_bad.json"
@@ -59,5 +59,5 @@ def counted(seen: Snapshot) -> Counter[bytes]:
 
 
 def holders(seen: Snapshot, data: bytes) -> list[str]:
-    """Return the keys under which a run file's content stands."""
+    """Return the keys that have a run file's content."""
     return [key for key, each in seen.items() if each.data == data]

@@ -43,7 +43,7 @@ HOSTILE = (
 
 
 def nth(number: int) -> Window:
-    """Return a window of five minutes, counted from one that stands."""
+    """Return the window of five minutes with a number, counted from `START`."""
     return Window(START + timedelta(minutes=5) * (number + 1), 5)
 
 
@@ -58,12 +58,12 @@ async def stored(aggregates: Mapping[int, Iterable[Entry]], *, late: int = 0) ->
 
 
 async def gathered(store: Store, **more: Any) -> Report:
-    """Gather at a moment that stands."""
+    """Gather a report with a fixed clock."""
     return await gather(store, Settings(), now=lambda: NOW, **more)
 
 
 def block(page: bytes) -> dict[str, Any]:
-    """Return the data of a page, as its script reads them."""
+    """Return the data of a page, as its script reads it."""
     found = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.decode())
     assert len(found) == 1
     return dict(json.loads(found[0]))

@@ -1,9 +1,9 @@
 "use strict";
-/* Put the numbers into the page. */
+/* Fill the page with the data. */
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
-function place(id, ...children) {
+function append(id, ...children) {
   document.getElementById(id).append(...children);
 }
 
@@ -14,12 +14,12 @@ function hide(id) {
 function showHead() {
   const [since, until] = [DATA.since, DATA.until].map((iso) => iso && moment(epochOf(iso)));
   if (DATA.start) {
-    place("interval", `${period(epochOf(DATA.start), epochOf(DATA.end))} UTC`);
+    append("interval", `${period(epochOf(DATA.start), epochOf(DATA.end))} UTC`);
   } else if (since || until) {
-    place("interval", [since && `from ${since}`, until && `to ${until}`].filter(Boolean).join(" "), " UTC");
+    append("interval", [since && `from ${since}`, until && `to ${until}`].filter(Boolean).join(" "), " UTC");
   }
-  place("store", key(DATA.store));
-  place("made", `Made ${moment(epochOf(DATA.created))} UTC by ${document.querySelector("[name=generator]").content}.`);
+  append("store", key(DATA.store));
+  append("made", `Made ${moment(epochOf(DATA.created))} UTC by ${document.querySelector("[name=generator]").content}.`);
 }
 
 /* ------------------------------------------------------------------ at a glance */
@@ -29,24 +29,24 @@ function showNotes() {
   const note = (kind, mark, text, target) => {
     const words = target ? make("a", { href: `#${target}` }, text) : text;
     const sign = make("span", { class: "mark", "aria-hidden": "true" }, mark);
-    place("notes", make("li", { class: kind }, sign, words));
+    append("notes", make("li", { class: kind }, sign, words));
   };
   const all = counted(windows.present, "window");
   if (unreadable.count) {
     note("bad", "!", `${counted(unreadable.count, "aggregate")} could not be read`, "unreadable");
   }
   if (windows.missing) {
-    note("warn", "!", `${counted(windows.missing, "window")} missing, ${count(windows.present)} there`, "gaps");
+    note("warn", "!", `${counted(windows.missing, "window")} missing, ${count(windows.present)} present`, "gaps");
   } else {
-    note("good", "✓", `${all}, none missing in between`);
+    note("good", "✓", `${all}, none missing`);
   }
   if (Number(totals.files.quarantined)) {
     note("warn", "!", `${counted(totals.files.quarantined, "file")} quarantined`, "quarantine");
   } else {
-    note("good", "✓", "No file quarantined");
+    note("good", "✓", "No files quarantined");
   }
   if (Number(totals.files.late)) {
-    note("info", "i", `${counted(totals.files.late, "file")} came late, and counted`, "chart-trouble");
+    note("info", "i", `${counted(totals.files.late, "late file")}, counted`, "chart-trouble");
   }
 }
 
@@ -55,25 +55,25 @@ function showCards() {
   const time = totals.processing_time;
   const card = (field, label, value, more = "") => {
     const shown = make("dd", { class: "figure", "data-field": field }, value);
-    place("cards", make("div", {}, make("dt", {}, label), shown, make("dd", { class: "more" }, more)));
+    append("cards", make("div", {}, make("dt", {}, label), shown, make("dd", { class: "more" }, more)));
   };
   const runs = `in ${counted(windows.present, "window")} of ${minutes(DATA.window_minutes)}`;
   const rate = (part) => `${share(part, totals.total_opportunities)} of opportunities`;
   card("files.counted", "Run files counted", count(totals.files.counted), runs);
-  card("total_opportunities", "Opportunities", count(totals.total_opportunities), "looked at by these runs");
+  card("total_opportunities", "Opportunities", count(totals.total_opportunities), "examined by these runs");
   card("total_matches", "Matches", count(totals.total_matches), rate(totals.total_matches));
   card("total_no_matches", "No match", count(totals.total_no_matches), rate(totals.total_no_matches));
   card("total_errors", "Errors", count(totals.total_errors), rate(totals.total_errors));
-  card("processing_time.p50", "Typical run (p50)", seconds(time.p50), `mean ${seconds(time.mean)}`);
-  card("processing_time.p90", "9 in 10 runs (p90)", seconds(time.p90), `shortest ${seconds(time.min)}`);
-  card("processing_time.p99", "99 in 100 runs (p99)", seconds(time.p99), `longest ${seconds(time.max)}`);
+  card("processing_time.p50", "Half of the runs (p50)", seconds(time.p50), `mean ${seconds(time.mean)}`);
+  card("processing_time.p90", "90 % of the runs (p90)", seconds(time.p90), `shortest ${seconds(time.min)}`);
+  card("processing_time.p99", "99 % of the runs (p99)", seconds(time.p99), `longest ${seconds(time.max)}`);
   card("files.bytes", "Data read", bytes(totals.files.bytes), counted(totals.files.bytes, "byte"));
-  card("files.late", "Late files", count(totals.files.late), "merged into their windows");
-  card("files.quarantined", "Quarantined files", count(totals.files.quarantined), "in no sum");
+  card("files.late", "Late files", count(totals.files.late), "added to their windows");
+  card("files.quarantined", "Quarantined files", count(totals.files.quarantined), "not in the totals");
   card("windows.missing", "Missing windows", count(windows.missing), `in ${counted(DATA.gaps.count, "gap")}`);
 }
 
-/* A strip of coloured parts: [class, from, to] each, in thousandths of its length. */
+/* A bar of coloured parts: [class, from, to] each, in thousandths of its length. */
 function strip(label, parts) {
   const svg = (tag, attributes) => {
     const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -89,7 +89,7 @@ function strip(label, parts) {
   return drawn;
 }
 
-/* How the opportunities ended, as shares of them. */
+/* The outcomes of the opportunities, as shares. */
 function showOutcome() {
   const { total_matches, total_no_matches, total_errors } = DATA.totals;
   const ends = [["match", "matched", total_matches], ["none", "no match", total_no_matches], ["error", "errors", total_errors]];
@@ -110,25 +110,25 @@ function showOutcome() {
   ends.forEach(([name], index) => {
     legend.append(make("li", {}, make("span", { class: `swatch ${name}`, "aria-hidden": "true" }), words[index]));
   });
-  place("outcome", make("p", { class: "label" }, "How opportunities ended"), strip(words.join(", "), parts), legend);
+  append("outcome", make("p", { class: "label" }, "Outcomes of opportunities"), strip(words.join(", "), parts), legend);
 }
 
-/* The whole interval, with its gaps. */
+/* The whole interval and its gaps. */
 function showCoverage() {
   const start = epochOf(DATA.start);
   const length = epochOf(DATA.end) - start;
   const at = (iso) => (1000 * (epochOf(iso) - start)) / length;
   const { present, missing } = DATA.windows;
   const gaps = DATA.gaps.shown.map((gap) => ["gap", at(gap.start), at(gap.end)]);
-  const label = `${counted(present, "window")} there, ${count(missing)} missing`;
+  const label = `${counted(present, "window")} present, ${count(missing)} missing`;
   const ends = make("div", { class: "ends muted", "aria-hidden": "true" });
   ends.append(make("span", {}, moment(start)), make("span", {}, moment(start + length)));
-  place("coverage", make("p", { class: "label" }, label), strip(label, [["there", 0, 1000], ...gaps]), ends);
+  append("coverage", make("p", { class: "label" }, label), strip(label, [["present", 0, 1000], ...gaps]), ends);
 }
 
 /* ------------------------------------------------------------------ over time */
 
-/* "Most in one window: 1,003 (21 Oct 2025, 13:05)." */
+/* "Maximum in one window: 1,003 (21 Oct 2025, 13:05)." */
 function peak(values, format) {
   let best = 0;
   values.forEach((value, index) => {
@@ -136,7 +136,7 @@ function peak(values, format) {
   });
   const one = DATA.points.minutes === DATA.window_minutes ? "window" : minutes(DATA.points.minutes);
   return Number(values[best])
-    ? `Most in one ${one}: ${format(values[best])} (${moment(DATA.points.start[best])}).`
+    ? `Maximum in one ${one}: ${format(values[best])} (${moment(DATA.points.start[best])}).`
     : "";
 }
 
@@ -145,12 +145,12 @@ function showCharts() {
   const time = totals.processing_time;
   const interval = [epochOf(DATA.start), epochOf(DATA.end)];
   const merged = points.minutes !== DATA.window_minutes;
-  place(
-    "charts-told",
+  append(
+    "charts-text",
     merged
-      ? `There are more windows than a chart shows well, so each point is ${minutes(points.minutes)} of windows merged: sums are added, quantiles are those of all the runs in it.`
+      ? `There are too many windows for one point each: each point covers ${minutes(points.minutes)}, with the sums and the quantiles of all its runs.`
       : `Each point is one window of ${minutes(DATA.window_minutes)}.`,
-    " Point at a chart to read its values; its numbers are below it as a table.",
+    " Point at a chart to read its values, or open the table below it.",
   );
   const sum = (field, label, color, overall, format = count, exact = count) =>
     ({ label, color, values: points[field], overall: format(overall), format, exact });
@@ -161,7 +161,7 @@ function showCharts() {
   const figures = [
     {
       name: "chart-matches", title: "Matches and no matches", bars: "stacked",
-      told: `${share(totals.total_matches, totals.total_opportunities)} of ${counted(totals.total_opportunities, "opportunity", "opportunities")} matched. ${peak(points.matches, count)}`,
+      description: `${share(totals.total_matches, totals.total_opportunities)} of ${counted(totals.total_opportunities, "opportunity", "opportunities")} matched. ${peak(points.matches, count)}`,
       series: [
         sum("no_matches", "No match", "none", totals.total_no_matches),
         sum("matches", "Matches", "match", totals.total_matches),
@@ -169,36 +169,36 @@ function showCharts() {
     },
     {
       name: "chart-opportunities", title: "Opportunities", bars: "plain",
-      told: `${counted(totals.total_opportunities, "opportunity", "opportunities")} in all. ${peak(points.opportunities, count)}`,
+      description: `${counted(totals.total_opportunities, "opportunity", "opportunities")} in total. ${peak(points.opportunities, count)}`,
       series: [sum("opportunities", "Opportunities", "total", totals.total_opportunities)],
     },
     {
       name: "chart-time", title: "Processing time of a run",
       format: (value) => seconds(value, roundDigits),
-      told: time.count
-        ? `Half of the runs took at most ${seconds(time.p50)}, 99 in 100 at most ${seconds(time.p99)}, the longest ${seconds(time.max)}.`
-        : "No run said how long it took.",
+      description: time.count
+        ? `Half of the runs took at most ${seconds(time.p50)}, 99 % at most ${seconds(time.p99)}, the longest ${seconds(time.max)}.`
+        : "No run reported its processing time.",
       series: [quantile("p99", [2, 4]), quantile("p90", [8, 4]), quantile("p50", [])],
     },
     {
       name: "chart-errors", title: "Errors", bars: "plain",
-      told: `${counted(totals.total_errors, "error")} in all, ${share(totals.total_errors, totals.total_opportunities)} of opportunities. ${peak(points.errors, count)}`,
+      description: `${counted(totals.total_errors, "error")} in total, ${share(totals.total_errors, totals.total_opportunities)} of opportunities. ${peak(points.errors, count)}`,
       series: [sum("errors", "Errors", "error", totals.total_errors)],
     },
     {
       name: "chart-files", title: "Run files", bars: "plain",
-      told: `${counted(totals.files.counted, "file")} counted. ${peak(points.counted, count)}`,
+      description: `${counted(totals.files.counted, "file")} counted. ${peak(points.counted, count)}`,
       series: [sum("counted", "Files", "files", totals.files.counted)],
     },
     {
       name: "chart-bytes", title: "Data read", bars: "plain",
       format: (value) => bytes(value, roundDigits),
-      told: `${bytes(totals.files.bytes)} in all. ${peak(points.bytes, bytes)}`,
+      description: `${bytes(totals.files.bytes)} in total. ${peak(points.bytes, bytes)}`,
       series: [sum("bytes", "Bytes", "bytes", totals.files.bytes, bytes)],
     },
     {
       name: "chart-trouble", title: "Late and quarantined files", bars: "stacked",
-      told: `${count(totals.files.late)} late, ${count(totals.files.quarantined)} quarantined.`,
+      description: `${count(totals.files.late)} late, ${count(totals.files.quarantined)} quarantined.`,
       series: [
         sum("quarantined", "Quarantined", "quarantined", totals.files.quarantined),
         sum("late", "Late", "late", totals.files.late),
@@ -206,7 +206,7 @@ function showCharts() {
     },
   ];
   const scale = (value) => (Number.isInteger(value) ? short(value) : "");
-  place("figures", ...figures.map((each) => chart({ format: scale, points, interval, ...each })));
+  append("figures", ...figures.map((each) => chart({ format: scale, points, interval, ...each })));
 }
 
 const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
@@ -221,18 +221,18 @@ function showMatches() {
   const { exact, shown } = DATA.top_matches;
   const rows = shown.map((match, index) => ({ ...match, rank: index + 1 }));
   if (!rows.length) {
-    place("matches-told", "No run of the interval told of a match.");
+    append("matches-text", "No run reported a match.");
     hide("matches-table");
     return;
   }
-  place(
-    "matches-told",
-    `The first ${count(Math.min(exact, rows.length))} are the best of all the run files.`,
-    rows.length > exact ? ` The others are the best of what the windows keep, ${count(exact)} each.` : "",
+  append(
+    "matches-text",
+    `The first ${count(Math.min(exact, rows.length))} are the best of all run files.`,
+    rows.length > exact ? ` The others are the best of the ${count(exact)} that each window keeps.` : "",
   );
   const made = table({
     name: "top-matches",
-    caption: "The best matches, each with the run file that it came from",
+    caption: "The best matches and their run files",
     rows,
     columns: [
       { label: "Rank", numeric: true, value: (row) => row.rank, cell: (row) => count(row.rank) },
@@ -252,7 +252,7 @@ function showMatches() {
     filter: made.filter,
     textOf: (row) => [row.label, row.key, row.window, ...row.fields.flat()].join("\n"),
   });
-  place("matches-table", field, scrolling("Table of top matches", made.element), made.more);
+  append("matches-table", field, scrolling("Table of top matches", made.element), made.more);
   made.element.querySelector("th").setAttribute("aria-sort", "ascending");
 }
 
@@ -260,12 +260,12 @@ function windowOf(name) {
   return make("time", { datetime: new Date(windowEnd(name) * 1000).toISOString() }, moment(windowEnd(name)));
 }
 
-/* What a match is called, and all of its fields on demand. */
+/* The label of a match, and all its fields on demand. */
 function matchOf(row) {
-  const title = row.label ? foreign(row.label) : make("span", { class: "muted" }, "without a title");
+  const title = row.label ? untrusted(row.label) : make("span", { class: "muted" }, "no title");
   const list = make("dl", { class: "fields" });
   for (const [name, text] of row.fields) {
-    list.append(make("div", {}, make("dt", {}, foreign(name)), make("dd", {}, foreign(text))));
+    list.append(make("div", {}, make("dt", {}, untrusted(name)), make("dd", {}, untrusted(text))));
   }
   const more = row.more_fields ? [make("p", { class: "muted" }, `and ${counted(row.more_fields, "more field")}`)] : [];
   const summary = make("summary", {}, title);
@@ -275,14 +275,14 @@ function matchOf(row) {
 function showQuarantine() {
   const { count: all, shown } = DATA.quarantined;
   if (!Number(all)) {
-    place("quarantine-told", "None: every run file could be counted.");
+    append("quarantine-text", "None: every run file could be counted.");
     hide("quarantine-table");
     return;
   }
   const rest = Number(all) - shown.length;
-  place(
-    "quarantine-told",
-    "Files that can never be counted, with what is wrong with each. Their content is kept.",
+  append(
+    "quarantine-text",
+    "Files that cannot be counted, and why. Their content is kept.",
     rest > 0 ? ` These are the newest ${count(shown.length)}; ${count(rest)} more are not shown.` : "",
   );
   if (!shown.length) {
@@ -290,7 +290,7 @@ function showQuarantine() {
     return;
   }
   const whereNow = (row) => {
-    const state = { true: "", false: "no longer there", null: "could not be looked at" }[row.there];
+    const state = { true: "", false: "no longer exists", null: "not known" }[row.there];
     const cell = make("div", {}, key(row.moved_to));
     if (state) cell.append(make("span", { class: "tag" }, state));
     return cell;
@@ -301,7 +301,7 @@ function showQuarantine() {
     rows: shown,
     columns: [
       { label: "Run file", value: (row) => row.key, cell: (row) => key(row.key) },
-      { label: "Reason", value: (row) => row.reason, cell: (row) => foreign(row.reason) },
+      { label: "Reason", value: (row) => row.reason, cell: (row) => untrusted(row.reason) },
       { label: "Where it is now", value: (row) => row.moved_to, cell: whereNow },
       {
         label: "Window", value: (row) => windowEnd(row.window), cell: (row) => windowOf(row.window),
@@ -312,19 +312,19 @@ function showQuarantine() {
     name: "quarantine-search", label: "Search the quarantined files", noun: "file", rows: shown,
     filter: made.filter, textOf: (row) => [row.key, row.reason, row.moved_to, row.window].join("\n"),
   });
-  place("quarantine-table", field, scrolling("Table of quarantined files", made.element), made.more);
+  append("quarantine-table", field, scrolling("Table of quarantined files", made.element), made.more);
 }
 
 function showGaps() {
   const { count: all, shown } = DATA.gaps;
   if (!all) {
-    place("gaps-told", "None: every window between the first and the last has its aggregate.");
+    append("gaps-text", "None: every window between the first and the last has an aggregate.");
     hide("gaps-table");
     return;
   }
-  place(
-    "gaps-told",
-    "No aggregate stands for these windows: no run file came in that time, or they are not settled yet.",
+  append(
+    "gaps-text",
+    "These windows have no aggregate: no run file arrived, or they are not settled yet.",
     all > shown.length ? ` These are the ${count(shown.length)} longest of ${count(all)} gaps.` : "",
   );
   const made = table({
@@ -341,7 +341,7 @@ function showGaps() {
       },
     ],
   });
-  place("gaps-table", scrolling("Table of missing windows", made.element), made.more);
+  append("gaps-table", scrolling("Table of missing windows", made.element), made.more);
 }
 
 function showUnreadable() {
@@ -351,8 +351,8 @@ function showUnreadable() {
     return;
   }
   const rest = all - shown.length;
-  place(
-    "unreadable-told", "What is left out of the numbers on this page, and why.",
+  append(
+    "unreadable-text", "These aggregates are not in the totals.",
     rest ? ` ${count(rest)} more are not shown.` : "",
   );
   const made = table({
@@ -361,10 +361,10 @@ function showUnreadable() {
     rows: shown,
     columns: [
       { label: "Aggregate", value: (row) => row.key, cell: (row) => key(row.key) },
-      { label: "Reason", value: (row) => row.reason, cell: (row) => foreign(row.reason) },
+      { label: "Reason", value: (row) => row.reason, cell: (row) => untrusted(row.reason) },
     ],
   });
-  place("unreadable-table", scrolling("Table of unreadable aggregates", made.element), made.more);
+  append("unreadable-table", scrolling("Table of unreadable aggregates", made.element), made.more);
 }
 
 /* ------------------------------------------------------------------ light and dark */
@@ -388,7 +388,7 @@ function start() {
   if (!DATA.windows.present) {
     for (const id of ["summary", "charts", "matches", "quarantine", "gaps"]) hide(id);
     document.getElementById("empty").hidden = false;
-    place("empty-told", DATA.start ? "None of the aggregates of this interval could be read." : "No aggregate stands in this interval.");
+    append("empty-text", DATA.start ? "None of the aggregates of this interval could be read." : "This interval has no aggregates.");
     startTheme(() => {});
     return;
   }

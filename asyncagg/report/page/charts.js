@@ -1,5 +1,5 @@
 "use strict";
-/* Charts over time: a title, a sentence that says the same, the drawing, and its numbers. */
+/* Charts over time: a title, a description in words, the drawing, and a table of its data. */
 
 const HEIGHT = 220;
 const charts = [];
@@ -11,10 +11,10 @@ function color(name) {
 /*
  * Make the figure of a chart.
  *
- * series: {name of its colour, label, values, format, dash, overall}. bars: "stacked" draws the
- * first on top of the second. points: {start: [epoch], minutes}. told: the sentence.
+ * series: {color, label, values, format, dash, overall}. bars: "stacked" draws the first series on
+ * top of the second. points: {start: [epoch], minutes}.
  */
-function chart({ name, title, told, series, points, interval, bars = "", format }) {
+function chart({ name, title, description, series, points, interval, bars = "", format }) {
   const legend = make("ul", { class: "legend" });
   const when = make("span", { class: "when" }, "whole interval");
   const values = series.map((each) => {
@@ -23,14 +23,14 @@ function chart({ name, title, told, series, points, interval, bars = "", format 
     legend.append(make("li", {}, swatch, `${each.label} `, value));
     return value;
   });
-  const area = make("div", { class: "plot", role: "img", "aria-label": `${title}. ${told}` });
+  const area = make("div", { class: "plot", role: "img", "aria-label": `${title}. ${description}` });
   const figure = make(
     "figure", { id: name, "aria-labelledby": `${name}-title` },
     make("h3", { id: `${name}-title` }, title),
-    make("p", { class: "told" }, told),
+    make("p", { class: "description" }, description),
     make("div", { class: "reading" }, legend, when),
     area,
-    numbers({ name, title, series, points }),
+    dataTable({ name, title, series, points }),
   );
 
   const drawn = withBreaks(points, series.map((each) => each.values.map(plain)));
@@ -56,7 +56,7 @@ function plain(value) {
   return value === null ? null : Number(value);
 }
 
-/* Put a break where no window is, so that no line is drawn across it. */
+/* Insert a break for missing windows, so that no line is drawn across it. */
 function withBreaks(points, columns) {
   const data = [[], ...columns.map(() => [])];
   const origin = [];
@@ -133,7 +133,7 @@ function draw({ area, options, data }) {
   return plot;
 }
 
-/* The point whose bar lies under the cursor: the last that starts before it. */
+/* The point whose bar is under the cursor: the last that starts before it. */
 function under(starts, value) {
   let index = 0;
   while (index + 1 < starts.length && starts[index + 1] <= value) index += 1;
@@ -151,8 +151,8 @@ function times(splits, step) {
   });
 }
 
-/* The numbers of a chart as a table, made when it is first opened. */
-function numbers({ name, title, series, points }) {
+/* The data of a chart as a table, made when it is first opened. */
+function dataTable({ name, title, series, points }) {
   const details = make("details", {}, make("summary", {}, `${title}, as a table`));
   details.addEventListener("toggle", () => {
     if (!details.open || details.querySelector("table")) return;
@@ -182,7 +182,7 @@ function numbers({ name, title, series, points }) {
   return details;
 }
 
-/* Draw what was made, once it is in the page and has a width. */
+/* Draw the charts, once they are in the page and have a width. */
 function drawAll() {
   const plots = charts.map(draw);
   return () => plots.forEach((plot) => plot.redraw());

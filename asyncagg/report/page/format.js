@@ -1,5 +1,5 @@
 "use strict";
-/* How numbers, times and foreign texts are shown. Every value becomes a text node, never markup. */
+/* Format numbers, times and untrusted text. Every value becomes a text node, never markup. */
 
 const NUMBER = new Intl.NumberFormat("en");
 const DAY = new Intl.DateTimeFormat("en-GB", {
@@ -9,7 +9,7 @@ const CLOCK = new Intl.DateTimeFormat("en-GB", {
   timeZone: "UTC", hour: "2-digit", minute: "2-digit", hourCycle: "h23",
 });
 
-/* An integer; one that a browser would round comes as a text of digits. */
+/* An integer; one that a browser would round is a string of digits. */
 function count(value) {
   return NUMBER.format(typeof value === "string" ? BigInt(value) : value);
 }
@@ -26,36 +26,37 @@ function share(part, whole) {
   return `${percent.toLocaleString("en", { maximumFractionDigits: percent < 1 ? 2 : 1 })} %`;
 }
 
-/* Three digits, however large or small; on an axis, no zeros at the end. */
+/* Three significant digits. */
 function digits(value) {
   return value.toLocaleString("en", { minimumSignificantDigits: 3, maximumSignificantDigits: 3 });
 }
 
+/* Three significant digits without trailing zeros, for axes. */
 function roundDigits(value) {
   return value.toLocaleString("en", { maximumSignificantDigits: 3 });
 }
 
-function seconds(value, written = digits) {
+function seconds(value, format = digits) {
   if (value === null) return "–";
   if (value === 0) return "0 s";
-  if (value < 1e-3) return `${written(value * 1e6)} µs`;
-  if (value < 1) return `${written(value * 1e3)} ms`;
-  if (value < 120) return `${written(value)} s`;
-  if (value < 7200) return `${written(value / 60)} min`;
-  return `${written(value / 3600)} h`;
+  if (value < 1e-3) return `${format(value * 1e6)} µs`;
+  if (value < 1) return `${format(value * 1e3)} ms`;
+  if (value < 120) return `${format(value)} s`;
+  if (value < 7200) return `${format(value / 60)} min`;
+  return `${format(value / 3600)} h`;
 }
 
-function bytes(value, written = digits) {
+function bytes(value, format = digits) {
   let rest = Number(value);
   if (rest < 1000) return `${roundDigits(rest)} B`;
   for (const unit of ["kB", "MB", "GB", "TB"]) {
     rest /= 1000;
-    if (rest < 1000) return `${written(rest)} ${unit}`;
+    if (rest < 1000) return `${format(rest)} ${unit}`;
   }
-  return `${written(rest / 1000)} PB`;
+  return `${format(rest / 1000)} PB`;
 }
 
-/* A length of time in whole minutes: "5 min", "2 h", "1 day". */
+/* A duration in whole minutes: "5 min", "2 h", "1 day". */
 function minutes(value) {
   if (value % 1440 === 0) return counted(value / 1440, "day");
   if (value % 60 === 0) return `${count(value / 60)} h`;
@@ -94,16 +95,16 @@ function windowEnd(name) {
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children); // texts become text nodes
+  element.append(...children); // strings become text nodes
   return element;
 }
 
-/* A text that came from a file: shown as it is, its direction kept to itself. */
-function foreign(text) {
+/* Text from a file, with its writing direction isolated. */
+function untrusted(text) {
   return make("bdi", {}, text);
 }
 
-/* A key, with what would hide in it made visible: controls, and marks that turn the direction. */
+/* A key, with invisible characters escaped: controls, and marks that change the direction. */
 function key(text) {
   const hidden = /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
   const code = (found) => `\\u${found.codePointAt(0).toString(16).padStart(4, "0")}`;

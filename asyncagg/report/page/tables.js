@@ -1,5 +1,5 @@
 "use strict";
-/* Tables that can be sorted by their heads and searched. */
+/* Tables that can be sorted and searched. */
 
 const COLLATOR = new Intl.Collator("en", { numeric: true });
 
@@ -8,24 +8,24 @@ function compare(a, b) {
   return a === b ? 0 : a < b ? -1 : 1;
 }
 
-/* So many rows of a long table are shown until somebody asks for the others. */
+/* How many rows of a long table are shown before "Show all" is clicked. */
 const FIRST_ROWS = 25;
 
 /*
  * Make a table.
  *
- * columns: {label, cell(row) → node or text, value(row) → what to sort by, numeric}; without a
- * value a column cannot be sorted. Returns its elements, and a function that keeps only the rows
- * for which a condition holds and says how many they are. Roles are given again because a narrow
- * page lays the rows out as cards, which takes the native ones away.
+ * columns: {label, cell(row) → node or text, value(row) → sort key, numeric}; a column without a
+ * value cannot be sorted. Returns the elements, and a function that shows only the rows that match
+ * a condition and returns their number. Roles are explicit, because a narrow page lays out the rows
+ * as cards, which removes the native roles.
  */
 function table({ caption, columns, rows, name, whole = false }) {
   const heads = columns.map(head);
   const body = make("tbody", { role: "rowgroup" });
   const lines = rows.map((row) => [row, line(columns, row)]);
   const more = make("button", { type: "button", class: "more-rows" });
-  let most = whole ? Infinity : FIRST_ROWS;
-  let holds = () => true;
+  let limit = whole ? Infinity : FIRST_ROWS;
+  let matches = () => true;
 
   function head(column) {
     const cell = make("th", { scope: "col", role: "columnheader" });
@@ -41,7 +41,7 @@ function table({ caption, columns, rows, name, whole = false }) {
     return cell;
   }
 
-  /* Numbers are sorted from the greatest first, texts from A. */
+  /* The first click sorts numbers from the greatest, and text from A. */
   function sort(cell, column) {
     const [first, second] = column.numeric ? ["descending", "ascending"] : ["ascending", "descending"];
     const order = cell.getAttribute("aria-sort") === first ? second : first;
@@ -55,21 +55,21 @@ function table({ caption, columns, rows, name, whole = false }) {
   function show() {
     let found = 0;
     for (const [row, element] of lines) {
-      const wanted = holds(row);
-      element.hidden = !wanted || found >= most;
+      const wanted = matches(row);
+      element.hidden = !wanted || found >= limit;
       found += wanted;
     }
     body.append(...lines.map(([, element]) => element));
-    more.hidden = found <= most;
+    more.hidden = found <= limit;
     more.textContent = `Show all ${count(found)}`;
     return found;
   }
 
   more.addEventListener("click", () => {
-    const next = lines.filter(([row]) => holds(row))[most][1];
-    most = Infinity;
+    const next = lines.filter(([row]) => matches(row))[limit][1];
+    limit = Infinity;
     show();
-    next.tabIndex = -1; // the button is gone: go on reading where the table went on
+    next.tabIndex = -1; // the button is gone: move the focus to the first new row
     next.focus();
   });
   show();
@@ -81,7 +81,7 @@ function table({ caption, columns, rows, name, whole = false }) {
     body,
   );
   const filter = (condition) => {
-    holds = condition;
+    matches = condition;
     return show();
   };
   return { element, more, filter };
@@ -96,24 +96,24 @@ function line(columns, row) {
   return make("tr", { role: "row" }, ...cells);
 }
 
-/* A field that shows only the rows whose text holds every word in it, and says how many. */
+/* A field that shows only the rows that contain each of its words, and their number. */
 function search({ label, noun, plural, rows, filter, textOf, name }) {
   const texts = new Map(rows.map((row) => [row, textOf(row).toLowerCase()]));
   const field = make("input", {
     type: "search", id: name, autocomplete: "off", spellcheck: "false",
   });
-  const told = make("p", { class: "found", role: "status" }, counted(rows.length, noun, plural));
+  const status = make("p", { class: "found", role: "status" }, counted(rows.length, noun, plural));
   field.addEventListener("input", () => {
     const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
     const shown = filter((row) => words.every((word) => texts.get(row).includes(word)));
-    told.textContent = words.length
+    status.textContent = words.length
       ? `${count(shown)} of ${counted(rows.length, noun, plural)}`
       : counted(rows.length, noun, plural);
   });
-  return make("div", { class: "search" }, make("label", { for: name }, label), field, told);
+  return make("div", { class: "search" }, make("label", { for: name }, label), field, status);
 }
 
-/* What may be wider or taller than its place scrolls inside, by keyboard too. */
+/* A region that scrolls if its content is too wide or tall, by keyboard too. */
 function scrolling(label, element, tall = false) {
   return make(
     "div",

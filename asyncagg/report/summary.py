@@ -1,13 +1,13 @@
-"""What a report says: the numbers of an interval, ready for JSON."""
+"""What a report shows: the totals of an interval, and their development over time."""
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from asyncagg.aggregate.accumulator import TOP, Accumulator
 from asyncagg.aggregate.head import totals
@@ -16,44 +16,44 @@ from asyncagg.report.matches import BestMatches
 from asyncagg.windows import MINUTES_A_DAY, window_of
 
 __all__ = (
-    "MOST_GAPS",
-    "MOST_POINTS",
-    "MOST_UNREADABLE",
+    "MAX_GAPS",
+    "MAX_POINTS",
+    "MAX_UNREADABLE",
     "Gap",
     "Gaps",
-    "QuarantineReason",
     "Report",
     "TimeBucket",
     "Unreadable",
     "bucket_minutes",
 )
 
-MOST_POINTS = 600
-"""With more windows than that, charts show neighbours merged."""
+MAX_POINTS = 600
+"""How many points a chart has; more windows than that are merged."""
 
-MOST_GAPS = 100
-"""How many gaps are shown, the longest."""
+MAX_GAPS = 100
+"""How many gaps are shown: the longest."""
 
-MOST_UNREADABLE = 100
-"""How many aggregates that cannot be read are shown, the first."""
+MAX_UNREADABLE = 100
+"""How many unreadable aggregates are shown: the first."""
 
-_EXACT_IN_BROWSERS = 2**53 - 1
+_MAX_SAFE_INTEGER = 2**53 - 1
+"""The largest integer that JavaScript keeps exactly."""
 
-_MERGED_MINUTES = (1, 2, 3, 5, 10, 15, 20, 30, 60, 120, 180, 240, 360, 480, 720, MINUTES_A_DAY)
+_BUCKET_MINUTES = (1, 2, 3, 5, 10, 15, 20, 30, 60, 120, 180, 240, 360, 480, 720, MINUTES_A_DAY)
 
 
 def bucket_minutes(windows: int, span: timedelta, minutes: int) -> int:
-    """Return how many minutes of time one point of a chart shows.
+    """Return how many minutes one point of a chart covers.
 
     Args:
         windows: How many windows there are.
-        span: From the first to the last.
+        span: The time from the first to the last.
         minutes: Their length.
     """
-    if windows <= MOST_POINTS:
+    if windows <= MAX_POINTS:
         return minutes
-    least = span / timedelta(minutes=1) / (MOST_POINTS - 1)  # the first may begin before the span
-    for merged in _MERGED_MINUTES:
+    least = span / timedelta(minutes=1) / (MAX_POINTS - 1)  # the first may begin before the span
+    for merged in _BUCKET_MINUTES:
         if merged >= least and merged % minutes == 0:
             return merged
     return math.ceil(least / MINUTES_A_DAY) * MINUTES_A_DAY
@@ -61,13 +61,13 @@ def bucket_minutes(windows: int, span: timedelta, minutes: int) -> int:
 
 @dataclass(slots=True)
 class TimeBucket:
-    """One point of the charts: a window, or neighbours that are merged.
+    """One point of the charts: one window, or several merged.
 
     Attributes:
         span: The time that it covers.
         windows: How many aggregates are merged in it.
-        late: How many of their files came late.
-        total: What they say together, but for the matches.
+        late: How many of their files are late.
+        total: Their merged accumulator, without top matches.
     """
 
     span: Window
@@ -76,15 +76,8 @@ class TimeBucket:
     total: Accumulator = field(default_factory=Accumulator)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Gap:
-    """Windows without an aggregate, one behind the other.
-
-    Attributes:
-        windows: How many.
-        start: The start of the first.
-        end: The end of the last.
-    """
+class Gap(NamedTuple):
+    """Consecutive windows without an aggregate; a longer gap is greater."""
 
     windows: int
     start: datetime
@@ -92,7 +85,7 @@ class Gap:
 
 
 class Gaps:
-    """Finds the gaps in windows that come in their order.
+    """Finds the gaps between windows that are added in order.
 
     Attributes:
         count: How many gaps.
@@ -102,53 +95,33 @@ class Gaps:
     def __init__(self) -> None:
         self.count = 0
         self.windows = 0
-        self._before: Window | None = None
+        self._previous: Window | None = None
         self._longest: list[Gap] = []
 
-    def pass_by(self, window: Window) -> None:
-        """Take in the next window that is there."""
-        before, self._before = self._before, window
-        if before is None or before.end >= window.start:
+    def add(self, window: Window) -> None:
+        """Add the next window that has an aggregate."""
+        previous, self._previous = self._previous, window
+        if previous is None or previous.end >= window.start:
             return
-        missing = (window.start - before.end) // timedelta(minutes=window.minutes)
+        missing = (window.start - previous.end) // timedelta(minutes=window.minutes)
         self.count += 1
         self.windows += missing
-        heapq.heappush(self._longest, Gap(missing, before.end, window.start))
-        if len(self._longest) > MOST_GAPS:
+        heapq.heappush(self._longest, Gap(missing, previous.end, window.start))
+        if len(self._longest) > MAX_GAPS:
             heapq.heappop(self._longest)
 
-    def longest(self) -> list[Gap]:
-        """Return the longest gaps, in the order of time."""
-        return sorted(self._longest, key=lambda gap: gap.start)
+    def as_dict(self) -> dict[str, Any]:
+        """Return their number and the longest gaps, by time, ready for JSON."""
+        longest = sorted(self._longest, key=lambda gap: gap.start)
+        shown = [
+            {"start": each.start.isoformat(), "end": each.end.isoformat(), "windows": each.windows}
+            for each in longest
+        ]
+        return {"count": self.count, "shown": shown}
 
 
-@dataclass(frozen=True, slots=True)
-class QuarantineReason:
-    """A file that could not be counted.
-
-    Attributes:
-        window: The window whose aggregate names it.
-        key: Its key when it was refused.
-        reason: Why it was.
-        moved_to: Where it was moved.
-        there: Whether it still is; None if the store did not say.
-    """
-
-    window: str
-    key: str
-    reason: str
-    moved_to: str
-    there: bool | None
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Unreadable:
-    """An aggregate that is left out of all sums.
-
-    Attributes:
-        key: Its key.
-        reason: Why it could not be read.
-    """
+class Unreadable(NamedTuple):
+    """An aggregate that could not be read, and is left out of all totals."""
 
     key: str
     reason: str
@@ -156,24 +129,24 @@ class Unreadable:
 
 @dataclass(slots=True)
 class Report:
-    """All that a report says.
+    """Everything that a report shows.
 
     Attributes:
-        store: The store's name.
-        created: When it was made.
-        since: The start of the interval that was asked for, if one was.
-        until: Its end, if one was asked for.
+        store: The store's URL.
+        created: When the report was made.
+        since: The start of the requested interval, if any.
+        until: The end of the requested interval, if any.
         window_minutes: The length of a window.
-        point_minutes: The length of what one point of the charts shows.
-        first: The start of the first window; None if there is no aggregate.
-        last: The end of the last.
-        windows: How many aggregates are in the sums.
-        late: How many of their files came late.
-        total: What they say together.
-        buckets: What they say over time, by the time covered.
+        point_minutes: How many minutes one point of the charts covers.
+        first: The start of the first window; None without an aggregate.
+        last: The end of the last window.
+        windows: How many aggregates are in the totals.
+        late: How many of their files are late.
+        total: Their merged accumulator.
+        buckets: The points of the charts, by the time covered.
         best: The best matches.
         gaps: The windows that are missing.
-        quarantined: The newest files that were refused.
+        quarantined: The newest quarantined files, ready for JSON.
         unreadable_count: How many aggregates could not be read.
         unreadable: The first of them.
     """
@@ -192,7 +165,7 @@ class Report:
     buckets: dict[Window, TimeBucket] = field(default_factory=dict)
     best: BestMatches = field(default_factory=BestMatches)
     gaps: Gaps = field(default_factory=Gaps)
-    quarantined: list[QuarantineReason] = field(default_factory=list)
+    quarantined: list[dict[str, Any]] = field(default_factory=list)
     unreadable_count: int = 0
     unreadable: list[Unreadable] = field(default_factory=list)
 
@@ -202,7 +175,7 @@ class Report:
         return 3 if self.unreadable_count else 0
 
     def merge(self, window: Window, total: Accumulator, late: int) -> None:
-        """Take in what the aggregate of a window says."""
+        """Add the aggregate of a window."""
         self.windows += 1
         self.late += late
         self.best.add(window, total.top)
@@ -214,17 +187,17 @@ class Report:
         bucket.total.merge(total)
         bucket.total.top.clear()
 
-    def leave_out(self, unreadable: Unreadable) -> None:
-        """Note an aggregate that could not be read."""
+    def add_unreadable(self, key: str, reason: str) -> None:
+        """Add an aggregate that could not be read."""
         self.unreadable_count += 1
-        self.unreadable = heapq.nsmallest(MOST_UNREADABLE, [*self.unreadable, unreadable])
+        unreadable = [*self.unreadable, Unreadable(key, reason)]
+        self.unreadable = heapq.nsmallest(MAX_UNREADABLE, unreadable)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything, ready for JSON; integers that browsers would round are texts."""
+        """Return everything, ready for JSON; integers that browsers would round are strings."""
         summary = totals(self.total, self.late)
         del summary["processing_time"]["sketch"]
-        gaps = self.gaps.longest()
-        told = {
+        data = {
             "store": self.store,
             "created": self.created.isoformat(timespec="seconds"),
             "since": _iso(self.since),
@@ -236,23 +209,21 @@ class Report:
             "totals": summary,
             "points": self._points(),
             "top_matches": {"exact": TOP, "shown": self.best.as_list()},
-            "gaps": {"count": self.gaps.count, "shown": [_gap(each) for each in gaps]},
-            "quarantined": {
-                "count": self.total.quarantined,
-                "shown": [asdict(each) for each in self.quarantined],
-            },
+            "gaps": self.gaps.as_dict(),
+            "quarantined": {"count": self.total.quarantined, "shown": self.quarantined},
             "unreadable": {
                 "count": self.unreadable_count,
-                "shown": [asdict(each) for each in self.unreadable],
+                "shown": [each._asdict() for each in self.unreadable],
             },
         }
-        return dict(_for_browsers(told))
+        return dict(_for_browsers(data))
 
     def _points(self) -> dict[str, Any]:
         buckets = [self.buckets[span] for span in sorted(self.buckets)]
-        columns = {name: [number(each) for each in buckets] for name, number in _COLUMNS.items()}
-        columns |= {name: list(column) for name, column in _quantiles(buckets)}
-        return {"minutes": self.point_minutes, **columns}
+        columns = {name: [get(each) for each in buckets] for name, get in _COLUMNS.items()}
+        times = [each.total.processing_time() for each in buckets]
+        quantiles = {name: [each[name] for each in times] for name in ("p50", "p90", "p99")}
+        return {"minutes": self.point_minutes, **columns, **quantiles}
 
 
 _COLUMNS: dict[str, Callable[[TimeBucket], int]] = {
@@ -269,28 +240,18 @@ _COLUMNS: dict[str, Callable[[TimeBucket], int]] = {
 }
 
 
-def _quantiles(buckets: Sequence[TimeBucket]) -> Iterator[tuple[str, Iterator[Any]]]:
-    times = [each.total.processing_time() for each in buckets]
-    for name in ("p50", "p90", "p99"):
-        yield name, (each[name] for each in times)
-
-
 def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat()
 
 
-def _gap(gap: Gap) -> dict[str, Any]:
-    return {"start": gap.start.isoformat(), "end": gap.end.isoformat(), "windows": gap.windows}
-
-
 def _for_browsers(value: Any) -> Any:
-    """Return a JSON value that a browser reads exactly."""
+    """Return a JSON value that JavaScript keeps exactly."""
     if isinstance(value, dict):
         return {name: _for_browsers(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_for_browsers(each) for each in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, int) and abs(value) > _EXACT_IN_BROWSERS:
+    if isinstance(value, int) and abs(value) > _MAX_SAFE_INTEGER:
         return str(value)
     return value

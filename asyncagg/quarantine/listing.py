@@ -1,0 +1,142 @@
+"""List the files in quarantine, with their window and the reason."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import orjson
+from msgspec import structs
+
+from asyncagg.errors import AggregateError, NotFoundError, UsageError
+from asyncagg.ingest.parsing import is_run_file
+from asyncagg.job.aggregates import load_aggregate
+from asyncagg.job.archive import MODIFIED, REASON
+from asyncagg.job.context import JobContext
+from asyncagg.model import RunFile, Window
+from asyncagg.runtime.tasks import map_each
+from asyncagg.settings import Settings
+from asyncagg.windows import stamp_of
+
+__all__ = ("QuarantinedFile", "check_key", "find_entries", "list_quarantined", "look_up")
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedFile:
+    """A file in quarantine.
+
+    Attributes:
+        file: Its reference, with its key in quarantine.
+        window: The window that it would be counted in, or None if unknown: a file that was
+            overwritten in quarantine has lost its metadata, and with it the time of its arrival.
+        reason: Why it is there, from its metadata or its window's aggregate; empty if unknown.
+    """
+
+    file: RunFile
+    window: Window | None
+    reason: str
+
+    def with_entry(self, entry: dict[str, Any] | None) -> QuarantinedFile:
+        """Return it with the reason that an aggregate gives, if the metadata gave none."""
+        if self.reason or entry is None:
+            return self
+        return replace(self, reason=str(entry.get("reason", "")))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything, ready for JSON."""
+        window = self.window.name if self.window else None
+        return structs.asdict(self.file) | {"window": window, "reason": self.reason}
+
+
+def check_key(settings: Settings, key: str) -> None:
+    """Raise `UsageError` unless a key is in quarantine."""
+    prefix = settings.quarantine_prefix
+    if not key.startswith(prefix) or key == prefix:
+        raise UsageError(
+            f"key {key!r}: expected one below {prefix!r}, as `asyncagg quarantine list` prints it"
+        )
+
+
+async def list_quarantined(
+    context: JobContext,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    reason: str = "",
+) -> AsyncIterator[QuarantinedFile]:
+    """Yield the files in quarantine, in key order, with one page in memory.
+
+    Args:
+        context: Where they are.
+        since: Only files of windows that start then or later.
+        until: Only files of windows that end by then.
+        reason: Only files whose reason contains this text; case is ignored.
+    """
+
+    async def look_up_listed(file: RunFile) -> QuarantinedFile | None:
+        try:
+            return await look_up(context, file.key)
+        except NotFoundError:
+            return None  # it was restored or deleted meanwhile
+
+    async for page in context.store.list_pages(context.settings.quarantine_prefix):
+        files = [file for file in page if is_run_file(file.key)]
+        results = await map_each(files, look_up_listed, workers=context.settings.concurrency)
+        found = [each for each in results if each is not None]
+        entries = await find_entries(context, [each for each in found if not each.reason])
+        for each in found:
+            complete = each.with_entry(entries.get(each.file.key))
+            # If the window is unknown, the file's own time decides.
+            span, modified = each.window, each.file.last_modified
+            start, end = (span.start, span.end) if span else (modified, modified)
+            in_interval = (since is None or since <= start) and (until is None or end <= until)
+            if in_interval and reason.casefold() in complete.reason.casefold():
+                yield complete
+
+
+async def look_up(context: JobContext, key: str) -> QuarantinedFile:
+    """Return a file in quarantine as its metadata and its key describe it."""
+    settings, info = context.settings, await context.store.head(key)
+    arrived = _parse_time(info.metadata.get(MODIFIED, ""))
+    window = None
+    if arrived is not None or (settings.window_by == "name" and stamp_of(key) is not None):
+        inbox_key, modified = context.layout.inbox_key(key), arrived or info.file.last_modified
+        window = context.window_of(
+            structs.replace(info.file, key=inbox_key, last_modified=modified)
+        )
+    return QuarantinedFile(info.file, window, info.metadata.get(REASON, ""))
+
+
+def _parse_time(text: str) -> datetime | None:
+    """Return a time from metadata, or None: an operator may have written anything."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else None
+
+
+async def find_entries(
+    context: JobContext, files: Iterable[QuarantinedFile]
+) -> dict[str, dict[str, Any]]:
+    """Return the entries of aggregates for files in quarantine, by their key there."""
+    keys_of: defaultdict[Window, set[str]] = defaultdict(set)
+    for each in files:
+        if each.window is not None:
+            keys_of[each.window].add(each.file.key)
+    found: dict[str, dict[str, Any]] = {}
+    for window, keys in keys_of.items():
+        async with context.open_spool() as spool:
+            try:
+                aggregate = await load_aggregate(context, window, spool)
+            except AggregateError:
+                continue  # `asyncagg verify` reports it
+            if aggregate is not None:
+                async for row in aggregate.quarantined_rows():
+                    entry = orjson.loads(row.row)
+                    if entry.get("moved_to") in keys:
+                        found[entry["moved_to"]] = entry
+    return found
