@@ -28,6 +28,7 @@ from asyncagg.quarantine import show as show_one
 from asyncagg.quarantine.putback import Outcome, PutBack
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
+from asyncagg.windows import check_interval
 
 __all__ = ("list_files", "quarantine", "retry", "show")
 
@@ -70,6 +71,7 @@ def list_files(
 
       asyncagg quarantine list s3://bucket --since 2025-10-21T00:00:00Z --reason gzip --json
     """
+    check_interval(since, until)
     wanted = Wanted(since, until, reason)
 
     async def work() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
-from asyncagg.errors import RefusedError
+from asyncagg.errors import InvalidRunFileError
 
 __all__ = ("Inflater", "inflate", "is_gzipped")
 
@@ -23,7 +23,7 @@ def inflate(data: bytes, limit: int) -> Iterator[bytes]:
         limit: The most bytes to yield in all.
 
     Raises:
-        RefusedError: It is not gzip, is cut short, or unzips to more than ``limit`` bytes.
+        InvalidRunFileError: It is not gzip, is cut short, or unzips to more than ``limit`` bytes.
     """
     unzipper = Inflater(limit)
     yield from unzipper.feed(data)
@@ -49,7 +49,7 @@ class Inflater:
         """Yield what ``data`` unzips to.
 
         Raises:
-            RefusedError: It is not gzip, or there is too much of it.
+            InvalidRunFileError: It is not gzip, or there is too much of it.
         """
         # In steps: what is left of its input, zlib copies at each block and at each member.
         for start in range(0, len(data), self._STEP):
@@ -65,11 +65,11 @@ class Inflater:
             try:
                 block = self._member.decompress(data, self._BLOCK)
             except zlib.error as error:
-                raise RefusedError(f"bad gzip: {error}") from None
+                raise InvalidRunFileError(f"bad gzip: {error}") from None
             data = self._member.unconsumed_tail or self._member.unused_data
             self._total += len(block)
             if self._total > self._limit:
-                raise RefusedError(f"too large: more than {self._limit} bytes unzipped")
+                raise InvalidRunFileError(f"too large: more than {self._limit} bytes unzipped")
             if block:
                 yield block
 
@@ -77,7 +77,7 @@ class Inflater:
         """Check that the data ended where a member ends.
 
         Raises:
-            RefusedError: It is cut short, or there was none.
+            InvalidRunFileError: It is cut short, or there was none.
         """
         if not self._member.eof:
-            raise RefusedError("bad gzip: cut short")
+            raise InvalidRunFileError("bad gzip: cut short")

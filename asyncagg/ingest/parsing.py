@@ -11,7 +11,7 @@ import msgspec
 import orjson
 from msgspec import Meta
 
-from asyncagg.errors import RefusedError
+from asyncagg.errors import InvalidRunFileError
 from asyncagg.model import Match, RunFile, RunResult
 
 __all__ = (
@@ -84,7 +84,7 @@ def parse(data: bytes, file: RunFile, top_cutoff: float = -math.inf) -> RunResul
         top_cutoff: Matches with a lower score are checked and left out.
 
     Raises:
-        RefusedError: It can never be counted.
+        InvalidRunFileError: It can never be counted.
     """
     # To drop them takes a quarter of the time that `bytes.count` takes.
     opened = len(data) - len(data.replace(b"{", b"").replace(b"[", b""))
@@ -125,7 +125,7 @@ def _decode(data: bytes) -> Any:
     """Return what JSON decodes to, a number that no double can hold as "inf" or "-inf".
 
     Raises:
-        RefusedError: It is no JSON.
+        InvalidRunFileError: It is no JSON.
     """
     try:
         return orjson.loads(data)
@@ -136,7 +136,7 @@ def _decode(data: bytes) -> Any:
             return orjson.loads(_bounded(data))
         except orjson.JSONDecodeError as error:
             told = str(error)
-    raise RefusedError(f"not JSON: {told}")
+    raise InvalidRunFileError(f"not JSON: {told}")
 
 
 def _bounded(data: bytes) -> bytearray:
@@ -165,12 +165,12 @@ def validate(content: Any, file: RunFile, top_cutoff: float = -math.inf) -> RunR
         top_cutoff: Matches with a lower score are left out.
 
     Raises:
-        RefusedError: Its shape is not that of a run file.
+        InvalidRunFileError: Its shape is not that of a run file.
     """
     try:
         shape = msgspec.convert(content, _RunShape)
     except msgspec.ValidationError as error:
-        raise RefusedError(_reason(error)) from None
+        raise InvalidRunFileError(_reason(error)) from None
     bodies = content.get("top_matches")
     matches = [
         Match(match.match_score, position, bodies[position])
@@ -200,29 +200,29 @@ def match_score(body: Any, position: int) -> int | float:
     """Return the score of one match object.
 
     Raises:
-        RefusedError: It is no object, or its score no number.
+        InvalidRunFileError: It is no object, or its score no number.
     """
     try:
         return msgspec.convert(body, _MatchShape).match_score
     except msgspec.ValidationError as error:
-        raise RefusedError(_reason(error, f"top_matches[{position}]")) from None
+        raise InvalidRunFileError(_reason(error, f"top_matches[{position}]")) from None
 
 
 def check_match(match: Match) -> None:
     """Refuse the file of a match that is too long to be held, or too deep to be written.
 
     Raises:
-        RefusedError: The match is longer than `MAX_MATCH_BYTES`, or nested deeper than
+        InvalidRunFileError: The match is longer than `MAX_MATCH_BYTES`, or nested deeper than
             `MAX_MATCH_DEPTH`.
     """
     try:
         size = len(orjson.dumps(match.body))
     except orjson.JSONEncodeError:
-        raise RefusedError(
+        raise InvalidRunFileError(
             f"top_matches[{match.position}]: nested deeper than {MAX_MATCH_DEPTH}"
         ) from None
     if size > MAX_MATCH_BYTES:
-        raise RefusedError(
+        raise InvalidRunFileError(
             f"top_matches[{match.position}]: {size} bytes, expected at most {MAX_MATCH_BYTES}"
         )
 
@@ -231,7 +231,7 @@ def _check_timestamp(text: str) -> None:
     try:
         datetime.fromisoformat(text)
     except ValueError:
-        raise RefusedError(f"timestamp: expected ISO 8601, got {text!r}") from None
+        raise InvalidRunFileError(f"timestamp: expected ISO 8601, got {text!r}") from None
 
 
 def _reason(error: msgspec.ValidationError, within: str = "") -> str:

@@ -16,8 +16,7 @@ from typing import Any
 import ijson
 import msgspec
 
-from asyncagg.aggregate.accumulator import TOP
-from asyncagg.errors import RefusedError
+from asyncagg.errors import InvalidRunFileError
 from asyncagg.ingest.gzipped import Inflater
 from asyncagg.ingest.parsing import (
     FIELDS,
@@ -28,7 +27,7 @@ from asyncagg.ingest.parsing import (
     match_score,
     validate,
 )
-from asyncagg.model import Match, RunFile, RunResult
+from asyncagg.model import TOP, Match, RunFile, RunResult
 
 __all__ = ("MAX_VALUE_BYTES", "parse_stream")
 
@@ -64,7 +63,7 @@ async def parse_stream(
         max_bytes: The most bytes of unzipped content.
 
     Raises:
-        RefusedError: It can never be counted.
+        InvalidRunFileError: It can never be counted.
     """
     unzipper = Inflater(max_bytes) if gzipped else None
     machine = _Machine(file)
@@ -75,7 +74,7 @@ async def parse_stream(
         for data in _steps(unzipper.feed(chunk) if unzipper else (chunk,)):
             proof.read(data)
             if machine.ended and data.strip(_WHITE):
-                raise RefusedError("not JSON: more behind its end")
+                raise InvalidRunFileError("not JSON: more behind its end")
             with _refusing():
                 parser.send(data)
             machine.take(events, len(data))
@@ -98,12 +97,12 @@ def _refusing() -> Iterator[None]:
         told = error.args[0]
         if isinstance(told, bytes):
             told = told.decode("utf-8", "replace")
-        raise RefusedError(f"not JSON: {told.partition(chr(10))[0]}") from None
+        raise InvalidRunFileError(f"not JSON: {told.partition(chr(10))[0]}") from None
     except UnicodeDecodeError:
-        raise RefusedError("not JSON: str is not valid UTF-8") from None
+        raise InvalidRunFileError("not JSON: str is not valid UTF-8") from None
     except (ValueError, ArithmeticError, SystemError):
         # ijson builds each number as an int or a Decimal, which have limits of their own.
-        raise RefusedError("not JSON: number out of range") from None
+        raise InvalidRunFileError("not JSON: number out of range") from None
 
 
 class _Proof:
@@ -121,7 +120,7 @@ class _Proof:
 
     def finish(self) -> None:
         if self._rest:
-            raise RefusedError("not JSON: half a surrogate pair, or a control character")
+            raise InvalidRunFileError("not JSON: half a surrogate pair, or a control character")
 
 
 def _steps(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -160,7 +159,7 @@ class _Machine:
         """Take the events that ``size`` more bytes gave."""
         self._silent = 0 if events else self._silent + size
         if self._silent > MAX_VALUE_BYTES:
-            raise RefusedError(f"too large: a value of more than {MAX_VALUE_BYTES} bytes")
+            raise InvalidRunFileError(f"too large: a value of more than {MAX_VALUE_BYTES} bytes")
         for event, value in events:
             if event == "number":
                 value = _number(value)  # noqa: PLW2901 - as orjson would have read it
@@ -170,7 +169,9 @@ class _Machine:
                 self._walk(event, value)
         self._match_bytes += size if self._open else 0
         if self._match_bytes > MAX_MATCH_BYTES + _STEP:
-            raise RefusedError(f"top_matches[{self._position}]: more than {MAX_MATCH_BYTES} bytes")
+            raise InvalidRunFileError(
+                f"top_matches[{self._position}]: more than {MAX_MATCH_BYTES} bytes"
+            )
 
     def _walk(self, event: str, value: Any) -> None:
         """Follow an event outside of a match."""
@@ -202,7 +203,7 @@ class _Machine:
 
     def _check_depth(self) -> None:
         if self._depth + len(self._open) > _MAX_DEPTH:
-            raise RefusedError(f"not JSON: nested deeper than {_MAX_DEPTH}")
+            raise InvalidRunFileError(f"not JSON: nested deeper than {_MAX_DEPTH}")
 
     def _start_match(self, event: str, value: Any) -> None:
         if event != "start_map":
@@ -224,7 +225,7 @@ class _Machine:
             self._open.append(_empty(event))
             self._check_depth()
             if len(self._open) > MAX_MATCH_DEPTH:
-                raise RefusedError(
+                raise InvalidRunFileError(
                     f"top_matches[{self._position}]: nested deeper than {MAX_MATCH_DEPTH}"
                 )
             return

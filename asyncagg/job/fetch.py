@@ -11,9 +11,9 @@ from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.rows import QuarantinedRow, RowSpool, counted_row, quarantined_row
 from asyncagg.errors import (
     ConfigurationError,
+    InvalidRunFileError,
     NotFoundError,
     PreconditionFailedError,
-    RefusedError,
     StoreError,
 )
 from asyncagg.job.archive import Mover
@@ -75,7 +75,7 @@ class Fetcher:
             row: bytes | QuarantinedRow | None
             try:
                 result = await self._reader.read(file, top_cutoff=self.accumulator.top_cutoff)
-            except (RefusedError, StoreError) as error:
+            except (InvalidRunFileError, StoreError) as error:
                 row = await self._unread(file, error)
             else:
                 row = self._fold(file, result)
@@ -98,10 +98,10 @@ class Fetcher:
         return counted_row(file, result)
 
     async def _unread(
-        self, file: RunFile, error: RefusedError | StoreError
+        self, file: RunFile, error: InvalidRunFileError | StoreError
     ) -> QuarantinedRow | None:
         match error:
-            case RefusedError():
+            case InvalidRunFileError():
                 return await self._refuse(file, error.reason[:_REASON_LIMIT])
             case NotFoundError():
                 self._tally.gone += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from asyncagg.errors import RefusedError
+from asyncagg.errors import InvalidRunFileError
 from asyncagg.ingest.gzipped import inflate, is_gzipped
 from asyncagg.ingest.parsing import parse
 from asyncagg.ingest.streaming import parse_stream
@@ -41,11 +41,13 @@ class Reader:
             top_cutoff: Matches with a lower score may be left out.
 
         Raises:
-            RefusedError: It can never be counted.
+            InvalidRunFileError: It can never be counted.
             StoreError: It could not be fetched in the version that was listed.
         """
         if file.size > self._max_bytes:
-            raise RefusedError(f"too large: {file.size} bytes, expected at most {self._max_bytes}")
+            raise InvalidRunFileError(
+                f"too large: {file.size} bytes, expected at most {self._max_bytes}"
+            )
         if file.size > self._stream_bytes:
             return await self._read_stream(file, at)
         if not self._limiter.take(file.size):

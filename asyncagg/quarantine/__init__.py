@@ -15,7 +15,7 @@ import orjson
 from msgspec import structs
 
 from asyncagg.aggregate.spool import open_spool
-from asyncagg.errors import AggregateError, NotFoundError, RefusedError, UsageError
+from asyncagg.errors import AggregateError, InvalidRunFileError, NotFoundError, UsageError
 from asyncagg.ingest.gzipped import Inflater, is_gzipped
 from asyncagg.ingest.parsing import is_run_file
 from asyncagg.job.fetch import MODIFIED, REASON
@@ -237,7 +237,7 @@ async def refusal(reader: Reader, file: RunFile, *, at: str = "") -> str:
         return f"{file.key!r} is no run file: expected a name that ends with .json or .json.gz"
     try:
         await reader.read(file, at=at)
-    except RefusedError as error:
+    except InvalidRunFileError as error:
         return error.reason
     return ""
 
@@ -253,7 +253,7 @@ async def _excerpt(key: str, body: StreamedBody) -> tuple[bytes, bool]:
                     unzipped += part
                     if len(unzipped) >= EXCERPT_BYTES:
                         break
-            except RefusedError:
+            except InvalidRunFileError:
                 inflater = None
         if len(raw if inflater is None else unzipped) >= EXCERPT_BYTES:
             break

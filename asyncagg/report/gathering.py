@@ -18,7 +18,6 @@ from asyncagg.errors import (
     NotFoundError,
     PreconditionFailedError,
     StoreError,
-    UsageError,
 )
 from asyncagg.job.layout import Layout
 from asyncagg.job.listing import list_aggregate_windows
@@ -28,6 +27,7 @@ from asyncagg.report.numbers import QuarantineReason, Report, Unreadable, bucket
 from asyncagg.runtime.tasks import for_each
 from asyncagg.settings import Settings
 from asyncagg.store import Store
+from asyncagg.windows import check_interval
 
 __all__ = ("MOST_QUARANTINED", "gather")
 
@@ -70,12 +70,8 @@ async def gather(
     Raises:
         UsageError: The interval ends before it starts.
     """
-    if since is not None and until is not None and since >= until:
-        raise UsageError(
-            f"--since {since.isoformat()} --until {until.isoformat()}: expected --until to be later"
-        )
-    earliest, latest = _EVER
-    interval = Interval(max(since or earliest, earliest), min(until or latest, latest))
+    asked = check_interval(since, until)
+    interval = Interval(max(asked.since, _EVER.since), min(asked.until, _EVER.until))
     count = 0
     first = last = None
     async for windows in list_aggregate_windows(store, settings, interval):

@@ -31,6 +31,7 @@ from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.settings import Settings
 from asyncagg.store import Store
+from asyncagg.windows import check_interval
 
 __all__ = ("SCHEMA_VERSION", "Period", "RolledUp", "RollupReport", "Span", "rollup", "schema")
 
@@ -176,11 +177,7 @@ async def rollup(
     Raises:
         UsageError: A window does not fit into the period, or nothing into the interval.
     """
-    if since is not None and until is not None and since >= until:
-        raise UsageError(
-            f"--since {since.isoformat()} --until {until.isoformat()}: expected a --since that is "
-            "earlier than --until"
-        )
+    check_interval(since, until)
     job = _Job(store, settings, now)
     levels = _levels(period, settings.window_minutes)
     first = None if since is None else Span.around(since, period).start
@@ -207,8 +204,9 @@ def _levels(period: Period, minutes: int) -> list[tuple[Period | None, Period]]:
     fits = 60 % minutes == 0
     if period is Period.HOUR and not fits:
         raise UsageError(
-            f"--period hour with window_minutes {minutes}: expected a window that divides an hour, "
-            "or --period day"
+            f"period 'hour' with window_minutes {minutes}: expected a window that divides an hour, "
+            "or the period 'day'",
+            setting="period",
         )
     chain: list[Period | None] = [None, Period.HOUR, Period.DAY, Period.MONTH]
     if not fits:

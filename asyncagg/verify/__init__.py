@@ -106,7 +106,7 @@ class _Audit:
     def _why(self) -> str:
         if self._inventory.whole:
             return "not every aggregate could be read"
-        return "only with all aggregates: leave out --since and --until"
+        return "only with all aggregates: leave out since and until"
 
     async def _examine(self, window: Window) -> None:
         """Read an aggregate, and compute it again."""

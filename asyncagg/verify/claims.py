@@ -84,7 +84,7 @@ async def rebuild_blocker(inventory: Inventory, remains: Remains, unknown: int) 
     if not remains.recognised:
         return "nothing shows that it is ours: move it away"
     if not inventory.whole:
-        return "for that, all aggregates have to be read: leave out --since and --until"
+        return "for that, all aggregates have to be read: leave out since and until"
     if inventory.unread or inventory.misnamed:
         return "for that, all other aggregates have to be read"
     elsewhere = await inventory.ledger.counted_elsewhere(remains.window.name)

@@ -340,7 +340,7 @@ async def test_an_interval_takes_the_windows_that_lie_in_it(
 
 async def test_an_interval_that_ends_before_it_starts_is_refused() -> None:
     """The message has both values."""
-    with pytest.raises(UsageError, match="--until to be later"):
+    with pytest.raises(UsageError, match="expected a time before until"):
         await gathered(MemoryStore(), since=NOW, until=NOW)
 
 

@@ -423,7 +423,7 @@ async def test_an_interval_judges_only_what_it_can() -> None:
         FindingKind.UNENTERED,
         FindingKind.VANISHED,
     }
-    assert "--since" in report.not_judged[FindingKind.UNCOUNTED]
+    assert "since" in report.not_judged[FindingKind.UNCOUNTED]
     assert (await verify(context, wanted=there)).found == {}
     done = await repair(context, report, wanted=here)
     assert done.exit_code == 0

@@ -2,8 +2,8 @@
 
     python -m testkit.fuzz_parsing -max_total_time=30
 
-Whatever the bytes, each way gives a result or a `RefusedError`, nothing else, and all agree. It
-starts from the corpus of the tests; further arguments are libFuzzer's
+Whatever the bytes, each way gives a result or an `InvalidRunFileError`, nothing else, and all
+agree. It starts from the corpus of the tests; further arguments are libFuzzer's
 (https://llvm.org/docs/LibFuzzer.html#options). It needs ``atheris``.
 """
 
@@ -37,12 +37,12 @@ _WORDS = (
 
 def _outcome(way: Any, *given: Any, **options: Any) -> tuple[Any, ...] | str:
     """Return what a result adds to an aggregate, or the reason of the refusal."""
-    from asyncagg.errors import RefusedError  # noqa: PLC0415 - likewise
+    from asyncagg.errors import InvalidRunFileError  # noqa: PLC0415 - likewise
     from testkit.parsers import best_of  # noqa: PLC0415 - after the instrumentation
 
     try:
         return tuple(best_of(way(*given, **options)))
-    except RefusedError as refusal:
+    except InvalidRunFileError as refusal:
         if not refusal.reason:
             raise AssertionError("refused without a reason") from None
         return refusal.reason
@@ -51,7 +51,7 @@ def _outcome(way: Any, *given: Any, **options: Any) -> tuple[Any, ...] | str:
 def disagreement(data: bytes, size: int, *, gzipped: bool = False) -> str | None:
     """Say how the ways differ over a file in chunks of a size; None where they agree.
 
-    Whatever one raises that is no `RefusedError` comes out.
+    Whatever one raises that is no `InvalidRunFileError` comes out.
     """
     from testkit.parsers import in_chunks, skimmed, streamed, whole  # noqa: PLC0415 - as above
 

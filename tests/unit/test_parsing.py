@@ -18,7 +18,7 @@ from testkit.corpus import CORPUS, MAX_BYTES, Case
 from testkit.parsers import FILE, best_of, check, skimmed, whole
 from testkit.strategies import chunkings, gzip_files, odd_run_objects, run_objects, scores, texts
 
-from asyncagg.errors import RefusedError
+from asyncagg.errors import InvalidRunFileError
 from asyncagg.ingest.gzipped import Inflater, inflate, is_gzipped
 from asyncagg.ingest.parsing import FIELDS, MAX_MATCH_BYTES, is_run_file, parse
 from asyncagg.model import Match, RunFile, RunResult
@@ -40,7 +40,7 @@ class TestCorpus:
             check(case, result)
             best_of(result)
             return
-        with pytest.raises(RefusedError) as refusal:
+        with pytest.raises(InvalidRunFileError) as refusal:
             whole(case.data, file=file, gzipped=case.gzipped)
         assert case.refused in refusal.value.reason
         assert refusal.value.reason == str(refusal.value)
@@ -52,7 +52,7 @@ class TestCorpus:
     def test_each_file_has_its_outcome_though_no_match_competes(self, case: Case) -> None:
         """What is only skimmed is refused, or counted, as what is read whole."""
         if case.refused:
-            with pytest.raises(RefusedError) as refusal:
+            with pytest.raises(InvalidRunFileError) as refusal:
                 skimmed(case.data)
             assert case.refused in refusal.value.reason
         else:
@@ -105,7 +105,7 @@ class TestParse:
         """Any JSON gives a result or a reason that names a field, or says that it is no object."""
         try:
             result = whole(orjson.dumps(value))
-        except RefusedError as refusal:
+        except InvalidRunFileError as refusal:
             named = refusal.reason.partition(":")[0].partition("[")[0]
             assert named in {*FIELDS, "not an object"}
         else:
@@ -116,7 +116,7 @@ class TestParse:
         """Any bytes give a result or a reason."""
         try:
             best_of(whole(data))
-        except RefusedError as refusal:
+        except InvalidRunFileError as refusal:
             assert refusal.reason  # noqa: PT017 - either is right
 
     @pytest.mark.parametrize("top_cutoff", [2**53 - 1, 2**53, 2**53 + 1, 2.0**64, 1e300])
@@ -150,7 +150,7 @@ class TestParse:
     def test_a_prefix_is_never_accepted(self, run: dict[str, Any], data: st.DataObject) -> None:
         """A file that was cut short anywhere is refused, never counted in part."""
         text = orjson.dumps(run)
-        with pytest.raises(RefusedError, match=r"^not JSON: "):
+        with pytest.raises(InvalidRunFileError, match=r"^not JSON: "):
             whole(text[: data.draw(st.integers(0, len(text) - 1))])
 
     @pytest.mark.parametrize("size", [MAX_MATCH_BYTES - 1, MAX_MATCH_BYTES, MAX_MATCH_BYTES + 1])
@@ -163,7 +163,7 @@ class TestParse:
             assert len(whole(data).top_matches) == others + 1
             return
         told = rf"top_matches\[{others}\]: {size} bytes, expected at most {MAX_MATCH_BYTES}"
-        with pytest.raises(RefusedError, match=told):
+        with pytest.raises(InvalidRunFileError, match=told):
             whole(data)
 
     def test_whether_it_is_long_does_not_hang_on_the_rest(self) -> None:
@@ -171,7 +171,7 @@ class TestParse:
         match = b'{"x":[' + b"1e15," * 20_000 + b"1]}"
         assert len(match) < MAX_MATCH_BYTES // 2
         for rest in (b"", b',"y":"%b"' % (b"y" * MAX_MATCH_BYTES)):
-            with pytest.raises(RefusedError, match=r"top_matches\[0\]: 380\d+ bytes"):
+            with pytest.raises(InvalidRunFileError, match=r"top_matches\[0\]: 380\d+ bytes"):
                 whole(b'{"top_matches":[%b]%b}' % (match, rest))
 
 
@@ -197,7 +197,7 @@ class TestTimestamps:
         """Any text is a time or refused by name; an empty one is a missing one."""
         try:
             assert whole(orjson.dumps({"timestamp": text})).timestamp == text or not text
-        except RefusedError as refusal:
+        except InvalidRunFileError as refusal:
             assert refusal.reason.startswith("timestamp: expected ")  # noqa: PT017 - either is right
 
 
@@ -244,7 +244,9 @@ class TestInflate:
         limit = len(content) - 1
         unzipper = Inflater(limit)
         chunks = data.draw(chunkings(data.draw(gzip_files(content))))
-        with pytest.raises(RefusedError, match=f"^too large: more than {limit} bytes unzipped"):
+        with pytest.raises(
+            InvalidRunFileError, match=f"^too large: more than {limit} bytes unzipped"
+        ):
             list(chain.from_iterable(map(unzipper.feed, chunks)))
 
     @given(st.binary(max_size=300), st.data())
@@ -252,7 +254,7 @@ class TestInflate:
         """A member that is cut short anywhere is refused at the end, if not before."""
         packed = gzip.compress(content)
         cut = data.draw(st.integers(0, len(packed) - 1))
-        with pytest.raises(RefusedError, match=r"^bad gzip: cut short"):
+        with pytest.raises(InvalidRunFileError, match=r"^bad gzip: cut short"):
             list(inflate(packed[:cut], 1000))
 
     @given(st.sampled_from([b"", b"\x1f\x8b\x08"]), st.binary(max_size=60))
@@ -260,7 +262,7 @@ class TestInflate:
         """Any bytes are unzipped or refused."""
         try:
             list(inflate(mark + data, 10_000))
-        except RefusedError as refusal:
+        except InvalidRunFileError as refusal:
             assert refusal.reason.startswith(("bad gzip: ", "too large: "))  # noqa: PT017
 
     def test_a_bomb_is_never_held(self) -> None:
@@ -269,7 +271,7 @@ class TestInflate:
         sizes: list[int] = []
         tracemalloc.start()
         try:
-            with pytest.raises(RefusedError, match="too large"):
+            with pytest.raises(InvalidRunFileError, match="too large"):
                 sizes.extend(map(len, inflate(bomb, MAX_BYTES)))
             peak = tracemalloc.get_traced_memory()[1]
         finally:

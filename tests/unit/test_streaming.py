@@ -29,7 +29,7 @@ from testkit.fuzz_parsing import disagreement
 from testkit.parsers import FILE, best_of, check, in_chunks, streamed, whole
 from testkit.strategies import chunkings, gzip_files, odd_run_objects, run_objects
 
-from asyncagg.errors import RefusedError
+from asyncagg.errors import InvalidRunFileError
 from asyncagg.ingest.parsing import MAX_MATCH_BYTES
 from asyncagg.ingest.streaming import MAX_VALUE_BYTES
 from asyncagg.model import RunFile, RunResult
@@ -42,7 +42,7 @@ def outcome(parse: Callable[[], RunResult]) -> tuple[Any, ...] | str:
     """Return what parsing comes to: all that a result adds to an aggregate, or ``refused``."""
     try:
         return best_of(parse())
-    except RefusedError:
+    except InvalidRunFileError:
         return "refused"
 
 
@@ -105,9 +105,9 @@ class TestSameAsWhole:
 
     def test_no_chunk_at_all(self) -> None:
         """A body without a byte is an empty file."""
-        with pytest.raises(RefusedError, match="not JSON"):
+        with pytest.raises(InvalidRunFileError, match="not JSON"):
             streamed([])
-        with pytest.raises(RefusedError, match="bad gzip: cut short"):
+        with pytest.raises(InvalidRunFileError, match="bad gzip: cut short"):
             streamed([], gzipped=True)
 
     @pytest.mark.parametrize("case", CORPUS, ids=lambda case: case.name)
@@ -122,7 +122,7 @@ class TestSameAsWhole:
         if not refused:
             check(case, streamed(chunks, file=file, gzipped=case.gzipped))
             return
-        with pytest.raises(RefusedError) as refusal:
+        with pytest.raises(InvalidRunFileError) as refusal:
             streamed(chunks, file=file, gzipped=case.gzipped)
         assert refused in refusal.value.reason
         assert len(refusal.value.reason) < 300
@@ -143,7 +143,7 @@ class TestSameAsWhole:
         if limit >= 10:
             assert streamed(packed, gzipped=True, max_bytes=limit) == whole(text)
             return
-        with pytest.raises(RefusedError, match=r"^too large: more than 9 bytes unzipped"):
+        with pytest.raises(InvalidRunFileError, match=r"^too large: more than 9 bytes unzipped"):
             streamed(packed, gzipped=True, max_bytes=limit)
 
     def test_an_error_of_the_body_comes_out(self) -> None:
@@ -174,9 +174,9 @@ class TestManyMatches:
         """The last of 20,000 matches refuses the file as the first would, and is named."""
         data = b'{"top_matches":[' + b'{"match_score":1},' * 20_000 + b'{"match_score":"1"}]}'
         told = r"^top_matches\[20000\]\.match_score: expected int \| float, got str"
-        with pytest.raises(RefusedError, match=told):
+        with pytest.raises(InvalidRunFileError, match=told):
             streamed(in_chunks(data))
-        with pytest.raises(RefusedError, match=told):
+        with pytest.raises(InvalidRunFileError, match=told):
             whole(data)
 
     @pytest.mark.parametrize("size", [MAX_MATCH_BYTES - 1, MAX_MATCH_BYTES, MAX_MATCH_BYTES + 1])
@@ -189,7 +189,7 @@ class TestManyMatches:
         if size <= MAX_MATCH_BYTES:
             assert best_of(streamed(in_chunks(data, chunk))) == best_of(whole(data))
             return
-        with pytest.raises(RefusedError, match=r"^top_matches\[1\]: "):
+        with pytest.raises(InvalidRunFileError, match=r"^top_matches\[1\]: "):
             streamed(in_chunks(data, chunk))
 
 
@@ -253,7 +253,7 @@ class TestBoundedMemory:
         body = Arriving(start, part, 2048, end)
 
         def parse() -> None:
-            with pytest.raises(RefusedError, match=told):
+            with pytest.raises(InvalidRunFileError, match=told):
                 streamed(body, max_bytes=1 << 40)
 
         assert peak_of(parse) < 16 * MIB
