@@ -31,11 +31,7 @@ def inflate(data: bytes, limit: int) -> Iterator[bytes]:
 
 
 class Inflater:
-    """Unzips gzip data that arrives block by block, in small blocks.
-
-    Args:
-        limit: The largest size of the unzipped content, in bytes.
-    """
+    """Unzips gzip data that arrives block by block, to at most ``limit`` bytes in all."""
 
     _BLOCK = 256 * 1024
     _STEP = 16 * 1024
@@ -46,11 +42,7 @@ class Inflater:
         self._member = zlib.decompressobj(wbits=31)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the unzipped content of ``data``.
-
-        Raises:
-            InvalidRunFileError: It is not gzip, or the content is too large.
-        """
+        """Yield the unzipped content; raise an `InvalidRunFileError` if it is bad or too large."""
         # In small steps, because zlib copies the rest of its input at each block and each member.
         for start in range(0, len(data), self._STEP):
             yield from self._feed(data[start : start + self._STEP])
@@ -74,10 +66,6 @@ class Inflater:
                 yield block
 
     def finish(self) -> None:
-        """Check that the data ended at the end of a member.
-
-        Raises:
-            InvalidRunFileError: It is truncated or empty.
-        """
+        """Raise an `InvalidRunFileError` if the data is truncated or empty."""
         if not self._member.eof:
             raise InvalidRunFileError("bad gzip: cut short")

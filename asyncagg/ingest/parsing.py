@@ -21,9 +21,6 @@ __all__ = ("is_run_file", "parse")
 _MAX_GROWTH = 4
 """How many times longer JSON can be when it is written again: 1e15 as 1000000000000000.0."""
 
-_NO_DOUBLE = "number is infinity when parsed as double"
-"""What orjson says of a number such as 1e999, which is JSON but exceeds every double."""
-
 
 def is_run_file(key: str) -> bool:
     """Return whether a key ends like a run file's: ``.json`` or ``.json.gz``."""
@@ -47,7 +44,9 @@ def parse(data: bytes, file: RunFile, top_cutoff: float = -math.inf) -> RunResul
     try:
         content = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise InvalidRunFileError(_reason(error)) from None
+        # Not every JSON number is one that a double can hold: 1e999 is not.
+        kind = "number out of range" if "infinity" in error.msg else "not JSON"
+        raise InvalidRunFileError(f"{kind}: {error}") from None
     shape = shape_of(content)
     if not shape.top_matches:
         return result_of(shape, file, ())
@@ -67,9 +66,3 @@ def _may_have_large_match(data: bytes) -> bool:
     # Each level of nesting has an opening bracket. `replace` is four times as fast as `count`.
     opened = len(data) - len(data.replace(b"{", b"").replace(b"[", b""))
     return len(data) > MAX_MATCH_BYTES // _MAX_GROWTH or opened > MAX_MATCH_DEPTH
-
-
-def _reason(error: orjson.JSONDecodeError) -> str:
-    if error.msg == _NO_DOUBLE:
-        return f"number out of range: no double can hold it (char {error.pos})"
-    return f"not JSON: {error}"

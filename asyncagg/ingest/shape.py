@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import orjson
@@ -24,11 +24,13 @@ __all__ = (
     "shape_of",
 )
 
+T = TypeVar("T")
+
 MAX_MATCH_BYTES = 256 * 1024
 """The size of the largest match object, written as JSON: ten of them are held at a time."""
 
 MAX_MATCH_DEPTH = 254
-"""How deep a match object may be nested: orjson writes no deeper, though it reads deeper."""
+"""How deep a match object may be nested: orjson reads deeper objects, but does not write them."""
 
 _Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 """A count that every JSON reader can represent exactly (RFC 7493, section 2.2)."""
@@ -61,10 +63,7 @@ def shape_of(content: Any) -> RunShape:
     Raises:
         InvalidRunFileError: A field has the wrong type or is out of its range.
     """
-    try:
-        return msgspec.convert(content, RunShape)
-    except msgspec.ValidationError as error:
-        raise InvalidRunFileError(_reason(error)) from None
+    return _convert(content, RunShape)
 
 
 def result_of(shape: RunShape, file: RunFile, matches: Iterable[Match]) -> RunResult:
@@ -74,7 +73,12 @@ def result_of(shape: RunShape, file: RunFile, matches: Iterable[Match]) -> RunRe
         InvalidRunFileError: The time stamp is not ISO 8601.
     """
     if shape.timestamp:
-        _check_timestamp(shape.timestamp)
+        try:
+            datetime.fromisoformat(shape.timestamp)
+        except ValueError:
+            raise InvalidRunFileError(
+                f"timestamp: expected ISO 8601, got {shape.timestamp!r}"
+            ) from None
     seconds = shape.processing_time_seconds
     return RunResult(
         shape.run_id or file.key,
@@ -94,10 +98,7 @@ def match_score(body: Any, position: int) -> int | float:
     Raises:
         InvalidRunFileError: It is not an object, or its score is not a number.
     """
-    try:
-        return msgspec.convert(body, _MatchShape).match_score
-    except msgspec.ValidationError as error:
-        raise InvalidRunFileError(_reason(error, f"top_matches[{position}]")) from None
+    return _convert(body, _MatchShape, f"top_matches[{position}]").match_score
 
 
 def check_match(body: Any, position: int) -> None:
@@ -118,15 +119,12 @@ def check_match(body: Any, position: int) -> None:
         )
 
 
-def _check_timestamp(text: str) -> None:
+def _convert(value: Any, shape: type[T], within: str = "") -> T:
     try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidRunFileError(f"timestamp: expected ISO 8601, got {text!r}") from None
-
-
-def _reason(error: msgspec.ValidationError, within: str = "") -> str:
-    """Turn "Expected `int`, got `str` - at `$.errors`" into "errors: expected int, got str"."""
-    message, _, path = str(error).partition(" - at ")
-    field = (within + path.strip("`").removeprefix("$")).removeprefix(".") or "not an object"
-    return f"{field}: {message[0].lower()}{message[1:]}".replace("`", "")
+        return msgspec.convert(value, shape)
+    except msgspec.ValidationError as error:
+        # "Expected `int`, got `str` - at `$.errors`" becomes "errors: expected int, got str".
+        message, _, path = str(error).partition(" - at ")
+        field = (within + path.strip("`").removeprefix("$")).removeprefix(".") or "not an object"
+        reason = f"{field}: {message[0].lower()}{message[1:]}".replace("`", "")
+        raise InvalidRunFileError(reason) from None
