@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from asyncagg.settings import described
+from asyncagg.settings import all_settings
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -30,7 +30,7 @@ _PLACE = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def settings() -> str:
     """Return the table of settings."""
     lines = ["| variable | default | accepted | what it is for |", "| --- | --- | --- | --- |"]
-    for each in described():
+    for each in all_settings():
         default = "none" if each.default in (None, "") else f"`{each.default}`"
         accepted = f"{each.accepted}, {each.unit}" if each.unit else each.accepted
         lines.append(f"| `{each.variable}` | {default} | {accepted} | {each.description} |")

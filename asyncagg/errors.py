@@ -1,4 +1,4 @@
-"""The one tree of errors. Each docstring says who is at fault and what to do about it."""
+"""All errors of the package. Each docstring says what is at fault and what to do about it."""
 
 from __future__ import annotations
 
@@ -20,24 +20,32 @@ __all__ = (
 
 
 class AsyncaggError(Exception):
-    """The root: every error that this package raises on purpose is one of these."""
+    """The base class of every error that this package raises on purpose."""
 
 
 class UsageError(AsyncaggError):
-    """The caller's words are off (an option, an event, a setting): say it again as told."""
+    """A value given by the caller (a setting, an option, an event) is not accepted: correct it.
+
+    Attributes:
+        setting: The name of the setting or parameter; empty if it is not a single one.
+    """
+
+    def __init__(self, message: str, *, setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 class ConfigurationError(AsyncaggError):
-    """The set-up is at fault (no bucket, no permission, a missing guard): the operator mends it.
+    """The environment is set up wrongly (no bucket, no permission, a missing guard): correct it.
 
-    A run that meets one fails loudly; trying again without a change does not help.
+    The run fails and changes nothing. A retry without a change fails again.
     """
 
 
 class AggregateError(AsyncaggError):
-    """An object stands at an aggregate's key that is not ours, or is damaged.
+    """The object at an aggregate's key is damaged, or is not an aggregate.
 
-    It is never overwritten. Move it away (``asyncagg verify --repair`` rebuilds a damaged one)
+    It is never overwritten. Move it away (``asyncagg verify --repair`` rebuilds a damaged one),
     and the next run settles the window.
 
     Attributes:
@@ -50,17 +58,17 @@ class AggregateError(AsyncaggError):
 
 
 class OverlapError(AsyncaggError):
-    """Two aggregates that were to be merged name the same file: nobody's fault, nothing is lost.
+    """Two aggregates to be merged name the same file, because another runner has counted it.
 
-    Another runner has counted it meanwhile. Count the rest again.
+    Nothing is lost. Read the aggregate again and count the remaining files.
     """
 
 
 class InvalidRunFileError(AsyncaggError):
-    """A run file can never be counted: its writer is at fault. It goes to quarantine.
+    """A run file can never be counted: what wrote it is at fault. The file is quarantined.
 
     Attributes:
-        reason: What is wrong, naming the field and the kind of value seen.
+        reason: What is wrong: the field, what is expected there, and what was found.
     """
 
     def __init__(self, reason: str) -> None:
@@ -69,12 +77,12 @@ class InvalidRunFileError(AsyncaggError):
 
 
 class StoreError(AsyncaggError):
-    """The store answered a request with a failure.
+    """A request to the store failed.
 
     Attributes:
-        operation: What was asked (``get``, ``put``, ``copy`` …).
+        operation: The operation (``get``, ``put``, ``copy`` …).
         key: The object's key, or a prefix.
-        bucket: The bucket; empty where there is none.
+        bucket: The bucket; empty if there is none.
     """
 
     def __init__(
@@ -87,30 +95,30 @@ class StoreError(AsyncaggError):
 
 
 class NotFoundError(StoreError):
-    """No object has that key (any more): another runner may have moved it."""
+    """There is no object with that key; another runner may have moved it."""
 
 
 class PreconditionFailedError(StoreError):
-    """A condition of the request did not hold: somebody else was faster. Look again."""
+    """A condition of the request did not hold: another writer came first. Read the object again."""
 
 
 class UnsupportedConditionError(StoreError):
-    """The store refuses a condition as such (501): it has no such guard."""
+    """The store does not implement a condition (501)."""
 
 
 class AccessDeniedError(StoreError, ConfigurationError):
-    """The store denies the operation: the operator grants the permission that is named."""
+    """The store denies the operation: grant the permission that the message names."""
 
 
 class TransientError(StoreError):
-    """Trouble that passes: 5xx, a timeout, a reset, a short body. Nobody's fault; try again.
+    """A temporary failure: 5xx, a timeout, a reset, a short body. Try again.
 
     Attributes:
-        attempts: How often it was tried.
+        attempts: How many attempts were made.
     """
 
     attempts: int = 1
 
 
 class ThrottledError(TransientError):
-    """The store asks for a slower pace (503 SlowDown, 429): everybody backs off together."""
+    """The store asks for fewer requests (503 SlowDown, 429): all workers back off together."""

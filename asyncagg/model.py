@@ -1,23 +1,26 @@
-"""Plain immutable values: what a listing says, what a run file says, what a window is."""
+"""Immutable values that every layer uses: references, parsed run files, windows, intervals."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-__all__ = ("Interval", "Match", "RunFile", "RunResult", "Window")
+__all__ = ("TOP", "Interval", "Match", "RunFile", "RunResult", "Window")
+
+TOP: Final = 10
+"""How many of the best matches are kept."""
 
 
 class RunFile(msgspec.Struct, frozen=True, gc=False):
-    """The reference of one object, as a listing gives it; ``(key, etag)`` is its identity.
+    """A reference to one object, as returned by a listing; ``(key, etag)`` identifies it.
 
     Attributes:
-        key: The object's key in the store.
+        key: Its key in the store.
         size: Its size in bytes.
-        etag: The store's tag of its content, without quotes.
-        last_modified: When the store took it in, with a time zone.
+        etag: The store's entity tag of its content, without quotes.
+        last_modified: When it was written, with a time zone.
     """
 
     key: str
@@ -30,9 +33,9 @@ class Match(msgspec.Struct, frozen=True, gc=False):
     """One entry of a run file's ``top_matches``.
 
     Attributes:
-        score: Its ``match_score`` (0 where missing).
-        position: Its place in the file's list, from 0.
-        body: The match object as it came.
+        score: Its ``match_score``; 0 if it has none.
+        position: Its index in the file's list.
+        body: The whole match object, unchanged.
     """
 
     score: int | float
@@ -44,14 +47,14 @@ class RunResult(msgspec.Struct, frozen=True, gc=False):
     """The parsed content of one run file.
 
     Attributes:
-        run_id: The run's name, or the file's key where it gave none.
-        timestamp: When the run took place (ISO 8601), or the file's time where it gave none.
-        opportunities: How many opportunities the run looked at.
+        run_id: The run's name; the file's key if it has none.
+        timestamp: When the run took place (ISO 8601); the file's ``last_modified`` if it says none.
+        opportunities: How many opportunities the run examined.
         matches: How many of them matched.
         no_matches: How many did not.
         errors: How many failed.
-        processing_time: Seconds that the run took; ``None`` where it did not say.
-        top_matches: The matches that compete for the top of the aggregate.
+        processing_time: How long the run took, in seconds; None if it says nothing.
+        top_matches: The matches that may be among the aggregate's best.
     """
 
     run_id: str
@@ -65,10 +68,10 @@ class RunResult(msgspec.Struct, frozen=True, gc=False):
 
 
 class Window(msgspec.Struct, frozen=True, order=True, gc=False):
-    """A half-open interval ``[start, end)`` of time, named by its end.
+    """A half-open interval of time ``[start, end)``, named by its end.
 
     Attributes:
-        end: The first moment after it, in UTC.
+        end: Its end in UTC, which is not part of it.
         minutes: Its length.
     """
 
@@ -77,27 +80,27 @@ class Window(msgspec.Struct, frozen=True, order=True, gc=False):
 
     @property
     def start(self) -> datetime:
-        """Its first moment, in UTC."""
+        """Its start, in UTC."""
         return self.end - timedelta(minutes=self.minutes)
 
     @property
     def name(self) -> str:
-        """Its name, for example ``20251021t1400Z``."""
-        # Not %Y: it leaves out the leading zeros of a year before 1000 on some systems.
+        """Its name, such as ``20251021t1400Z``."""
+        # Not %Y: on some systems it omits the leading zeros of years before 1000.
         return f"{self.end.year:04}{self.end:%m%dt%H%MZ}"
 
 
 class Interval(NamedTuple):
-    """The windows from a moment to another, both in UTC.
+    """A range of time in UTC; a window is in it if it neither starts earlier nor ends later.
 
     Attributes:
-        since: No window starts earlier.
-        until: No window ends later.
+        since: Its start.
+        until: Its end.
     """
 
     since: datetime
     until: datetime
 
     def holds(self, window: Window) -> bool:
-        """Say whether all of a window is in it."""
+        """Return whether a whole window is in it."""
         return self.since <= window.start and window.end <= self.until

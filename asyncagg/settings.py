@@ -1,14 +1,14 @@
-"""Every setting: its name, meaning, default, unit and range, declared once.
+"""Every setting, declared once: its name, type, range, default, unit and description.
 
-From this one declaration come the environment variables (``ASYNCAGG_*``), the options of the
-command line and the table in the README.
+The environment variables (``ASYNCAGG_*``), the options of the command line and the tables in the
+documentation are made from this declaration.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -23,7 +23,7 @@ __all__ = (
     "ENV_PREFIX",
     "Setting",
     "Settings",
-    "described",
+    "all_settings",
     "from_environment",
     "settings_from",
     "unknown_variables",
@@ -31,83 +31,66 @@ __all__ = (
 
 ENV_PREFIX = "ASYNCAGG_"
 ENV_BUCKET = "SAM_MATCHING_OUT_RUNS_BUCKET"
-"""Names the bucket where ``ASYNCAGG_STORE`` is not set: the matching service's own variable."""
+"""The matching service's own variable; it names the bucket if ``ASYNCAGG_STORE`` is not set."""
 
 _MIB = 1024 * 1024
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a run needs to know: immutable, and checked as a whole by `settings_from`."""
+def _text(description: str) -> Meta:
+    return Meta(description=description)
 
-    store: Annotated[
-        str, Meta(description="Where the objects live: s3://bucket[/prefix] or a directory.")
-    ] = ""
+
+def _number(description: str, unit: str, least: int | None = None, most: int | None = None) -> Meta:
+    return Meta(ge=least, le=most, description=description, extra={"unit": unit})
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The settings of a run: immutable, and checked as a whole by `settings_from`."""
+
+    store: Annotated[str, _text("Where the objects are: s3://bucket[/prefix] or a directory.")] = ""
     endpoint_url: Annotated[
-        str, Meta(description="Another S3 server than AWS, such as http://127.0.0.1:5000.")
+        str, _text("An S3 server other than AWS, such as http://127.0.0.1:5000.")
     ] = ""
-    runs_prefix: Annotated[str, Meta(description="Where run files arrive: the inbox.")] = "runs/"
-    aggregate_prefix: Annotated[str, Meta(description="Where aggregates are written.")] = (
-        "aggregates/"
-    )
-    archive_prefix: Annotated[str, Meta(description="Where counted run files go.")] = "archive/"
+    runs_prefix: Annotated[str, _text("Where run files arrive: the inbox.")] = "runs/"
+    aggregate_prefix: Annotated[str, _text("Where aggregates are written.")] = "aggregates/"
+    archive_prefix: Annotated[str, _text("Where counted run files are moved to.")] = "archive/"
     quarantine_prefix: Annotated[
-        str, Meta(description="Where files go that can never be counted.")
+        str, _text("Where run files are moved to that can never be counted.")
     ] = "quarantine/"
-    rollup_prefix: Annotated[str, Meta(description="Where rollups are written.")] = "rollups/"
+    rollup_prefix: Annotated[str, _text("Where rollups are written.")] = "rollups/"
     work_prefix: Annotated[
-        str, Meta(description="Where a backfill keeps partial aggregates while it runs.")
+        str, _text("Where a backfill keeps partial aggregates while it runs.")
     ] = "work/"
     window_minutes: Annotated[
-        int,
-        Meta(
-            ge=1,
-            le=MINUTES_A_DAY,
-            description="Length of a window; it divides a day.",
-            extra={"unit": "minutes"},
-        ),
+        int, _number("Length of a window; it must divide a day.", "minutes", 1, MINUTES_A_DAY)
     ] = 5
     window_by: Annotated[
-        WindowBy,
-        Meta(description="What decides a file's window: the store's clock or the file's name."),
+        WindowBy, _text("What decides a file's window: the store's clock or the file's name.")
     ] = "last_modified"
-    concurrency: Annotated[
-        int, Meta(ge=1, le=1024, description="Requests in flight.", extra={"unit": "requests"})
-    ] = 32
+    concurrency: Annotated[int, _number("Requests in flight.", "requests", 1, 1024)] = 32
     chunk_files: Annotated[
         int,
-        Meta(
-            ge=1,
-            le=1_000_000,
-            description="Run files held at a time; a commit may take ten times as many.",
-            extra={"unit": "files"},
+        _number(
+            "Run files held at a time; one commit may count ten times as many.",
+            "files",
+            1,
+            1_000_000,
         ),
     ] = 10_000
     max_inflight_bytes: Annotated[
-        int,
-        Meta(ge=1024, description="Bytes of bodies in flight.", extra={"unit": "bytes"}),
+        int, _number("Bytes of file contents in memory at a time.", "bytes", 1024)
     ] = 16 * _MIB
     stream_bytes: Annotated[
-        int,
-        Meta(
-            ge=1024,
-            description="A run file above this size is parsed as a stream.",
-            extra={"unit": "bytes"},
-        ),
+        int, _number("A run file larger than this is parsed as a stream.", "bytes", 1024)
     ] = 4 * _MIB
     max_file_bytes: Annotated[
         int,
-        Meta(
-            ge=1,
-            description="A run file above this size, as stored or unzipped, is quarantined.",
-            extra={"unit": "bytes"},
-        ),
+        _number("A run file larger than this, as stored or unzipped, is quarantined.", "bytes", 1),
     ] = 256 * _MIB
     spool_bytes: Annotated[
         int,
-        Meta(
-            ge=0,
-            description="Rows of an aggregate held in memory before they go to a temporary file.",
-            extra={"unit": "bytes"},
+        _number(
+            "Rows of an aggregate held in memory before they go to a temporary file.", "bytes", 0
         ),
     ] = _MIB
     max_seconds: Annotated[
@@ -119,41 +102,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     conditional_writes: Annotated[
         Literal["required", "off"],
-        Meta(description="off accepts a store that lacks guards: docs/explanation/guarantees.md."),
+        _text("off accepts a store without conditional writes: docs/explanation/guarantees.md."),
     ] = "required"
     data_plane: Annotated[
         Literal["lean", "boto"],
-        Meta(description="What sends the requests per file: our own client or aioboto3."),
+        _text("The client for the requests per file: lean is built in, boto is aioboto3."),
     ] = "lean"
     retry_attempts: Annotated[
-        int,
-        Meta(
-            ge=1,
-            le=50,
-            description="Tries of one request, the first included.",
-            extra={"unit": "tries"},
-        ),
+        int, _number("Attempts of one request, the first included.", "tries", 1, 50)
     ] = 8
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        Meta(description="The least that is logged; debug has a line per file."),
+        _text("The lowest level that is logged; debug logs a line per file."),
     ] = "info"
 
     def __post_init__(self) -> None:
-        """Check what spans a setting's own range.
+        """Check what depends on more than one setting, or on more than a range.
 
         Raises:
             UsageError: A setting's value is not accepted; the message names it.
         """
         if MINUTES_A_DAY % self.window_minutes:
-            raise UsageError(
-                f"window_minutes {self.window_minutes!r}: expected a whole number from 1 to "
-                f"{MINUTES_A_DAY} that divides {MINUTES_A_DAY}, such as 5, 15 or 60"
+            raise self._error(
+                "window_minutes",
+                f"expected a whole number from 1 to {MINUTES_A_DAY} that divides {MINUTES_A_DAY}, "
+                "such as 5, 15 or 60",
             )
         if self.store.startswith("s3:") and not self.store.startswith("s3://"):
-            raise UsageError(f"store {self.store!r}: expected s3://bucket[/prefix] or a directory")
+            raise self._error("store", "expected s3://bucket[/prefix] or a directory")
         if self.max_seconds is not None and not self.max_seconds >= 1:
-            raise UsageError(f"max_seconds {self.max_seconds!r}: expected a number from 1")
+            raise self._error("max_seconds", "expected a number from 1")
         self._check_prefixes()
 
     def _check_prefixes(self) -> None:
@@ -162,39 +140,40 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         }
         for name, prefix in prefixes.items():
             if prefix and (not prefix.endswith("/") or prefix.startswith("/")):
-                raise UsageError(
-                    f"{name} {prefix!r}: expected an empty text, or one that ends with / and does "
-                    "not start with it, such as runs/"
+                raise self._error(
+                    name,
+                    "expected an empty prefix, or one that ends with / and does not start with /, "
+                    "such as runs/",
                 )
-        # Whatever moves into these must not come out as something else.
+        # A file that is moved into one of these must not be listed under another prefix.
         closed = ("archive_prefix", "quarantine_prefix", "rollup_prefix", "work_prefix")
         for inner, outer in product(prefixes, closed):
             if inner != outer and prefixes[inner].startswith(prefixes[outer]):
                 raise UsageError(
                     f"{inner} {prefixes[inner]!r} lies in {outer} {prefixes[outer]!r}: "
-                    "expected a prefix outside of it"
+                    "expected a prefix outside of it",
+                    setting=inner,
                 )
+
+    def _error(self, name: str, expected: str) -> UsageError:
+        return UsageError(f"{name} {getattr(self, name)!r}: {expected}", setting=name)
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting, for whoever shows it.
+    """The declaration of one setting.
 
     Attributes:
         name: Its name in `Settings`.
         kind: The Python type of its value, without annotations.
-        default: What holds where nothing is said.
-        accepted: What it accepts, in words.
-        unit: Its unit, or empty.
-        description: What it is for, in one sentence.
+        meta: Its range, unit and description.
+        default: Its default.
     """
 
     name: str
     kind: Any
+    meta: Meta
     default: Any
-    accepted: str
-    unit: str
-    description: str
 
     @property
     def variable(self) -> str:
@@ -206,60 +185,70 @@ class Setting:
         """The option of the command line that sets it."""
         return "--" + self.name.replace("_", "-")
 
+    @property
+    def description(self) -> str:
+        """What it is for, in one sentence."""
+        return self.meta.description or ""
 
-def described() -> Iterator[Setting]:
-    """Yield every setting, in the order of their declaration."""
+    @property
+    def unit(self) -> str:
+        """Its unit, or empty."""
+        return str((self.meta.extra or {}).get("unit", ""))
+
+    @property
+    def accepted(self) -> str:
+        """The values that it accepts, in words."""
+        if get_origin(self.kind) is Literal:
+            return " or ".join(get_args(self.kind))
+        if self.kind is str:
+            return "text"
+        least = (self.meta.extra or {}).get("least", self.meta.ge)
+        noun = "a whole number" if self.kind is int else "a number"
+        return f"{noun} from {least}" + (f" to {self.meta.le}" if self.meta.le is not None else "")
+
+    def convert(self, value: Any) -> Any:
+        """Return a value of its type.
+
+        Raises:
+            UsageError: The value is not accepted.
+        """
+        try:
+            return msgspec.convert(value, Annotated[self.kind, self.meta], strict=False)
+        except msgspec.ValidationError:
+            raise UsageError(
+                f"{self.name} {value!r}: expected {self.accepted}", setting=self.name
+            ) from None
+
+
+@cache
+def all_settings() -> tuple[Setting, ...]:
+    """Return every setting, in the order of their declaration."""
     hints = get_type_hints(Settings, include_extras=True)
-    for field in msgspec.structs.fields(Settings):
-        kind, meta = get_args(hints[field.name])[:2]
-        yield Setting(
-            name=field.name,
-            kind=kind,
-            default=field.default,
-            accepted=_accepted(kind, meta),
-            unit=(meta.extra or {}).get("unit", ""),
-            description=meta.description or "",
-        )
-
-
-def _accepted(kind: Any, meta: Meta) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(get_args(kind))
-    if kind is str:
-        return "a text"
-    least = meta.ge if meta.ge is not None else (meta.extra or {}).get("least")
-    noun = "a whole number" if kind is int else "a number"
-    return f"{noun} from {least}" + (f" to {meta.le}" if meta.le is not None else "")
+    return tuple(
+        Setting(field.name, kind, meta, field.default)
+        for field in msgspec.structs.fields(Settings)
+        for kind, meta in [get_args(hints[field.name])[:2]]
+    )
 
 
 def settings_from(values: Mapping[str, Any]) -> Settings:
-    """Return the settings that ``values`` give by name; numbers may come as text.
+    """Return the settings with these values, by name; a number may be given as text.
 
     Raises:
         UsageError: A name or a value is not accepted; the message says what is.
     """
-    try:
-        return msgspec.convert(dict(values), Settings, strict=False)
-    except msgspec.ValidationError as error:
-        raise _refused(values, error) from None
-
-
-def _refused(values: Mapping[str, Any], error: msgspec.ValidationError) -> UsageError:
-    named = re.search(r"`\$\.(\w+)`", str(error))
-    for setting in described():
-        if named and setting.name == named[1]:
-            return UsageError(
-                f"{setting.name} {values[setting.name]!r}: expected {setting.accepted}"
-            )
-    unknown = sorted(set(values) - {setting.name for setting in described()})
-    return UsageError(
-        f"setting {', '.join(map(repr, unknown))}: expected one of "
-        + ", ".join(setting.name for setting in described())
-    )
+    known = {setting.name: setting for setting in all_settings()}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise UsageError(
+            f"setting {', '.join(map(repr, unknown))}: expected one of {', '.join(known)}",
+            setting=unknown[0],
+        )
+    return Settings(**{name: known[name].convert(value) for name, value in values.items()})
 
 
 def from_environment(environ: Mapping[str, str], **given: Any) -> Settings:
-    """Return the settings of the environment, overridden by those that are ``given`` (not None).
+    """Return the settings of the environment; values that are ``given`` and not None win.
 
     Raises:
         UsageError: A value is not accepted.
@@ -267,21 +256,20 @@ def from_environment(environ: Mapping[str, str], **given: Any) -> Settings:
     values: dict[str, Any] = {}
     if bucket := environ.get(ENV_BUCKET):
         values["store"] = f"s3://{bucket}"
-    for setting in described():
+    for setting in all_settings():
         if (text := environ.get(setting.variable)) is not None:
             values[setting.name] = text
     values.update({name: value for name, value in given.items() if value is not None})
     try:
         return settings_from(values)
     except UsageError as error:
-        refused = str(error).partition(" ")[0]  # each message starts with the setting
-        variable = f"{ENV_PREFIX}{refused.upper()}"
-        if variable not in environ or given.get(refused) is not None:
+        variable = f"{ENV_PREFIX}{error.setting.upper()}"
+        if variable not in environ or given.get(error.setting) is not None:
             raise
-        raise UsageError(f"{error}; it comes from {variable}") from None
+        raise UsageError(f"{error}; it comes from {variable}", setting=error.setting) from None
 
 
 def unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
-    """Yield the variables that look like settings and are none: a typing error, most likely."""
-    known = {setting.variable for setting in described()}
+    """Yield the variables that are named like a setting but are not one."""
+    known = {setting.variable for setting in all_settings()}
     yield from (name for name in environ if name.startswith(ENV_PREFIX) and name not in known)

@@ -1,4 +1,4 @@
-"""Alignment and names of windows, and which window a file belongs to."""
+"""Times, intervals and windows: parsing, alignment, and which window a file belongs to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from asyncagg.errors import UsageError
-from asyncagg.model import RunFile, Window
+from asyncagg.model import Interval, RunFile, Window
 
 __all__ = (
     "MINUTES_A_DAY",
     "WindowBy",
+    "check_interval",
     "parse_time",
     "parse_window",
     "stamp_of",
@@ -22,11 +23,13 @@ __all__ = (
 )
 
 WindowBy: TypeAlias = Literal["last_modified", "name"]
-"""What decides a file's window: the store's clock, or the stamp in the file's name."""
+"""What decides a file's window: the store's clock, or the time stamp in the file's name."""
 
 MINUTES_A_DAY = 1440
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST = datetime.min.replace(tzinfo=UTC)
+_LAST = datetime.max.replace(tzinfo=UTC)
 _STAMP = re.compile(r"(\d{8})t(\d{4})(\d\d)?z", re.IGNORECASE)
 _TRUSTED_LEAD = timedelta(days=1)
 
@@ -38,12 +41,12 @@ def _nth_window(number: int, minutes: int) -> Window:
 
 @lru_cache(maxsize=4096)
 def window_of(moment: datetime, minutes: int) -> Window:
-    """Return the window of ``minutes`` that holds ``moment``, aligned to the UTC epoch."""
+    """Return the window of ``minutes`` that contains ``moment``, aligned to the UTC epoch."""
     return _nth_window((moment - _EPOCH) // timedelta(minutes=minutes), minutes)
 
 
 def stamp_of(key: str) -> datetime | None:
-    """Return the moment that a file's name starts with (``20251021t1302Z_…``), if it does."""
+    """Return the time stamp that a file's name starts with (``20251021t1302Z_…``), if any."""
     found = _STAMP.match(key, key.rfind("/") + 1)
     if found is None:
         return None
@@ -55,10 +58,10 @@ def stamp_of(key: str) -> datetime | None:
 
 
 def window_selector(by: WindowBy, minutes: int) -> Callable[[RunFile], Window]:
-    """Return the function that says which window a file belongs to.
+    """Return a function that maps a file to its window.
 
-    With ``name``, a file whose name has no stamp, or one more than a day ahead of the file itself
-    (it would wait for that day to come), belongs to the window of its ``last_modified``.
+    With ``name``, the ``last_modified`` of a file decides if its name has no time stamp, or one
+    that is more than a day later than the file: it would wait until then.
     """
     if by == "last_modified":
         return lambda file: window_of(file.last_modified, minutes)
@@ -73,10 +76,10 @@ def window_selector(by: WindowBy, minutes: int) -> Callable[[RunFile], Window]:
 
 
 def parse_window(name: str, minutes: int) -> Window:
-    """Return the window with this name.
+    """Return the window of ``minutes`` with this name.
 
     Raises:
-        UsageError: It is not a window's name, or no window of ``minutes`` ends then.
+        UsageError: It is not a window's name, or no such window ends then.
     """
     end = stamp_of(name)
     window = None if end is None else Window(end, minutes)
@@ -89,11 +92,11 @@ def parse_window(name: str, minutes: int) -> Window:
 
 
 def parse_time(text: str, what: str) -> datetime:
-    """Return the moment that ``text`` names; without a zone it is UTC.
+    """Return the time that ``text`` gives; without a time zone it is UTC.
 
     Args:
         text: ISO 8601 (``2025-10-21T14:00:00Z``) or a window's name (``20251021t1400Z``).
-        what: What the text was given for, for the message.
+        what: What the text was given for; the message starts with it.
 
     Raises:
         UsageError: It is neither.
@@ -108,3 +111,19 @@ def parse_time(text: str, what: str) -> datetime:
         raise UsageError(
             f"{what} {text!r}: expected a time such as 2025-10-21T14:00:00Z or 20251021t1400Z"
         ) from None
+
+
+def check_interval(since: datetime | None, until: datetime | None) -> Interval:
+    """Return the interval from ``since`` to ``until``; None leaves that side open.
+
+    Raises:
+        UsageError: ``until`` is not later than ``since``.
+    """
+    interval = Interval(since or _FIRST, until or _LAST)
+    if interval.since >= interval.until:
+        raise UsageError(
+            f"since {interval.since.isoformat()}: expected a time before until, "
+            f"{interval.until.isoformat()}",
+            setting="since",
+        )
+    return interval

@@ -15,12 +15,9 @@ from typing import Any, TypeAlias
 import orjson
 
 from asyncagg.aggregate.sketch import Sketch
-from asyncagg.model import Match, RunResult
+from asyncagg.model import TOP, Match, RunResult
 
 __all__ = ("TOP", "Accumulator", "RankedMatch", "best", "rank")
-
-TOP = 10
-"""How many matches an aggregate has."""
 
 RankedMatch: TypeAlias = tuple[float, str, int, bytes]
 """A match with its sort key: minus its score, its file's key, its position there, its JSON.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from asyncagg.errors import UsageError
 from asyncagg.model import Window
-from asyncagg.windows import parse_time, parse_window
+from asyncagg.windows import check_interval, parse_time, parse_window
 
 __all__ = ("RunRequest", "request_of")
 
@@ -25,8 +25,6 @@ _ENVELOPE = (
     "detail",
 )
 _SOURCES = ("aws.scheduler", "aws.events")
-_FIRST = datetime.min.replace(tzinfo=UTC)
-_LAST = datetime.max.replace(tzinfo=UTC)
 _ACCEPTED = (
     "expected an EventBridge Scheduler or rule event, {}, "
     '{"window": "20251021t1400Z"}, {"since": TIME, "until": TIME}, '
@@ -96,7 +94,7 @@ def _selection(
     if name is not None:
         return _one(parse_window(name, minutes), at)
     if since or until:
-        return _between(since or _FIRST, until or _LAST)
+        return check_interval(since, until).holds
     return None
 
 
@@ -105,12 +103,6 @@ def _one(asked: Window, at: datetime) -> Callable[[Window], bool]:
         told = f"{at:%Y-%m-%dT%H:%M:%SZ}"
         raise UsageError(f"event window {asked.name!r}: expected one that ended by {told}")
     return lambda window: window == asked
-
-
-def _between(since: datetime, until: datetime) -> Callable[[Window], bool]:
-    if since >= until:
-        raise UsageError(f"event since {since.isoformat()!r}: expected a time before until")
-    return lambda window: since <= window.start and window.end <= until
 
 
 def _time(event: Mapping[str, Any], name: str) -> datetime | None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from asyncagg.errors import UsageError
 from asyncagg.model import Interval
 from asyncagg.settings import Settings
-from asyncagg.windows import window_of
+from asyncagg.windows import check_interval, window_of
 
 __all__ = ("interval_of",)
 
@@ -22,22 +22,20 @@ def interval_of(
     """
     now = now or datetime.now(UTC)
     length = f"a window of {settings.window_minutes} minutes"
-    if until is not None and since >= until:
-        raise UsageError(
-            f"--since {since.isoformat()} --until {until.isoformat()}: expected a --since that is "
-            "earlier than --until"
-        )
+    check_interval(since, until)
     minutes = timedelta(minutes=settings.window_minutes)
     first = window_of(since - timedelta.resolution, settings.window_minutes).end
     last = window_of(min(until or now, now), settings.window_minutes).start
     if first + minutes > last and (until is None or until > now):
         raise UsageError(
-            f"--since {since.isoformat()}: expected a time early enough for {length} to have ended "
-            f"by now, {now.isoformat(timespec='seconds')}"
+            f"since {since.isoformat()}: expected a time early enough for {length} to have ended "
+            f"by now, {now.isoformat(timespec='seconds')}",
+            setting="since",
         )
     if first + minutes > last:
         raise UsageError(
-            f"--since {since.isoformat()} --until {(until or now).isoformat()}: expected {length} "
-            "to lie between them"
+            f"since {since.isoformat()} until {(until or now).isoformat()}: expected {length} "
+            "between them",
+            setting="since",
         )
     return Interval(first, last)

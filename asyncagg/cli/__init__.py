@@ -57,13 +57,20 @@ def _exit_code(words: list[str], *, debug: bool) -> int:
     except BrokenPipeError:
         raise
     except AsyncaggError as error:
-        _tell(f"error: {error}", debug=debug)
+        _tell(f"error: {error}{_option(error)}", debug=debug)
         return 2 if isinstance(error, UsageError) else 1
     except Exception as error:  # noqa: BLE001 - here a traceback would meet a person
         hint = "" if debug else "; --debug shows where"
         _tell(f"error: unexpected {type(error).__name__}: {error}{hint}", debug=debug)
         return 1
     return 0
+
+
+def _option(error: AsyncaggError) -> str:
+    """Return the option of the setting that an error names, in parentheses; or empty."""
+    setting = error.setting if isinstance(error, UsageError) else ""
+    # The store is an argument, not an option.
+    return f" (--{setting.replace('_', '-')})" if setting not in {"", "store"} else ""
 
 
 def _tell(sentence: str, *, debug: bool) -> None:

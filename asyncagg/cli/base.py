@@ -28,7 +28,7 @@ from asyncagg.job.outcome import RunReport
 from asyncagg.runtime import logs
 from asyncagg.runtime.loops import loop_factory
 from asyncagg.runtime.tasks import task_group
-from asyncagg.settings import Setting, Settings, described, from_environment, unknown_variables
+from asyncagg.settings import Setting, Settings, all_settings, from_environment, unknown_variables
 from asyncagg.windows import parse_time
 
 __all__ = (
@@ -97,7 +97,7 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     parameters = dict(inspect.signature(command, eval_str=True).parameters)
     store = parameters["settings"].replace(name="store", default=None, annotation=_store_argument())
     parameters = {"store": store} | {n: each for n, each in parameters.items() if n != "settings"}
-    options = {setting.name: setting for setting in described() if setting.name != "store"}
+    options = {setting.name: setting for setting in all_settings() if setting.name != "store"}
 
     def wrapped(**given: Any) -> Any:
         values = {name: given.pop(name) for name in ("store", *options)}

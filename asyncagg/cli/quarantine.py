@@ -29,6 +29,7 @@ from asyncagg.quarantine.listing import QuarantinedFile, check_key, list_quarant
 from asyncagg.quarantine.restore import Restorer, RestoreResult
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
+from asyncagg.windows import check_interval
 
 __all__ = ("list_files", "quarantine", "retry", "show")
 
@@ -71,6 +72,7 @@ def list_files(
 
       asyncagg quarantine list s3://bucket --since 2025-10-21T00:00:00Z --reason gzip --json
     """
+    check_interval(since, until)
 
     async def work() -> int:
         number = 0

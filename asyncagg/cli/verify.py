@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -24,12 +24,13 @@ from asyncagg.cli.base import (
 )
 from asyncagg.errors import UsageError
 from asyncagg.job.context import JobContext
-from asyncagg.model import Interval, Window
+from asyncagg.model import Window
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
 from asyncagg.verify import verify as verify_all
 from asyncagg.verify.findings import FindingKind, Plan, RepairReport, VerifyReport
 from asyncagg.verify.repair import repair as repair_found
+from asyncagg.windows import check_interval
 
 __all__ = ("verify",)
 
@@ -108,11 +109,7 @@ def verify(
 def _wanted(since: datetime | None, until: datetime | None) -> Callable[[Window], bool] | None:
     if since is None and until is None:
         return None
-    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-    interval = Interval(since or first, until or last)
-    if interval.since >= interval.until:
-        raise UsageError(f"--since {since!r} --until {until!r}: expected a later end than start")
-    return interval.holds
+    return check_interval(since, until).holds
 
 
 def _check(*, repair: bool, yes: bool) -> None:

@@ -1,1 +1,1 @@
-"""One run file: from bytes or a stream to a `RunResult`, or the reason to refuse it."""
+"""One run file: from its bytes, whole or streamed, to a `RunResult` or the reason it is invalid."""

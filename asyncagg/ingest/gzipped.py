@@ -11,7 +11,7 @@ __all__ = ("Inflater", "inflate", "is_gzipped")
 
 
 def is_gzipped(key: str, content_encoding: str) -> bool:
-    """Say whether an object's bytes are gzip, by its key or by its declared encoding."""
+    """Return whether an object's bytes are gzip, by its key or its ``Content-Encoding``."""
     return key.endswith(".gz") or content_encoding in {"gzip", "x-gzip"}
 
 
@@ -20,22 +20,18 @@ def inflate(data: bytes, limit: int) -> Iterator[bytes]:
 
     Args:
         data: One or several gzip members.
-        limit: The most bytes to yield in all.
+        limit: The largest size of the unzipped content, in bytes.
 
     Raises:
-        InvalidRunFileError: It is not gzip, is cut short, or unzips to more than ``limit`` bytes.
+        InvalidRunFileError: It is not gzip, is truncated, or unzips to more than ``limit`` bytes.
     """
-    unzipper = Inflater(limit)
-    yield from unzipper.feed(data)
-    unzipper.finish()
+    inflater = Inflater(limit)
+    yield from inflater.feed(data)
+    inflater.finish()
 
 
 class Inflater:
-    """Unzips gzip data that arrives block by block, never yielding much at a time.
-
-    Args:
-        limit: The most bytes to yield in all.
-    """
+    """Unzips gzip data that arrives block by block, to at most ``limit`` bytes in all."""
 
     _BLOCK = 256 * 1024
     _STEP = 16 * 1024
@@ -46,19 +42,15 @@ class Inflater:
         self._member = zlib.decompressobj(wbits=31)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what ``data`` unzips to.
-
-        Raises:
-            InvalidRunFileError: It is not gzip, or there is too much of it.
-        """
-        # In steps: what is left of its input, zlib copies at each block and at each member.
+        """Yield the unzipped content; raise an `InvalidRunFileError` if it is bad or too large."""
+        # In small steps, because zlib copies the rest of its input at each block and each member.
         for start in range(0, len(data), self._STEP):
             yield from self._feed(data[start : start + self._STEP])
 
     def _feed(self, data: bytes) -> Iterator[bytes]:
         while data:
             if self._member.eof:
-                data = data.lstrip(b"\0")  # padding behind a member is allowed
+                data = data.lstrip(b"\0")  # gzip allows padding after a member
                 if not data:
                     return
                 self._member = zlib.decompressobj(wbits=31)
@@ -74,10 +66,6 @@ class Inflater:
                 yield block
 
     def finish(self) -> None:
-        """Check that the data ended where a member ends.
-
-        Raises:
-            InvalidRunFileError: It is cut short, or there was none.
-        """
+        """Raise an `InvalidRunFileError` if the data is truncated or empty."""
         if not self._member.eof:
             raise InvalidRunFileError("bad gzip: cut short")

@@ -1,6 +1,6 @@
-"""Parse a large run file as a stream, with the same result as `asyncagg.ingest.parsing.parse`.
+"""Parse a large run file as a stream, with the result of `asyncagg.ingest.parsing.parse`.
 
-Fields that are not read are never built; matches are built one by one, and the best are kept.
+Fields that are not read are never built. Matches are built one by one, and the best are kept.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ from decimal import Decimal
 from typing import Any
 
 import ijson
-import msgspec
 
-from asyncagg.aggregate.accumulator import TOP
 from asyncagg.errors import InvalidRunFileError
 from asyncagg.ingest.gzipped import Inflater
-from asyncagg.ingest.parsing import (
+from asyncagg.ingest.shape import (
     FIELDS,
     MAX_MATCH_BYTES,
     MAX_MATCH_DEPTH,
     check_match,
-    infinite,
     match_score,
-    validate,
+    result_of,
+    shape_of,
 )
-from asyncagg.model import Match, RunFile, RunResult
+from asyncagg.model import TOP, Match, RunFile, RunResult
 
 __all__ = ("MAX_VALUE_BYTES", "parse_stream")
 
 MAX_VALUE_BYTES = 1024 * 1024
-"""A string longer than this refuses a file that is streamed: the parser has to hold it whole."""
+"""The size of the longest string of a streamed file: the parser holds it whole."""
 
 _STEP = 64 * 1024
 _WHITE = b" \t\r\n"
-_MAX_DEPTH = 1024  # what the parser of small files takes
+_MAX_DEPTH = 1024  # as orjson
 
-# The escapes and the white space that orjson takes. yajl takes a form feed too, and half a
-# surrogate pair, for which it puts in other text.
-_SOUND = re.compile(
+# The depth of the containers of a run file: an object that has a list that has matches.
+_RUN, _MATCHES = 1, 2
+
+# What orjson accepts and yajl does not reject by itself: yajl takes a form feed for white space,
+# and replaces half a surrogate pair with other text.
+_ACCEPTED = re.compile(
     rb"(?:[^\\\v\f]++|\\[^u]|\\u[^dD]|\\u[dD][^89a-fA-F]|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)*+",
     re.DOTALL,
 )
 _LONGEST_ESCAPE = len(rb"\ud83d\ude00")
 
-_SCALARS = frozenset({"string", "number", "boolean", "null"})
 _STARTS = frozenset({"start_map", "start_array"})
 _ENDS = frozenset({"end_map", "end_array"})
 
@@ -55,67 +55,67 @@ _ENDS = frozenset({"end_map", "end_array"})
 async def parse_stream(
     chunks: AsyncIterator[bytes], file: RunFile, *, gzipped: bool, max_bytes: int
 ) -> RunResult:
-    """Return what a run file says, reading it block by block.
+    """Return the result of a run file, reading it block by block.
 
     Args:
         chunks: Its content as stored.
-        file: Its reference.
+        file: Its reference: its key and time replace missing ones.
         gzipped: Whether the content is gzip.
-        max_bytes: The most bytes of unzipped content.
+        max_bytes: The largest size of the unzipped content.
 
     Raises:
         InvalidRunFileError: It can never be counted.
     """
-    unzipper = Inflater(max_bytes) if gzipped else None
-    machine = _Machine(file)
-    proof = _Proof()
+    inflater = Inflater(max_bytes) if gzipped else None
+    collector = _Collector(file)
+    escapes = _EscapeCheck()
     events = ijson.sendable_list()
     parser = ijson.basic_parse_coro(events)
     async for chunk in chunks:
-        for data in _steps(unzipper.feed(chunk) if unzipper else (chunk,)):
-            proof.read(data)
-            if machine.ended and data.strip(_WHITE):
-                raise InvalidRunFileError("not JSON: more behind its end")
-            with _refusing():
+        for data in _steps(inflater.feed(chunk) if inflater else (chunk,)):
+            escapes.check(data)
+            if collector.ended and data.strip(_WHITE):
+                raise InvalidRunFileError("not JSON: more after its end")
+            with _translated():
                 parser.send(data)
-            machine.take(events, len(data))
+            collector.take(events, len(data))
             del events[:]
-    if unzipper:
-        unzipper.finish()
-    with _refusing():
+    if inflater:
+        inflater.finish()
+    with _translated():
         parser.close()
-    proof.finish()
-    machine.take(events, 0)
-    return machine.result()
+    escapes.finish()
+    collector.take(events, 0)
+    return collector.result()
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
-    """Turn what the parser raises into a refusal."""
+def _translated() -> Iterator[None]:
+    """Translate the errors of the parser."""
     try:
         yield
     except ijson.JSONError as error:
-        told = error.args[0]
-        if isinstance(told, bytes):
-            told = told.decode("utf-8", "replace")
-        raise InvalidRunFileError(f"not JSON: {told.partition(chr(10))[0]}") from None
+        message = error.args[0]
+        if isinstance(message, bytes):
+            message = message.decode("utf-8", "replace")
+        raise InvalidRunFileError(f"not JSON: {message.partition(chr(10))[0]}") from None
     except UnicodeDecodeError:
         raise InvalidRunFileError("not JSON: str is not valid UTF-8") from None
     except (ValueError, ArithmeticError, SystemError):
         # ijson builds each number as an int or a Decimal, which have limits of their own.
-        raise InvalidRunFileError("not JSON: number out of range") from None
+        raise InvalidRunFileError("number out of range") from None
 
 
-class _Proof:
-    """Refuses what `_SOUND` does not take, also across the borders of blocks."""
+class _EscapeCheck:
+    """Rejects what `_ACCEPTED` does not match, in data that arrives block by block."""
 
     def __init__(self) -> None:
         self._rest = b""
 
-    def read(self, data: bytes) -> None:
+    def check(self, data: bytes) -> None:
         data = self._rest + data
-        sound = _SOUND.match(data)
-        self._rest = data[sound.end() :] if sound else data
+        accepted = _ACCEPTED.match(data)
+        self._rest = data[accepted.end() :] if accepted else data
         if len(self._rest) >= _LONGEST_ESCAPE or self._rest[:1] in {b"\v", b"\f"}:
             self.finish()
 
@@ -128,18 +128,19 @@ def _steps(blocks: Iterable[bytes]) -> Iterator[bytes]:
     for block in blocks:
         for start in range(0, len(block), _STEP):
             step = block[start : start + _STEP]
-            # What ends the object is a step of its own: yajl overlooks an open string behind it.
+            # yajl does not report a string that begins after the end of the object and is never
+            # closed. So a byte that may be the end is passed alone, and what follows is looked at.
             last = max(0, len(step.rstrip(_WHITE)) - 1)
             if last:
                 yield step[:last]
             yield step[last:]
 
 
-class _Machine:
-    """Follows the parser's events through one run file.
+class _Collector:
+    """Collects the fields and the best matches of one run file from the parser's events.
 
     Attributes:
-        ended: Whether the file's object is closed.
+        ended: Whether the file's object is complete.
     """
 
     def __init__(self, file: RunFile) -> None:
@@ -147,123 +148,100 @@ class _Machine:
         self._file = file
         self._fields: dict[str, Any] = {}
         self._best: list[Match] = []
-        self._depth = 0
-        self._key = ""
+        self._depth = 0  # the number of open containers
+        self._key = ""  # of the field
         self._in_matches = False
-        self._position = 0
-        self._open: list[Any] = []  # the containers of the match being built
-        self._keys: list[str] = []
-        self._silent = 0
-        self._match_bytes = 0
+        self._match: ijson.ObjectBuilder | None = None  # the match that is being built
+        self._position = 0  # of the match
+        self._match_bytes = 0  # at most: whole steps are counted
+        self._bytes_without_event = 0
 
     def take(self, events: list[tuple[str, Any]], size: int) -> None:
-        """Take the events that ``size`` more bytes gave."""
-        self._silent = 0 if events else self._silent + size
-        if self._silent > MAX_VALUE_BYTES:
+        """Process the events of the next ``size`` bytes."""
+        self._bytes_without_event = 0 if events else self._bytes_without_event + size
+        if self._bytes_without_event > MAX_VALUE_BYTES:
             raise InvalidRunFileError(f"too large: a value of more than {MAX_VALUE_BYTES} bytes")
         for event, value in events:
-            if event == "number":
-                value = _number(value)  # noqa: PLW2901 - as orjson would have read it
-            if self._open:
-                self._build(event, value)
-            else:
-                self._walk(event, value)
-        self._match_bytes += size if self._open else 0
+            self._take(event, _double(value) if event == "number" else value)
+        self._match_bytes += size if self._match else 0
         if self._match_bytes > MAX_MATCH_BYTES + _STEP:
             raise InvalidRunFileError(
                 f"top_matches[{self._position}]: more than {MAX_MATCH_BYTES} bytes"
             )
 
-    def _walk(self, event: str, value: Any) -> None:
-        """Follow an event outside of a match."""
-        if event == "map_key":
-            if self._depth == 1:
-                self._key = value
-        elif event in _ENDS:
-            self._depth -= 1
-            self.ended = not self._depth
-            self._in_matches = self._in_matches and self._depth > 1
-        elif self._in_matches and self._depth == 2:
-            self._start_match(event, value)
-        else:
-            self._note(event, value)
-
-    def _note(self, event: str, value: Any) -> None:
-        """Keep the value of a field, or the fact that it is a container."""
-        if self._depth == 0 and event != "start_map":
-            validate([] if event == "start_array" else value, self._file)
-        if self._depth == 1 and self._key in FIELDS:
-            self._fields[self._key] = value if event in _SCALARS else _empty(event)
-            if self._key == "top_matches":  # said twice, the last one holds
-                self._best.clear()
-                self._position = 0
-                self._in_matches = event == "start_array"
+    def _take(self, event: str, value: Any) -> None:
+        container = self._depth  # the depth of the container that the value is in
         if event in _STARTS:
             self._depth += 1
             self._check_depth()
+        elif event in _ENDS:
+            self._depth -= 1
+        if self._match:
+            self._match.event(event, value)
+            if self._depth == _MATCHES:
+                self._finish_match(self._match.value)
+        elif event == "map_key":
+            self._key = value if container == _RUN else self._key
+        elif event in _ENDS:
+            self.ended = self._depth == 0
+        elif container == 0 and event != "start_map":
+            shape_of(_placeholder(event, value))
+        elif container == _RUN:
+            self._set_field(event, value)
+        elif container == _MATCHES and self._in_matches:
+            self._start_match(event, value)
 
     def _check_depth(self) -> None:
-        if self._depth + len(self._open) > _MAX_DEPTH:
+        if self._depth > _MAX_DEPTH:
             raise InvalidRunFileError(f"not JSON: nested deeper than {_MAX_DEPTH}")
+        if self._match and self._depth - _MATCHES > MAX_MATCH_DEPTH:
+            raise InvalidRunFileError(
+                f"top_matches[{self._position}]: nested deeper than {MAX_MATCH_DEPTH}"
+            )
+
+    def _set_field(self, event: str, value: Any) -> None:
+        if self._key in FIELDS:
+            self._fields[self._key] = _placeholder(event, value)
+        self._in_matches = self._key == "top_matches" and event == "start_array"
+        if self._key == "top_matches":  # if a name occurs twice, the last value is the one
+            self._best = []
+            self._position = 0
 
     def _start_match(self, event: str, value: Any) -> None:
-        if event != "start_map":
-            match_score([] if event == "start_array" else value, self._position)
+        match_score(_placeholder(event, value), self._position)  # raises unless it is an object
+        self._match = ijson.ObjectBuilder()
+        self._match.event(event, value)
         self._match_bytes = 0
-        self._open.append({})
-
-    def _build(self, event: str, value: Any) -> None:
-        """Follow an event inside of a match."""
-        if event == "map_key":
-            self._keys.append(value)
-            return
-        if event in _ENDS:
-            value = self._open.pop()
-            if not self._open:
-                self._finish_match(value)
-                return
-        elif event in _STARTS:
-            self._open.append(_empty(event))
-            self._check_depth()
-            if len(self._open) > MAX_MATCH_DEPTH:
-                raise InvalidRunFileError(
-                    f"top_matches[{self._position}]: nested deeper than {MAX_MATCH_DEPTH}"
-                )
-            return
-        container = self._open[-1]
-        if isinstance(container, dict):
-            container[self._keys.pop()] = value
-        else:
-            container.append(value)
 
     def _finish_match(self, body: dict[str, Any]) -> None:
         match = Match(match_score(body, self._position), self._position, body)
-        if self._match_bytes:  # it came in more than one step
-            check_match(match)
+        if self._match_bytes:  # it arrived in more than one step, so it may be large
+            check_match(body, self._position)
+        self._match = None
         self._position += 1
-        if len(self._best) == TOP and match.score <= self._best[-1].score:
-            return
-        self._best = heapq.nsmallest(
-            TOP, [*self._best, match], key=lambda each: (-each.score, each.position)
-        )
+        if len(self._best) < TOP or match.score > self._best[-1].score:
+            self._best = heapq.nsmallest(
+                TOP, [*self._best, match], key=lambda each: (-each.score, each.position)
+            )
 
     def result(self) -> RunResult:
-        """Return what the file says, now that it is read."""
-        return msgspec.structs.replace(
-            validate(self._fields, self._file), top_matches=tuple(self._best)
-        )
+        """Return the result of the file, after its last event."""
+        return result_of(shape_of(self._fields), self._file, self._best)
 
 
-def _empty(event: str) -> Any:
-    return {} if event == "start_map" else []
+def _placeholder(event: str, value: Any) -> Any:
+    """Return a value of the type that an event begins: empty for an object or a list."""
+    return {} if event == "start_map" else [] if event == "start_array" else value
 
 
-def _number(value: int | Decimal) -> int | float | str:
-    """Return the number as `asyncagg.ingest.parsing` reads it: beyond 64 bits, a double."""
+def _double(value: int | Decimal) -> int | float:
+    """Return a number as orjson reads it: a 64-bit integer, or else a double."""
     if isinstance(value, int) and -(2**63) <= value < 2**64:
         return value
     try:
         number = float(value)
     except OverflowError:
-        number = math.inf if value > 0 else -math.inf
-    return infinite(number) if math.isinf(number) else number
+        number = math.inf
+    if math.isinf(number):
+        raise InvalidRunFileError("number out of range: no double can hold it")
+    return number

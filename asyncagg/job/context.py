@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from secrets import token_hex
 
@@ -19,6 +19,10 @@ from asyncagg.store import Store
 from asyncagg.windows import window_selector
 
 __all__ = ("JobContext",)
+
+
+def _random_id() -> str:
+    return token_hex(8)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class JobContext:
     settings: Settings
     temporary: Path | None = None
     now: Callable[[], datetime] = utc_now
-    new_id: Callable[[], str] = partial(token_hex, 8)
+    new_id: Callable[[], str] = _random_id
 
     @cached_property
     def layout(self) -> Layout:

@@ -18,7 +18,6 @@ from asyncagg.errors import (
     NotFoundError,
     PreconditionFailedError,
     StoreError,
-    UsageError,
 )
 from asyncagg.job.layout import Layout
 from asyncagg.job.listing import list_aggregate_windows
@@ -29,6 +28,7 @@ from asyncagg.runtime.clock import utc_now
 from asyncagg.runtime.tasks import for_each, map_each
 from asyncagg.settings import Settings
 from asyncagg.store import Store
+from asyncagg.windows import check_interval
 
 __all__ = ("MAX_QUARANTINED", "gather")
 
@@ -65,12 +65,8 @@ async def gather(
     Raises:
         UsageError: The interval ends before it starts.
     """
-    if since is not None and until is not None and since >= until:
-        raise UsageError(
-            f"--since {since.isoformat()} --until {until.isoformat()}: expected --until to be later"
-        )
-    earliest, latest = _ALL_TIMES
-    interval = Interval(max(since or earliest, earliest), min(until or latest, latest))
+    asked = check_interval(since, until)
+    interval = Interval(max(asked.since, _ALL_TIMES.since), min(asked.until, _ALL_TIMES.until))
     count = 0
     first = last = None
     async for windows in list_aggregate_windows(store, settings, interval):

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from asyncagg.aggregate.reader import read_head
-from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, UsageError
+from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError
 from asyncagg.job.aggregates import retry_commit
 from asyncagg.job.context import JobContext
 from asyncagg.model import RunFile
@@ -27,6 +27,7 @@ from asyncagg.runtime.clock import utc_now
 from asyncagg.runtime.tasks import for_each, map_each
 from asyncagg.settings import Settings
 from asyncagg.store import Absent, Matches, Store
+from asyncagg.windows import check_interval
 
 __all__ = ("RolledUp", "RollupReport", "rollup")
 
@@ -92,11 +93,7 @@ async def rollup(
     Raises:
         UsageError: Windows do not fit into the period, or the interval is empty.
     """
-    if since is not None and until is not None and since >= until:
-        raise UsageError(
-            f"--since {since.isoformat()} --until {until.isoformat()}: expected a --since that is "
-            "earlier than --until"
-        )
+    check_interval(since, until)
     job = _Job(JobContext(store, settings, now=now), progress)
     first = None if since is None else Span.around(since, period).start
     last = None if until is None else Span.around(until - datetime.resolution, period).end

@@ -14,10 +14,10 @@ import anyio.to_thread
 import orjson
 from aiofiles.tempfile import TemporaryDirectory
 
-from asyncagg.aggregate.accumulator import TOP
 from asyncagg.errors import ConfigurationError
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.pipeline import run
+from asyncagg.model import TOP
 from asyncagg.sample import last_windows, samples, write_samples
 from asyncagg.settings import Settings, settings_from
 from asyncagg.store import Store

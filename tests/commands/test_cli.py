@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from testkit.command import asyncagg, sampled
 
-from asyncagg.settings import described
+from asyncagg.settings import all_settings
 
 
 def test_run_settles_a_directory_and_tells_what_it_did(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_the_help_shows_every_setting_and_an_example() -> None:
     """Each setting is an option of run, made from its one declaration."""
     done = asyncagg("run", "--help")
     assert "Examples" in done.stdout
-    for setting in described():
+    for setting in all_settings():
         if setting.name != "store":
             assert setting.option in done.stdout
 

@@ -117,7 +117,7 @@ def test_workers_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["backfill", ".", "--since", "29991231t0000Z"], "expected a time early enough"),
         (
             ["backfill", ".", "--since", "20251002t0000Z", "--until", "20251001t0000Z"],
-            "expected a --since that is earlier than --until",
+            "expected a time before until, 2025-10-01T00:00:00+00:00 (--since)",
         ),
         (
             ["backfill", ".", "--since", SINCE, "--workers", "1", "--scheduler", "tcp://x:1"],
@@ -131,7 +131,7 @@ def test_workers_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["rollup", "."], "--period"),
         (
             ["rollup", ".", "--period", "day", "--since", "20251002", "--until", "20251001"],
-            "expected a --since that is earlier than --until",
+            "expected a time before until, 2025-10-01T00:00:00+00:00 (--since)",
         ),
         (["rollup", ".", "--period", "week"], "week"),
         (["rollup", ".", "--period", "hour", "--window-minutes", "90"], "window_minutes 90"),

@@ -126,7 +126,11 @@ def test_an_interval_and_a_damaged_aggregate(tmp_path: Path) -> None:
         (["--out", "x" * 300], 1, "File name too long"),
         (["--out", "-", "--json"], 2, "--out - with --json"),
         (["--since", "noon"], 2, "--since 'noon': expected a time"),
-        (["--since", "20251021t1400Z", "--until", "20251021t1400Z"], 2, "--until to be later"),
+        (
+            ["--since", "20251021t1400Z", "--until", "20251021t1400Z"],
+            2,
+            "expected a time before until",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_and_writes_nothing(

@@ -159,7 +159,7 @@ def test_on_a_terminal_it_asks(folder: Path, answer: str, code: int) -> None:
         (["--since", "noon"], "--since 'noon': expected a time"),
         (
             ["--since", "2025-10-22", "--until", "2025-10-21"],
-            "expected a later end than start",
+            "expected a time before until",
         ),
     ],
 )

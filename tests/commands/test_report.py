@@ -340,7 +340,7 @@ async def test_an_interval_selects_the_windows_inside_it(
 
 async def test_an_interval_that_ends_before_it_starts_is_an_error() -> None:
     """The message has both values."""
-    with pytest.raises(UsageError, match="--until to be later"):
+    with pytest.raises(UsageError, match="expected a time before until"):
         await gathered(MemoryStore(), since=NOW, until=NOW)
 
 

@@ -1,9 +1,9 @@
-"""Coverage-guided fuzzing of the parser, through all of its ways.
+"""Coverage-guided fuzzing of the parsers.
 
     python -m testkit.fuzz_parsing -max_total_time=30
 
-Whatever the bytes, each way gives a result or an `InvalidRunFileError`, and all agree. It
-starts from the corpus of the tests; further arguments are libFuzzer's
+For any bytes, each way to parse them returns a result or raises an `InvalidRunFileError`, and all
+ways agree. It starts from the corpus of the tests; further arguments are libFuzzer's
 (https://llvm.org/docs/LibFuzzer.html#options). It needs ``atheris``.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 __all__ = ("disagreement", "main", "one_input")
 
 _LONGEST_SEED = 4096
-_HUGE_NUMBER = re.compile(rb"[eE][+-]?\d{18}|\d{4300}")
+_HUGE_EXPONENT = re.compile(rb"[eE][+-]?\d{18}")
 _WORDS = (
     "run_id",
     "timestamp",
@@ -36,53 +36,58 @@ _WORDS = (
 
 
 def _outcome(way: Any, *given: Any, **options: Any) -> tuple[Any, ...] | str:
-    """Return what a result adds to an aggregate, or the reason of the refusal."""
+    """Return what a result adds to an aggregate, or the reason why the file is invalid."""
     from asyncagg.errors import InvalidRunFileError  # noqa: PLC0415 - likewise
     from testkit.parsers import best_of  # noqa: PLC0415 - after the instrumentation
 
     try:
         return tuple(best_of(way(*given, **options)))
-    except InvalidRunFileError as refusal:
-        if not refusal.reason:
-            raise AssertionError("refused without a reason") from None
-        return refusal.reason
+    except InvalidRunFileError as error:
+        if not error.reason:
+            raise AssertionError("invalid without a reason") from None
+        return error.reason
 
 
 def disagreement(data: bytes, size: int, *, gzipped: bool = False) -> str | None:
-    """Say how the ways differ over a file in chunks of a size; None where they agree.
+    """Return how the ways to parse a file in chunks of a size differ; None if they agree.
 
-    Whatever one raises that is no `InvalidRunFileError` comes out.
+    An exception other than `InvalidRunFileError` is raised.
     """
-    from testkit.parsers import in_chunks, skimmed, streamed, whole  # noqa: PLC0415 - as above
+    from testkit.parsers import (  # noqa: PLC0415 - as above
+        in_chunks,
+        streamed,
+        whole,
+        without_matches,
+    )
 
     whole_outcome = _outcome(whole, data, gzipped=gzipped)
     if not gzipped:
-        without_matches = whole_outcome if isinstance(whole_outcome, str) else whole_outcome[:-1]
-        skimmed_outcome = _outcome(skimmed, data)
-        if skimmed_outcome[: len(without_matches)] != without_matches:
-            return f"{data!r}: {whole_outcome!r} whole, {skimmed_outcome!r} skimmed"
+        shared = whole_outcome if isinstance(whole_outcome, str) else whole_outcome[:-1]
+        cut_outcome = _outcome(without_matches, data)
+        if cut_outcome[: len(shared)] != shared:
+            return f"{data!r}: {whole_outcome!r} whole, {cut_outcome!r} without matches"
     stream_outcome = _outcome(streamed, in_chunks(data, size), gzipped=gzipped)
     if whole_outcome == stream_outcome:
         return None
     if isinstance(stream_outcome, str) and (isinstance(whole_outcome, str) or _may_differ(data)):
-        return None  # other words for it, or one of the differences that test_streaming.py tells
+        return None  # another reason, or one of the differences that test_streaming.py lists
     return f"{data!r} by {size}: {whole_outcome!r} whole, {stream_outcome!r} as a stream"
 
 
 def _may_differ(data: bytes) -> bool:
-    """Say whether a file that is counted as a whole may be refused as a stream."""
-    said_twice = False
+    """Return whether a file that is valid as a whole may be invalid as a stream."""
+    repeated = False
 
     def note(pairs: list[tuple[str, Any]]) -> None:
-        nonlocal said_twice
-        said_twice = said_twice or len(dict(pairs)) < len(pairs)
+        nonlocal repeated
+        repeated = repeated or len(dict(pairs)) < len(pairs)
 
     json.loads(data, object_pairs_hook=note)
-    return said_twice or _HUGE_NUMBER.search(data) is not None
+    return repeated or _HUGE_EXPONENT.search(data) is not None
 
 
 def one_input(data: bytes) -> None:
-    """Parse one input of the fuzzer; its first byte chooses the size of the chunks and gzip."""
+    """Parse one input of the fuzzer; its first byte chooses the chunk size and gzip."""
     choice, content = data[0] if data else 0, data[1:]
     size = choice % 64 + 1
     found = disagreement(content, size)
@@ -95,7 +100,7 @@ def one_input(data: bytes) -> None:
 
 
 def _outcome_of_gzip(data: bytes, size: int) -> None:
-    """Read bytes that are hardly gzip as if they were; damage may be met in another place."""
+    """Parse bytes as gzip that are hardly gzip; the ways may find different damage first."""
     from testkit.parsers import in_chunks, streamed, whole  # noqa: PLC0415 - after the instrumentation
 
     one = _outcome(whole, data, gzipped=True)
@@ -114,7 +119,7 @@ def _seed(folder: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Fuzz with these arguments, the program's name first; ends the process."""
+    """Fuzz with these arguments, the program's name first. It ends the process."""
     atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["asyncagg"]):
         importlib.import_module("testkit.parsers")

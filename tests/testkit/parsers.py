@@ -1,4 +1,4 @@
-"""Both ways to parse a run file, for tests: whole, and as a stream in chunks of any size."""
+"""The ways to parse a run file, for tests: whole, or as a stream in chunks of any size."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = (
     "check",
     "finished",
     "in_chunks",
-    "skimmed",
     "streamed",
     "whole",
+    "without_matches",
 )
 
 
@@ -39,7 +39,7 @@ def finished(work: Coroutine[Any, Any, T]) -> T:
         result: T = end.value
         return result
     work.close()
-    raise AssertionError("it waited")
+    raise AssertionError("the work waited")
 
 
 def in_chunks(data: bytes, size: int = 1 << 18) -> Iterable[bytes]:
@@ -55,8 +55,8 @@ def whole(
     return parse(b"".join(inflate(data, max_bytes)) if gzipped else data, file)
 
 
-def skimmed(data: bytes) -> RunResult:
-    """Parse a small run file none of whose matches competes any more."""
+def without_matches(data: bytes) -> RunResult:
+    """Parse a run file whose matches are all below the cutoff."""
     return parse(data, FILE, math.inf)
 
 
@@ -77,14 +77,14 @@ def streamed(
 
 
 def best_of(result: RunResult) -> tuple[Any, ...]:
-    """Return all that a result adds to an aggregate: only its best matches do."""
+    """Return everything that a result adds to an aggregate: of its matches only the best."""
     value = Accumulator()
     value.fold(FILE.key, FILE.size, result)
     return (*[getattr(result, name) for name in result.__struct_fields__[:-1]], value.top)
 
 
 def check(case: Case, result: RunResult) -> None:
-    """Check that a result is what a case of the corpus says."""
+    """Check a result against a case of the corpus."""
     for field, value in case.counted.items():
         if field == "scores":
             scores = sorted((match.score for match in result.top_matches), reverse=True)

@@ -1,4 +1,4 @@
-"""From the bytes of a run file to its result, or to the reason why it is refused."""
+"""Parsing of a run file: its result, or the reason why it is invalid."""
 
 from __future__ import annotations
 
@@ -15,58 +15,59 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 from testkit.corpus import CORPUS, MAX_BYTES, Case
-from testkit.parsers import FILE, best_of, check, skimmed, whole
+from testkit.parsers import FILE, best_of, check, whole, without_matches
 from testkit.strategies import chunkings, gzip_files, odd_run_objects, run_objects, scores, texts
 
 from asyncagg.errors import InvalidRunFileError
 from asyncagg.ingest.gzipped import Inflater, inflate, is_gzipped
-from asyncagg.ingest.parsing import FIELDS, MAX_MATCH_BYTES, is_run_file, parse
+from asyncagg.ingest.parsing import is_run_file, parse
+from asyncagg.ingest.shape import FIELDS, MAX_MATCH_BYTES
 from asyncagg.model import Match, RunFile, RunResult
 
 
 class TestCorpus:
     def test_is_large_enough(self) -> None:
-        """At least sixty files, each with a name and a key of its own."""
+        """The corpus has at least sixty files with distinct names and keys."""
         assert len(CORPUS) >= 60
         assert len({case.key for case in CORPUS}) == len({case.name for case in CORPUS})
         assert len({case.key for case in CORPUS}) == len(CORPUS)
 
     @pytest.mark.parametrize("case", CORPUS, ids=lambda case: case.name)
     def test_each_file_has_its_outcome(self, case: Case) -> None:
-        """Each is counted with the right values, or refused with a reason: never anything else."""
+        """Each file is parsed to the right values, or is invalid for the right reason."""
         file = RunFile(case.key, len(case.data), "etag", FILE.last_modified)
-        if not case.refused:
+        if not case.reason:
             result = whole(case.data, file=file, gzipped=case.gzipped)
             check(case, result)
             best_of(result)
             return
-        with pytest.raises(InvalidRunFileError) as refusal:
+        with pytest.raises(InvalidRunFileError) as error:
             whole(case.data, file=file, gzipped=case.gzipped)
-        assert case.refused in refusal.value.reason
-        assert refusal.value.reason == str(refusal.value)
-        assert len(refusal.value.reason) < 300
+        assert case.reason in error.value.reason
+        assert error.value.reason == str(error.value)
+        assert len(error.value.reason) < 300
 
     @pytest.mark.parametrize(
         "case", [case for case in CORPUS if not case.gzipped], ids=lambda case: case.name
     )
-    def test_each_file_has_its_outcome_though_no_match_competes(self, case: Case) -> None:
-        """What is only skimmed is refused, or counted, as what is read whole."""
-        if case.refused:
-            with pytest.raises(InvalidRunFileError) as refusal:
-                skimmed(case.data)
-            assert case.refused in refusal.value.reason
+    def test_the_verdict_does_not_depend_on_the_cutoff(self, case: Case) -> None:
+        """A file is as valid when its matches are below the cutoff as when they are not."""
+        if case.reason:
+            with pytest.raises(InvalidRunFileError) as error:
+                without_matches(case.data)
+            assert case.reason in error.value.reason
         else:
-            of_both = [structs.replace(way(case.data), top_matches=()) for way in (whole, skimmed)]
-            assert of_both[0] == of_both[1]
+            every = structs.replace(whole(case.data), top_matches=())
+            assert structs.replace(without_matches(case.data), top_matches=()) == every
 
-    def test_each_field_is_refused(self) -> None:
-        """No field that is read goes without a file that is refused for it."""
-        refused = {case.refused.partition(":")[0].partition("[")[0] for case in CORPUS}
-        assert refused >= FIELDS
+    def test_each_field_is_checked(self) -> None:
+        """For each field that is read there is a file that is invalid because of it."""
+        named = {case.reason.partition(":")[0].partition("[")[0] for case in CORPUS}
+        assert named >= FIELDS
 
 
 def expected(run: dict[str, Any]) -> RunResult:
-    """Return the result of a run file's object, said in another way than the parser does."""
+    """Return the result of a run file's object, computed in another way than the parser does."""
     seconds = run.get("processing_time_seconds")
     return RunResult(
         run_id=run.get("run_id") or FILE.key,
@@ -88,41 +89,41 @@ def expected(run: dict[str, Any]) -> RunResult:
 class TestParse:
     @given(run_objects())
     def test_every_run_file_is_read(self, run: dict[str, Any]) -> None:
-        """Whatever a good run file says is in the result, and unknown fields do not matter."""
+        """The result has every field of a good run file; unknown fields do not matter."""
         assert whole(orjson.dumps(run)) == expected(orjson.loads(orjson.dumps(run)))
 
     @given(run=run_objects(), indent=st.sampled_from([None, 0, 3]), ascii_only=st.booleans())
     def test_layout_does_not_matter(
         self, run: dict[str, Any], indent: int | None, *, ascii_only: bool
     ) -> None:
-        """White space, the order of names and how characters are written change nothing."""
+        """White space, the order of names and the escaping of characters change nothing."""
         backwards = dict(reversed(run.items()))
         text = json.dumps(backwards, indent=indent, ensure_ascii=ascii_only)
         assert whole(text.encode()) == whole(orjson.dumps(run))
 
     @given(odd_run_objects)
-    def test_any_json_is_counted_or_refused(self, value: Any) -> None:
-        """Any JSON gives a result or a reason that names a field, or says that it is no object."""
+    def test_any_json_is_parsed_or_invalid(self, value: Any) -> None:
+        """Any JSON gives a result, or a reason that names a field or says "not an object"."""
         try:
             result = whole(orjson.dumps(value))
-        except InvalidRunFileError as refusal:
-            named = refusal.reason.partition(":")[0].partition("[")[0]
+        except InvalidRunFileError as error:
+            named = error.reason.partition(":")[0].partition("[")[0]
             assert named in {*FIELDS, "not an object"}
         else:
             assert result == expected(orjson.loads(orjson.dumps(value)))
 
     @given(st.binary(max_size=40) | st.text('{}[]":,0123456789.eE+-truefalsn \\u').map(str.encode))
-    def test_any_bytes_are_counted_or_refused(self, data: bytes) -> None:
+    def test_any_bytes_are_parsed_or_invalid(self, data: bytes) -> None:
         """Any bytes give a result or a reason."""
         try:
             best_of(whole(data))
-        except InvalidRunFileError as refusal:
-            assert refusal.reason  # noqa: PT017 - either is right
+        except InvalidRunFileError as error:
+            assert error.reason  # noqa: PT017 - either is right
 
     @pytest.mark.parametrize("top_cutoff", [2**53 - 1, 2**53, 2**53 + 1, 2.0**64, 1e300])
     @pytest.mark.parametrize("score", [b"9007199254740993", b"18446744073709551617", b"1e300"])
-    def test_a_match_that_may_compete_is_looked_at(self, score: bytes, top_cutoff: float) -> None:
-        """Whether a score reaches the top is asked of the number that is told in the end."""
+    def test_a_large_score_is_compared_as_reported(self, score: bytes, top_cutoff: float) -> None:
+        """A score beyond 53 bits is compared with the cutoff by the value that is reported."""
         data = b'{"top_matches":[{"match_score":%b}]}' % score
         (match,) = parse(data, FILE).top_matches
         assert len(parse(data, FILE, top_cutoff).top_matches) == (match.score >= top_cutoff)
@@ -131,24 +132,24 @@ class TestParse:
     def test_matches_below_a_score_are_left_out(
         self, run: dict[str, Any], top_cutoff: float
     ) -> None:
-        """They are left out and nothing else is different."""
+        """Matches below the cutoff are left out, and nothing else changes."""
         data = orjson.dumps(run)
         every = parse(data, FILE)
         rivals = tuple(match for match in every.top_matches if match.score >= top_cutoff)
         assert parse(data, FILE, top_cutoff) == structs.replace(every, top_matches=rivals)
 
-    def test_what_a_file_does_not_say(self) -> None:
+    def test_missing_fields(self) -> None:
         """A missing name is the key, a missing time the file's, a missing count 0."""
         assert whole(b"{}") == RunResult("runs/a.json", "2025-10-21T13:56:00+00:00")
 
     @pytest.mark.parametrize("zero", [b"-0", b"-0.0", b"0", b"-1e-400"])
-    def test_no_time_is_less_than_none(self, zero: bytes) -> None:
-        """Minus zero seconds are zero seconds, in the sign too."""
+    def test_minus_zero_seconds_are_zero(self, zero: bytes) -> None:
+        """Minus zero seconds become zero seconds without a sign."""
         assert repr(whole(b'{"processing_time_seconds":%b}' % zero).processing_time) == "0.0"
 
     @given(run_objects(2), st.data())
     def test_a_prefix_is_never_accepted(self, run: dict[str, Any], data: st.DataObject) -> None:
-        """A file that was cut short anywhere is refused, never counted in part."""
+        """A file that is truncated anywhere is invalid, never counted in part."""
         text = orjson.dumps(run)
         with pytest.raises(InvalidRunFileError, match=r"^not JSON: "):
             whole(text[: data.draw(st.integers(0, len(text) - 1))])
@@ -156,18 +157,18 @@ class TestParse:
     @pytest.mark.parametrize("size", [MAX_MATCH_BYTES - 1, MAX_MATCH_BYTES, MAX_MATCH_BYTES + 1])
     @pytest.mark.parametrize("others", [0, 10])
     def test_longest_match(self, size: int, others: int) -> None:
-        """A match of exactly the longest size is kept, one byte more refuses the file."""
+        """A match of exactly the largest size is kept; with one byte more the file is invalid."""
         body = {"x": "x" * (size - len('{"x":""}'))}
         data = orjson.dumps({"top_matches": [{}] * others + [body]})
         if size <= MAX_MATCH_BYTES:
             assert len(whole(data).top_matches) == others + 1
             return
-        told = rf"top_matches\[{others}\]: {size} bytes, expected at most {MAX_MATCH_BYTES}"
-        with pytest.raises(InvalidRunFileError, match=told):
+        reason = rf"top_matches\[{others}\]: {size} bytes, expected at most {MAX_MATCH_BYTES}"
+        with pytest.raises(InvalidRunFileError, match=reason):
             whole(data)
 
-    def test_whether_it_is_long_does_not_hang_on_the_rest(self) -> None:
-        """A match that is longer when written is refused, however short the file is."""
+    def test_the_size_of_a_match_is_its_written_size(self) -> None:
+        """A match that is too long when it is written makes even a short file invalid."""
         match = b'{"x":[' + b"1e15," * 20_000 + b"1]}"
         assert len(match) < MAX_MATCH_BYTES // 2
         for rest in (b"", b',"y":"%b"' % (b"y" * MAX_MATCH_BYTES)):
@@ -188,17 +189,17 @@ class TestTimestamps:
             "9999-12-31T23:59:59.999999-23:59",
         ],
     )
-    def test_kept_as_it_came(self, text: str) -> None:
-        """Any ISO 8601 time is taken, and kept as it was written."""
+    def test_kept_unchanged(self, text: str) -> None:
+        """Any ISO 8601 time is accepted and kept unchanged."""
         assert whole(orjson.dumps({"timestamp": text})).timestamp == text
 
     @given(texts | st.text("0123456789-T:Z+. W", max_size=30))
     def test_any_text(self, text: str) -> None:
-        """Any text is a time or refused by name; an empty one is a missing one."""
+        """Any text is a time or invalid; empty text counts as missing."""
         try:
             assert whole(orjson.dumps({"timestamp": text})).timestamp == text or not text
-        except InvalidRunFileError as refusal:
-            assert refusal.reason.startswith("timestamp: expected ")  # noqa: PT017 - either is right
+        except InvalidRunFileError as error:
+            assert error.reason.startswith("timestamp: expected ")  # noqa: PT017 - either is right
 
 
 class TestKinds:
@@ -222,7 +223,7 @@ class TestKinds:
     def test_by_key_and_encoding(
         self, key: str, encoding: str, *, run_file: bool, gzipped: bool
     ) -> None:
-        """What is read is told by the ending; gzip by the ending or the declared encoding."""
+        """The ending says what is a run file; the ending or the encoding what is gzip."""
         assert is_run_file(key) is run_file
         assert is_gzipped(key, encoding) is gzipped
 
@@ -230,28 +231,28 @@ class TestKinds:
 class TestInflate:
     @given(st.data(), st.binary(max_size=300))
     def test_gives_the_content(self, data: st.DataObject, content: bytes) -> None:
-        """Members, padding, any level and any chunking: what was zipped comes out."""
+        """Any members, padding, level and chunking unzip to the content."""
         packed = data.draw(gzip_files(content))
         assert b"".join(inflate(packed, len(content))) == content
-        unzipper = Inflater(len(content))
+        inflater = Inflater(len(content))
         chunks = data.draw(chunkings(packed))
-        assert b"".join(b for chunk in chunks for b in unzipper.feed(chunk)) == content
-        unzipper.finish()
+        assert b"".join(b for chunk in chunks for b in inflater.feed(chunk)) == content
+        inflater.finish()
 
     @given(st.data(), st.binary(min_size=1, max_size=300))
     def test_limit(self, data: st.DataObject, content: bytes) -> None:
-        """Content of one byte more than the limit is refused, at any chunking."""
+        """Content of one byte more than the limit is too large, at any chunking."""
         limit = len(content) - 1
-        unzipper = Inflater(limit)
+        inflater = Inflater(limit)
         chunks = data.draw(chunkings(data.draw(gzip_files(content))))
         with pytest.raises(
             InvalidRunFileError, match=f"^too large: more than {limit} bytes unzipped"
         ):
-            list(chain.from_iterable(map(unzipper.feed, chunks)))
+            list(chain.from_iterable(map(inflater.feed, chunks)))
 
     @given(st.binary(max_size=300), st.data())
     def test_cut_short(self, content: bytes, data: st.DataObject) -> None:
-        """A member that is cut short anywhere is refused at the end, if not before."""
+        """A member that is truncated anywhere is invalid."""
         packed = gzip.compress(content)
         cut = data.draw(st.integers(0, len(packed) - 1))
         with pytest.raises(InvalidRunFileError, match=r"^bad gzip: cut short"):
@@ -259,14 +260,14 @@ class TestInflate:
 
     @given(st.sampled_from([b"", b"\x1f\x8b\x08"]), st.binary(max_size=60))
     def test_any_bytes(self, mark: bytes, data: bytes) -> None:
-        """Any bytes are unzipped or refused."""
+        """Any bytes are unzipped or invalid."""
         try:
             list(inflate(mark + data, 10_000))
-        except InvalidRunFileError as refusal:
-            assert refusal.reason.startswith(("bad gzip: ", "too large: "))  # noqa: PT017
+        except InvalidRunFileError as error:
+            assert error.reason.startswith(("bad gzip: ", "too large: "))  # noqa: PT017
 
     def test_a_bomb_is_never_held(self) -> None:
-        """A gigabyte of zeros is refused at the limit, a block at a time in memory."""
+        """A gigabyte of zeros stops at the limit, with one block at a time in memory."""
         bomb = gzip.compress(bytes(64 * 1024 * 1024), 1) * 16
         sizes: list[int] = []
         tracemalloc.start()
@@ -281,7 +282,7 @@ class TestInflate:
         assert peak < 2 * 1024 * 1024
 
     def test_work_grows_only_with_the_length(self) -> None:
-        """What zlib copies at each member is a little, though the file has 100,000 of them."""
+        """Zlib copies little at each member, even if the file has 100,000 of them."""
         longest = 0
 
         class Watched(Inflater):
@@ -290,10 +291,10 @@ class TestInflate:
                 longest = max(longest, len(data))
                 return super()._feed(data)
 
-        unzipper = Watched(10)
+        inflater = Watched(10)
         data = gzip.compress(b"", mtime=0) * 100_000 + gzip.compress(b"{}")
-        assert list(unzipper.feed(data)) == [b"{}"]
-        unzipper.finish()
+        assert list(inflater.feed(data)) == [b"{}"]
+        inflater.finish()
         assert longest <= 16 * 1024
 
     def test_the_limit_itself_is_accepted(self) -> None:

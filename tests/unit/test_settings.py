@@ -17,25 +17,25 @@ from asyncagg.settings import (
     ENV_PREFIX,
     Setting,
     Settings,
-    described,
+    all_settings,
     from_environment,
     settings_from,
     unknown_variables,
 )
 from asyncagg.windows import MINUTES_A_DAY
 
-SETTINGS = {setting.name: setting for setting in described()}
+SETTINGS = {setting.name: setting for setting in all_settings()}
 
 # What every setting refuses, and what it says that it accepts.
 REFUSED: list[tuple[str, Any, str]] = [
-    ("store", 5, "a text"),
-    ("endpoint_url", None, "a text"),
-    ("runs_prefix", 1.5, "a text"),
-    ("aggregate_prefix", [], "a text"),
-    ("archive_prefix", {}, "a text"),
-    ("quarantine_prefix", b"x/", "a text"),
-    ("rollup_prefix", 2, "a text"),
-    ("work_prefix", {}, "a text"),
+    ("store", 5, "text"),
+    ("endpoint_url", None, "text"),
+    ("runs_prefix", 1.5, "text"),
+    ("aggregate_prefix", [], "text"),
+    ("archive_prefix", {}, "text"),
+    ("quarantine_prefix", b"x/", "text"),
+    ("rollup_prefix", 2, "text"),
+    ("work_prefix", {}, "text"),
     *[
         ("window_minutes", value, "a whole number from 1 to 1440")
         for value in (0, -5, 1441, "0", "5.5", "five", "", " 5", True, None, 5.5, "\u0665", "nan")
@@ -111,8 +111,8 @@ class TestRefusals:
         with pytest.raises(UsageError) as refusal:
             settings_from({name: prefix})
         assert str(refusal.value) == (
-            f"{name} {prefix!r}: expected an empty text, or one that ends with / and does not "
-            "start with it, such as runs/"
+            f"{name} {prefix!r}: expected an empty prefix, or one that ends with / and does "
+            "not start with /, such as runs/"
         )
 
     @pytest.mark.parametrize(("inner", "outer"), APART)
@@ -278,8 +278,10 @@ class TestDeclaration:
     def test_one_declaration(self) -> None:
         """Variables and options follow from the fields of `Settings`, in their order."""
         fields = msgspec.structs.fields(Settings)
-        assert [setting.name for setting in described()] == [field.name for field in fields]
-        assert [setting.default for setting in described()] == [field.default for field in fields]
+        assert [setting.name for setting in all_settings()] == [field.name for field in fields]
+        assert [setting.default for setting in all_settings()] == [
+            field.default for field in fields
+        ]
         assert SETTINGS["window_minutes"].variable == f"{ENV_PREFIX}WINDOW_MINUTES"
         assert SETTINGS["window_minutes"].option == "--window-minutes"
 

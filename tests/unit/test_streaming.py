@@ -1,15 +1,14 @@
-"""A large run file, parsed as a stream: as the small ones are, and never held whole.
+"""A large run file is parsed as a stream: with the result of a small one, and never held whole.
 
-Where the two ways may differ, and why; every case of the corpus that does says so:
+The two ways may differ in these cases; every case of the corpus that differs says so:
 
-- a name said twice in one object: a file is read from its start, so that a first ``top_matches``
-  with a bad match in it, or a first value that is nested too deep, refuses the file, though
-  another one follows that holds;
-- an integer of more than 4,300 digits, which ``int`` does not take, and a number whose exponent has
-  eighteen digits or more, which ``decimal`` does not take, though nobody reads it;
-- a text, a name or a stretch of white space of more than a MiB: the parser holds it whole;
-- a match of more than `MAX_MATCH_BYTES` bytes as it stands, though it would be written in less;
-- which of several reasons is told.
+- a name that occurs twice in one object: the stream is read from its start, so a first
+  ``top_matches`` with a bad match, or a first value that is nested too deep, makes the file
+  invalid, though the second one replaces it;
+- a number near zero whose exponent has eighteen digits or more, which ``decimal`` does not take;
+- a string, a name or white space of more than a MiB: the parser holds it whole;
+- a match of more than `MAX_MATCH_BYTES` bytes in the file, though it would be written in fewer;
+- which of several reasons is given.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from testkit.parsers import FILE, best_of, check, in_chunks, streamed, whole
 from testkit.strategies import chunkings, gzip_files, odd_run_objects, run_objects
 
 from asyncagg.errors import InvalidRunFileError
-from asyncagg.ingest.parsing import MAX_MATCH_BYTES
+from asyncagg.ingest.shape import MAX_MATCH_BYTES
 from asyncagg.ingest.streaming import MAX_VALUE_BYTES
 from asyncagg.model import RunFile, RunResult
 
@@ -39,37 +38,37 @@ MIB = 1024 * 1024
 
 
 def outcome(parse: Callable[[], RunResult]) -> tuple[Any, ...] | str:
-    """Return what parsing comes to: all that a result adds to an aggregate, or ``refused``."""
+    """Return everything that a result adds to an aggregate, or ``invalid``."""
     try:
         return best_of(parse())
     except InvalidRunFileError:
-        return "refused"
+        return "invalid"
 
 
 class TestSameAsWhole:
     @given(run_objects(12), st.data())
     def test_at_every_chunking(self, run: dict[str, Any], data: st.DataObject) -> None:
-        """However a good file arrives, its result is that of the whole."""
+        """The result of a good file is that of the whole, however it is split."""
         text = orjson.dumps(run)
         assert best_of(streamed(data.draw(chunkings(text)))) == best_of(whole(text))
 
     @given(odd_run_objects, st.data())
     def test_of_any_json(self, value: Any, data: st.DataObject) -> None:
-        """Any JSON is counted with the same result, or refused, as it is as a whole."""
+        """Any JSON has the result of the whole, or is invalid in both ways."""
         text = orjson.dumps(value)
         chunks = data.draw(chunkings(text))
         assert outcome(lambda: streamed(chunks)) == outcome(lambda: whole(text))
 
     @given(run_objects(3), st.data())
     def test_of_gzip(self, run: dict[str, Any], data: st.DataObject) -> None:
-        """Members, padding, any level, any chunking: the result is that of the plain file."""
+        """With any members, padding, level and chunking, the result is that of the plain file."""
         text = orjson.dumps(run)
         chunks = data.draw(chunkings(data.draw(gzip_files(text))))
         assert best_of(streamed(chunks, gzipped=True)) == best_of(whole(text))
 
     @given(run_objects(2), st.data())
     def test_of_damaged_json(self, run: dict[str, Any], data: st.DataObject) -> None:
-        """With bytes changed, taken out or put in, both ways count the same or both refuse."""
+        """With bytes changed, removed or inserted, both ways agree."""
         text = orjson.dumps(run)
         at = data.draw(st.integers(0, len(text)))
         new = data.draw(
@@ -80,12 +79,22 @@ class TestSameAsWhole:
 
     @given(st.text('\\uUdD89abcCeEfF0"xé', max_size=40), st.integers(1, 14))
     def test_of_any_escapes(self, inside: str, size: int) -> None:
-        """Escapes and halves of surrogate pairs are taken or refused alike, across all borders."""
+        """Both ways agree on escapes and half surrogate pairs, across all block borders."""
         assert disagreement(b'{"run_id":"%b"}' % inside.encode(), size) is None
+
+    @given(
+        st.from_regex(r"\A-?[0-9]{1,3}([0-9]{305,310})?(\.[0-9]{1,9})?([eE][+-]?[0-9]{1,4})?\Z"),
+        st.sampled_from(
+            ['{"x":%s}', '{"errors":%s}', '{"top_matches":[{"match_score":%s,"x":%s}]}']
+        ),
+    )
+    def test_of_any_number(self, number: str, file: str) -> None:
+        """Both ways agree on numbers of any size, at any place."""
+        assert disagreement(file.replace("%s", number).encode(), 7) is None
 
     @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 4096])
     def test_fields_and_matches(self, size: int) -> None:
-        """A file with everything in it gives the same at any chunk size."""
+        """A file with every kind of field gives the same result at any chunk size."""
         text = orjson.dumps(
             {
                 "x": {"top_matches": [1, {"errors": 5}], "errors": "no"},
@@ -104,7 +113,7 @@ class TestSameAsWhole:
         assert best_of(streamed(in_chunks(text, size))) == best_of(whole(text))
 
     def test_no_chunk_at_all(self) -> None:
-        """A body without a byte is an empty file."""
+        """A body without any chunk is an empty file."""
         with pytest.raises(InvalidRunFileError, match="not JSON"):
             streamed([])
         with pytest.raises(InvalidRunFileError, match="bad gzip: cut short"):
@@ -113,30 +122,30 @@ class TestSameAsWhole:
     @pytest.mark.parametrize("case", CORPUS, ids=lambda case: case.name)
     @pytest.mark.parametrize("size", [1, 100_000])
     def test_corpus(self, case: Case, size: int) -> None:
-        """Each file of the corpus has its outcome as a stream: but for a few, that of the whole."""
+        """Each file of the corpus has its outcome: except for a few, that of the whole."""
         if size == 1 and len(case.data) > 20_000:
-            pytest.skip("too long to come byte by byte")
+            pytest.skip("too long to parse byte by byte")
         file = RunFile(case.key, len(case.data), "etag", FILE.last_modified)
-        refused = case.refused if case.streamed is None else case.streamed
+        reason = case.reason if case.streamed is None else case.streamed
         chunks = in_chunks(case.data, size)
-        if not refused:
+        if not reason:
             check(case, streamed(chunks, file=file, gzipped=case.gzipped))
             return
-        with pytest.raises(InvalidRunFileError) as refusal:
+        with pytest.raises(InvalidRunFileError) as error:
             streamed(chunks, file=file, gzipped=case.gzipped)
-        assert refused in refusal.value.reason
-        assert len(refusal.value.reason) < 300
-        assert "b'" not in refusal.value.reason
+        assert reason in error.value.reason
+        assert len(error.value.reason) < 300
+        assert "b'" not in error.value.reason
 
     def test_few_differ(self) -> None:
-        """At most a dozen files fare differently as a stream, and none of them is let through."""
+        """At most a dozen files differ as a stream, and none of them is accepted only there."""
         differing = [case for case in CORPUS if case.streamed is not None]
         assert len(differing) <= 12
         assert all(case.streamed for case in differing)
 
     @pytest.mark.parametrize("limit", [9, 10, 11])
     def test_limit_of_the_unzipped_size(self, limit: int) -> None:
-        """The limit holds for what is unzipped, and is itself accepted."""
+        """The limit is that of the unzipped size, inclusive."""
         text = b'{"x":1234}'
         assert len(text) == 10
         packed = [gzip.compress(text)]
@@ -146,8 +155,8 @@ class TestSameAsWhole:
         with pytest.raises(InvalidRunFileError, match=r"^too large: more than 9 bytes unzipped"):
             streamed(packed, gzipped=True, max_bytes=limit)
 
-    def test_an_error_of_the_body_comes_out(self) -> None:
-        """What the store raises while the body arrives is not taken for a fault of the file."""
+    def test_an_error_of_the_body_is_raised(self) -> None:
+        """An error that the store raises while the body arrives is not blamed on the file."""
 
         def arriving() -> Iterator[bytes]:
             yield b'{"errors":'
@@ -159,7 +168,7 @@ class TestSameAsWhole:
 
 class TestManyMatches:
     def test_top_of_fifty_thousand(self) -> None:
-        """Of 50,000 matches the ten best are those of the whole, ties and all; no more are kept."""
+        """The ten best of 50,000 matches are those of the whole, with ties; no more are kept."""
         matches = [
             {"match_score": n * 7919 % 10_007 // 10, "id": n, "why": "x" * 20}
             for n in range(50_000)
@@ -171,19 +180,19 @@ class TestManyMatches:
         assert len(result.top_matches) == 10
 
     def test_one_bad_match_of_many(self) -> None:
-        """The last of 20,000 matches refuses the file as the first would, and is named."""
+        """A bad match makes the file invalid and is named, even if it is the last of 20,000."""
         data = b'{"top_matches":[' + b'{"match_score":1},' * 20_000 + b'{"match_score":"1"}]}'
-        told = r"^top_matches\[20000\]\.match_score: expected int \| float, got str"
-        with pytest.raises(InvalidRunFileError, match=told):
+        reason = r"^top_matches\[20000\]\.match_score: expected int \| float, got str"
+        with pytest.raises(InvalidRunFileError, match=reason):
             streamed(in_chunks(data))
-        with pytest.raises(InvalidRunFileError, match=told):
+        with pytest.raises(InvalidRunFileError, match=reason):
             whole(data)
 
     @pytest.mark.parametrize("size", [MAX_MATCH_BYTES - 1, MAX_MATCH_BYTES, MAX_MATCH_BYTES + 1])
     @pytest.mark.parametrize("before", [0, 1, 64 * KIB - 40, 64 * KIB - 1, 100_000])
     @pytest.mark.parametrize("chunk", [10_000, 64 * KIB, MIB])
     def test_longest_match(self, size: int, before: int, chunk: int) -> None:
-        """A match of exactly the longest size is kept wherever it begins, a byte more is not."""
+        """A match of exactly the largest size is kept wherever it begins; one byte more is not."""
         body = b'{"x":"%b"}' % (b"x" * (size - len('{"x":""}')))
         data = b'{"%b":0,"top_matches":[{},%b]}' % (b"p" * before, body)
         if size <= MAX_MATCH_BYTES:
@@ -194,7 +203,7 @@ class TestManyMatches:
 
 
 def peak_of(work: Callable[[], object]) -> int:
-    """Return the most memory in bytes that Python held for some work beyond what it held before."""
+    """Return the peak of the memory, in bytes, that Python allocated for some work."""
     tracemalloc.start()
     try:
         work()
@@ -203,8 +212,8 @@ def peak_of(work: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-class Arriving:
-    """A body that is made as it is read: a start, a part again and again, an end."""
+class GeneratedBody:
+    """A body that is generated as it is read: a start, a repeated part, an end."""
 
     def __init__(self, start: bytes, part: bytes, times: int, end: bytes) -> None:
         self.read = 0
@@ -219,12 +228,22 @@ class Arriving:
 BLOCK = 64 * KIB
 TEXT = b"x" * BLOCK
 GIANTS = {
-    "a text that is not read": (b'{"x":"', TEXT, b'"}', "too large: a value of more than 1048576"),
-    "a text that is read": (b'{"run_id":"', TEXT, b'"}', "too large: a value of more than"),
+    "a string that is not read": (
+        b'{"x":"',
+        TEXT,
+        b'"}',
+        "too large: a value of more than 1048576",
+    ),
+    "a string that is read": (b'{"run_id":"', TEXT, b'"}', "too large: a value of more than"),
     "a name": (b'{"', TEXT, b'":1}', "too large: a value of more than"),
     "white space": (b'{"x":', b" " * BLOCK, b"1}", "too large: a value of more than"),
-    "a number": (b'{"x":1', b"0" * BLOCK, b"}", "too large: a value|not JSON: number"),
-    "a text in a match": (b'{"top_matches":[{"x":"', TEXT, b'"}]}', r"top_matches\[0\]: more than"),
+    "a number": (b'{"x":1', b"0" * BLOCK, b"}", "too large: a value|number out of range"),
+    "a string in a match": (
+        b'{"top_matches":[{"x":"',
+        TEXT,
+        b'"}]}',
+        r"top_matches\[0\]: more than",
+    ),
     "a list in a match": (b'{"top_matches":[{"x":[', b"1," * (BLOCK // 2), b"1]}]}", "more than"),
     "a match of many names": (
         b'{"top_matches":[{',
@@ -247,13 +266,13 @@ GIANTS = {
 
 class TestBoundedMemory:
     @pytest.mark.parametrize("name", GIANTS)
-    def test_a_giant_is_refused_early(self, name: str) -> None:
-        """A giant of 128 MB is refused after little more than a MiB, which is all that it takes."""
-        start, part, end, told = GIANTS[name]
-        body = Arriving(start, part, 2048, end)
+    def test_a_giant_is_rejected_early(self, name: str) -> None:
+        """A giant of 128 MB is rejected after little more than a MiB, which bounds its memory."""
+        start, part, end, reason = GIANTS[name]
+        body = GeneratedBody(start, part, 2048, end)
 
         def parse() -> None:
-            with pytest.raises(InvalidRunFileError, match=told):
+            with pytest.raises(InvalidRunFileError, match=reason):
                 streamed(body, max_bytes=1 << 40)
 
         assert peak_of(parse) < 16 * MIB
@@ -269,11 +288,11 @@ class TestBoundedMemory:
         ],
     )
     def test_does_not_grow_with_the_file(self, part: bytes, field: bytes) -> None:
-        """A file three times as long, of matches or of what is not read, takes no more memory."""
+        """A file three times as long needs no more memory."""
 
         def parse(times: int) -> int:
             block = part * (BLOCK // len(part))
-            body = Arriving(b'{"%b":[' % field, block, times, b'{"match_score":1}]}')
+            body = GeneratedBody(b'{"%b":[' % field, block, times, b'{"match_score":1}]}')
             return peak_of(lambda: streamed(body))
 
         small, large = parse(3), parse(9)
@@ -281,11 +300,11 @@ class TestBoundedMemory:
         assert large < 8 * MIB
 
     def test_ten_of_the_longest_matches(self) -> None:
-        """Matches of the greatest size are held ten at a time, however many there are."""
+        """At most ten matches of the largest size are held, however many there are."""
         match = b'{"match_score":1,"x":"%b"},' % (b"x" * (MAX_MATCH_BYTES - 30))
 
         def parse(times: int) -> int:
-            body = Arriving(b'{"top_matches":[', match, times, b"{}]}")
+            body = GeneratedBody(b'{"top_matches":[', match, times, b"{}]}")
             return peak_of(lambda: streamed(body, max_bytes=1 << 30))
 
         assert parse(100) < parse(12) + 128 * KIB
