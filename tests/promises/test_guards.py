@@ -1,4 +1,4 @@
-"""A store that lacks a guard is found out before the first commit, whichever way it lacks it."""
+"""A missing guard is detected before the first commit, in whichever way it is missing."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ REQUIRED = {
     "copy_source_if_match": "copy_if_match",
     "delete_etag": "delete_if_match",
 }
-"""The server's switches, and what the package calls those guards."""
+"""The test server's switches, and the package's names of those guards."""
 
-LACKING: list[Guard] = [guard for guard in get_args(Guard) if guard != "honour"]
+HOW_MISSING: list[Guard] = [guard for guard in get_args(Guard) if guard != "honour"]
 pytestmark = pytest.mark.parametrize("plane", PLANES)
 
 
 def without_probe(seen: Snapshot) -> Snapshot:
-    """Leave out what a probe could not remove again, for want of the very guard."""
+    """Leave out the probe's objects, which cannot be removed without the guard."""
     return {key: each for key, each in seen.items() if PROBE not in key}
 
 
@@ -38,12 +38,12 @@ def check_done(seen: Snapshot) -> None:
     assert final_bytes(seen) == scenario.expected
 
 
-@pytest.mark.parametrize("how", LACKING)
+@pytest.mark.parametrize("how", HOW_MISSING)
 @pytest.mark.parametrize("switch", REQUIRED)
 async def test_a_missing_guard_is_found_before_the_first_commit(
     switch: str, how: Guard, plane: str
 ) -> None:
-    """Ignored, refused or always failing: the error names the guard, and nothing is touched."""
+    """A guard is ignored, rejected or always fails: the error names it, and nothing changes."""
     written: list[str] = []
 
     def watch(request: Request) -> None:
@@ -59,16 +59,16 @@ async def test_a_missing_guard_is_found_before_the_first_commit(
             with pytest.raises(ConfigurationError, match=f"not honour.* {REQUIRED[switch]}[:,]"):
                 await run(store, settings, at=AT)
         assert without_probe(of_server(server)) == before
-        # The probe's own; a HEAD and a refused file's copy may already be on their way.
+        # HEADs of the job may have been sent.
         assert not [each for each in written if each.startswith(("PutObject", "CopyObject"))]
 
 
-@pytest.mark.parametrize("how", LACKING)
+@pytest.mark.parametrize("how", HOW_MISSING)
 @pytest.mark.parametrize("switch", REQUIRED)
 async def test_without_required_guards_one_runner_still_is_right(
     switch: str, how: Guard, plane: str
 ) -> None:
-    """With ``conditional_writes=off`` one runner alone ends as on a store that has every guard."""
+    """With ``conditional_writes=off``, a single runner has the same result as with all guards."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         fill_server(server, prepared().store)
         setattr(server.faults.guards, switch, how)
@@ -80,7 +80,7 @@ async def test_without_required_guards_one_runner_still_is_right(
 
 @pytest.mark.parametrize("how", get_args(Guard))
 async def test_the_guard_of_a_copys_target_may_be_missing(how: Guard, plane: str) -> None:
-    """A store older than October 2025 needs no setting: the archive is looked at first."""
+    """A store older than October 2025 needs no setting: the archive is checked first."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         fill_server(server, prepared().store)
         server.faults.guards.copy_if_absent = how
@@ -93,7 +93,7 @@ async def test_the_guard_of_a_copys_target_may_be_missing(how: Guard, plane: str
 
 @pytest.mark.parametrize("guard", ["put_if_match", "put_if_absent"])
 async def test_a_condition_that_always_fails_never_loops(guard: str, plane: str) -> None:
-    """A store that turns bad after the probe is given up on after so many commits."""
+    """If a guard fails after the probe, the number of commit attempts is limited."""
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         fill_server(server, prepared().store)
         async with open_s3(server, plane) as (store, settings):
@@ -101,7 +101,7 @@ async def test_a_condition_that_always_fails_never_loops(guard: str, plane: str)
             setattr(server.faults.guards, guard, "always_fail")
             before = server.audit.counts["PutObject"]
             report = await run(store, settings, at=AT)
-            # One of the four windows has an aggregate that stands.
+            # One of the four windows has an aggregate already.
             windows = 1 if guard == "put_if_match" else 3
             assert (
                 server.audit.counts["PutObject"]
@@ -114,7 +114,7 @@ async def test_a_condition_that_always_fails_never_loops(guard: str, plane: str)
 
 
 async def test_all_guards_are_probed_with_few_requests(plane: str) -> None:
-    """On a store that has them all, the probe is short and leaves nothing behind."""
+    """With all guards, the probe is short and leaves no objects."""
     async with S3Server([BUCKET]) as server, open_s3(server, plane) as (store, _):
         guards = await store.guards()
         assert guards.missing == ()
@@ -125,7 +125,7 @@ async def test_all_guards_are_probed_with_few_requests(plane: str) -> None:
 async def test_commits_in_parts_are_guarded_too(
     plane: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An aggregate that is written as a multipart upload is as conditional as a small one."""
+    """An aggregate that is written by a multipart upload is as conditional as a small one."""
     monkeypatch.setattr(s3_module, "PART_BYTES", 1000)
     raced = False
 

@@ -1,4 +1,4 @@
-"""What only the directory store has: links, permissions, producers and crashes."""
+"""The directory store: links, permissions, producers and crashes."""
 
 # ruff: noqa: ASYNC240 - the tests play the producers, who know nothing of the event loop
 
@@ -47,7 +47,7 @@ needs_permissions = pytest.mark.skipif(
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """An empty root, with a secret file and folder outside of it."""
+    """Return an empty root, with a secret file in a folder outside of it."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "secret").write_bytes(SECRET)
     root = tmp_path / "root"
@@ -57,7 +57,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(root: Path) -> DirectoryStore:
-    """A store in that root."""
+    """Return a store in that root."""
     return DirectoryStore(root)
 
 
@@ -72,13 +72,13 @@ async def listed(store: DirectoryStore, key: str) -> RunFile:
 
 
 def left_over(root: Path) -> list[str]:
-    """Return the store's work files below a root, but for its lock."""
+    """Return the store's internal files below a root, except its lock."""
     names = [path.name for path in root.rglob(".asyncagg-*")]
     return [name for name in names if name != ".asyncagg-lock"]
 
 
 def failing(code: int) -> Callable[..., None]:
-    """Return a function that fails as the system does with this error number."""
+    """Return a function that raises an OSError with this error number."""
 
     def fail(*_args: object, **_options: object) -> None:
         raise OSError(code, os.strerror(code))
@@ -87,7 +87,7 @@ def failing(code: int) -> Callable[..., None]:
 
 
 def python(script: str, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start a script in another process, with the modules of this one."""
+    """Start a script in another process, with the same modules."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen([sys.executable, "-c", script, *arguments], env=environment)
 
@@ -124,13 +124,13 @@ class TestLinks:
         (root / "dangling").symlink_to(root / "nowhere")
 
     async def test_are_not_listed(self, store: DirectoryStore) -> None:
-        """No link is listed, to a file or to a folder, nor what lies behind it."""
+        """Links to files and folders are not listed, nor is what they lead to."""
         assert await keys(store) == []
         assert await keys(store, "folder-link/") == []
 
     @pytest.mark.parametrize("key", ["file-link", "folder-link/secret", "folder-link", "dangling"])
     async def test_are_not_read(self, store: DirectoryStore, key: str) -> None:
-        """A key that leads over a link has no object."""
+        """A key whose path has a link has no object."""
         with pytest.raises(NotFoundError):
             await store.get(key)
         with pytest.raises(NotFoundError):
@@ -158,7 +158,7 @@ class TestLinks:
         assert [path.name for path in (root.parent / "outside").iterdir()] == ["secret"]
 
     async def test_are_not_deleted(self, store: DirectoryStore, root: Path) -> None:
-        """A delete leaves links, and what lies behind them, alone."""
+        """A delete does not touch links or what they lead to."""
         await store.put("a.json", BODY)
         file = await listed(store, "a.json")
         for key in ("file-link", "folder-link/secret", "folder-link"):
@@ -181,7 +181,7 @@ class TestKeys:
     @example(key="link/secret", target="link/new")
     @example(key="/etc/passwd", target="/tmp/asyncagg")  # noqa: S108 - it must be refused
     def test_never_leave_the_root(self, key: str, target: str) -> None:
-        """Whatever the key: nothing outside is read or changed, and every error is one of ours."""
+        """For any key, nothing outside is read or changed, and every error is an AsyncaggError."""
         with tempfile.TemporaryDirectory() as base:
             outside, root = Path(base, "outside"), Path(base, "root")
             for folder in (outside, root):
@@ -209,7 +209,7 @@ class TestKeys:
         "key", ["", "a/", "/a", "a//b", "..", "a/../b", "./a", "a\0b", "\ud800"]
     )
     async def test_refusal_names_key_and_rule(self, store: DirectoryStore, key: str) -> None:
-        """A key that cannot be held is named, with what is accepted."""
+        """The error for an illegal key names the key and what is expected."""
         for operation in (store.get(key), store.head(key), store.put(key, BODY)):
             with pytest.raises(StoreError, match="expected names") as failure:
                 await operation
@@ -218,7 +218,7 @@ class TestKeys:
 
     @pytest.mark.parametrize("key", [".asyncagg-lock", ".asyncagg-tmp-1/a", "a" * 256, "é" * 128])
     async def test_names_that_cannot_be(self, store: DirectoryStore, key: str) -> None:
-        """The store's own names, and names of more than 255 bytes, are refused."""
+        """Internal names, and names of more than 255 bytes, are errors."""
         with pytest.raises(StoreError, match="expected names"):
             await store.put(key, BODY)
 
@@ -228,7 +228,7 @@ class TestKeys:
         assert dict((await store.head("a" * 255)).metadata) == {"by": "me"}
 
     async def test_illegal_prefix_is_refused(self, store: DirectoryStore) -> None:
-        """A prefix that no key can have is told, not listed as empty: somebody mistyped it."""
+        """A prefix that no key can have is an error, not an empty listing: it is a typo."""
         with pytest.raises(StoreError, match="expected names"):
             await keys(store, "../outside/")
         assert await keys(store, ".") == []
@@ -238,7 +238,7 @@ class TestListing:
     async def test_only_files(
         self, store: DirectoryStore, root: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Empty folders and pipes are left out, and names that are not UTF-8, with a warning."""
+        """Empty folders and pipes are not listed, nor names that are not UTF-8, with a warning."""
         (root / "empty" / "folder").mkdir(parents=True)
         os.mkfifo(root / "pipe")
         (root / "a.json").write_bytes(BODY)
@@ -259,7 +259,7 @@ class TestListing:
     async def test_a_folder_larger_than_a_scan(
         self, store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A folder with more names than are held at a time is listed in order, each name once."""
+        """A folder with more names than one scan holds is listed in order, each name once."""
         monkeypatch.setattr(walk, "_MAX_SCANNED", 3)
         names = ["a", "b-c", "b.json", "b/1", "b/2", "b/3", "b/4", "b0", "c/x", "d", "e/y/z", "f"]
         for name in reversed(names):
@@ -270,7 +270,7 @@ class TestListing:
     async def test_a_vanishing_file(
         self, store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A file that goes while its folder is listed is left out."""
+        """A file that is removed while its folder is listed is left out."""
         for name in ("a", "b"):
             (root / name).write_bytes(BODY)
         whole = walk._references
@@ -306,7 +306,7 @@ class TestErrors:
         code: int,
         kind: type[AsyncaggError],
     ) -> None:
-        """Every error of the system becomes one of ours that names operation, key and store."""
+        """Every OSError becomes an AsyncaggError that names the operation, key and store."""
         monkeypatch.setattr(Tree, "open_file", failing(code))
         with pytest.raises(AsyncaggError) as failure:
             await store.get("a/b.json")
@@ -317,7 +317,7 @@ class TestErrors:
     async def test_a_full_disk_loses_nothing(
         self, store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A put or copy that finds the disk full says so, and leaves all as it was."""
+        """A put or copy on a full disk is an error, and changes nothing."""
         etag = await store.put("a.json", BODY)
         monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
         with pytest.raises(ConfigurationError, match="nothing was changed"):
@@ -331,7 +331,7 @@ class TestErrors:
 
     @needs_permissions
     async def test_a_read_only_root(self, store: DirectoryStore, root: Path) -> None:
-        """In a root that may not be written, each write says which permission is missing."""
+        """In a read-only root, the error of each write names the missing permission."""
         await store.put("a.json", BODY)
         (root / ".asyncagg-lock").unlink()
         file = await listed(store, "a.json")
@@ -349,7 +349,7 @@ class TestErrors:
 
     @needs_permissions
     async def test_an_unreadable_file_and_folder(self, store: DirectoryStore, root: Path) -> None:
-        """What may not be read is an AccessDeniedError, in a listing too: nothing is left out."""
+        """An unreadable file or folder is an AccessDeniedError, in a listing too."""
         await store.put("folder/a.json", BODY)
         (root / "folder" / "a.json").chmod(0)
         with pytest.raises(AccessDeniedError):
@@ -366,7 +366,7 @@ class TestProducers:
     async def test_rewriting_in_place_changes_the_etag(
         self, store: DirectoryStore, root: Path
     ) -> None:
-        """A file that its producer rewrites in place has another etag, and fails the conditions."""
+        """A file that its producer rewrites in place has another etag, so conditions fail."""
         (root / "a.json").write_bytes(BODY)
         file = await listed(store, "a.json")
         (root / "a.json").write_bytes(BODY + b" ")
@@ -379,7 +379,7 @@ class TestProducers:
     async def test_rewriting_does_not_reach_the_copy(
         self, store: DirectoryStore, root: Path
     ) -> None:
-        """What a producer does to a file after its copy was made leaves the copy as it was."""
+        """A producer that rewrites a file does not change its copy."""
         (root / "a.json").write_bytes(BODY)
         file = await listed(store, "a.json")
         await store.copy("a.json", "archive/a.json", if_match=file.etag)
@@ -388,7 +388,7 @@ class TestProducers:
         assert (await store.get("archive/a.json", if_match=file.etag)).data == BODY
 
     async def test_rewriting_while_it_is_streamed(self, store: DirectoryStore, root: Path) -> None:
-        """A file that changes while it is read is not taken for whole."""
+        """A file that changes while it is read is an error."""
         for conditional, kind in ((False, TransientError), (True, PreconditionFailedError)):
             (root / "a.json").write_bytes(BODY * 100_000)
             etag = (await listed(store, "a.json")).etag if conditional else None
@@ -402,7 +402,7 @@ class TestProducers:
     async def test_rewriting_while_it_is_copied_or_read(
         self, store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A file that changes after its etag was checked is neither copied nor given out."""
+        """A file that changes after its etag was checked is neither copied nor returned."""
         (root / "a.json").write_bytes(BODY)
         open_file = Tree.open_file
 
@@ -428,7 +428,7 @@ class TestProducers:
 
     @pytest.fixture
     def replaced(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """A file that its producer replaces right after a delete has looked at it."""
+        """Return a file that its producer replaces right after a delete has checked it."""
         path = root / "a.json"
         path.write_bytes(BODY)
 
@@ -463,7 +463,7 @@ class TestProducers:
     async def test_written_again_while_it_was_aside(
         self, store: DirectoryStore, root: Path, replaced: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A file that is written once more while its predecessor is aside is the one that stays."""
+        """A file that is written while its predecessor is in the trash stays."""
         file = await listed(store, "a.json")
         original = removal._put_back
 
@@ -479,13 +479,13 @@ class TestProducers:
     async def test_metadata_does_not_outlive_its_content(
         self, store: DirectoryStore, root: Path
     ) -> None:
-        """A file that its producer rewrites has none of the old one's metadata."""
+        """A file that its producer rewrites does not inherit metadata."""
         await store.put("a.json", BODY, metadata={"by": "me"})
         (root / "a.json").write_bytes(BODY + b" ")
         assert dict((await store.head("a.json")).metadata) == {}
 
     async def test_copy_keeps_time_and_mode(self, store: DirectoryStore, root: Path) -> None:
-        """A copy has its source's time, and is not readable by more people than that."""
+        """A copy has its source's time and permissions."""
         (root / "a.json").write_bytes(BODY)
         (root / "a.json").chmod(0o600)
         os.utime(root / "a.json", ns=(1, 1_700_000_000_123_456_789))
@@ -501,7 +501,7 @@ class TestLesserFileSystems:
     async def test_without_hard_links(
         self, store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Where there are no hard links, conditional writes hold all the same."""
+        """Conditional writes also work without hard links."""
         monkeypatch.setattr(os, "link", failing(errno.EPERM))
         etag = await store.put("a.json", BODY, condition=Absent())
         with pytest.raises(PreconditionFailedError):
@@ -515,7 +515,7 @@ class TestLesserFileSystems:
     async def test_with_coarse_times(
         self, store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Where times are kept to two seconds, etags still change, and a copy must be exact."""
+        """With times rounded to two seconds, etags still change, and an inexact copy fails."""
         utime = os.utime
 
         def coarse(file: int, ns: tuple[int, int]) -> None:
@@ -534,7 +534,7 @@ class TestLesserFileSystems:
 
 class TestCrashes:
     async def test_leftovers_are_not_listed(self, store: DirectoryStore, root: Path) -> None:
-        """Work files that a crash left are no objects, wherever they lie."""
+        """Internal files that a crash leaves are not listed."""
         (root / "runs").mkdir()
         (root / "runs" / ".asyncagg-tmp-0123").write_bytes(BODY)
         await store.put("runs/a.json", BODY, metadata={"by": "me"})
@@ -542,7 +542,7 @@ class TestCrashes:
         assert await keys(store, "runs/.asyncagg") == []
 
     async def test_killed_in_a_put(self, store: DirectoryStore, root: Path) -> None:
-        """A process that is killed in the middle of a put leaves no object."""
+        """A process that is killed during a put leaves no object."""
         with python(KILLED_IN_A_PUT, str(root)) as process:
             assert process.wait() == -signal.SIGKILL
         assert len(left_over(root)) == 1
@@ -553,7 +553,7 @@ class TestCrashes:
     async def test_killed_in_a_delete(
         self, store: DirectoryStore, root: Path, rewritten: bytes | None
     ) -> None:
-        """What a killed delete left aside is listed again, unless its producer has replaced it."""
+        """What a killed delete left in the trash is restored, unless its producer rewrote it."""
         await store.put("runs/a.json", BODY, metadata={"by": "me"})
         with python(KILLED_IN_A_DELETE, str(root)) as process:
             assert process.wait() == -signal.SIGKILL
@@ -569,7 +569,7 @@ class TestCrashes:
     async def test_damaged_metadata(
         self, store: DirectoryStore, root: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Damaged metadata is left out with a warning: the file itself goes its way."""
+        """Damaged metadata is ignored with a warning; the file itself is processed."""
         etag = await store.put("a.json", BODY, metadata={"by": "me"})
         [sidecar] = left_over(root)
         (root / sidecar).write_bytes(b"{")
@@ -580,7 +580,7 @@ class TestCrashes:
     async def test_nothing_is_left_of_a_deleted_object(
         self, store: DirectoryStore, root: Path
     ) -> None:
-        """A deleted object's metadata goes with it; its folder stays for its producers."""
+        """An object's metadata is deleted with it; its folder stays for its producers."""
         await store.put("runs/a.json", BODY, metadata={"by": "me"})
         assert await store.delete([await listed(store, "runs/a.json")]) == {}
         assert left_over(root) == []
@@ -588,7 +588,7 @@ class TestCrashes:
 
 
 def test_processes_swap_without_a_loss(root: Path) -> None:
-    """Four processes that count up by compare-and-swap on one root lose no increment."""
+    """Four processes that increment a counter by compare-and-swap lose no increment."""
     with ExitStack() as stack:
         processes = [stack.enter_context(python(COUNTING, str(root), "25")) for _ in range(4)]
         assert [process.wait() for process in processes] == [0] * 4

@@ -1,4 +1,4 @@
-"""The HTTP data plane against S3 servers that check signatures: our own, and moto's."""
+"""The HTTP data plane, against two S3 servers that verify signatures: the test server and moto."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ ODD_KEYS = [
 
 
 async def credentials(_refused: Credentials | None) -> Credentials:
-    """Return what the servers of these tests accept."""
+    """Return the credentials that the servers of these tests accept."""
     return GOOD
 
 
@@ -88,7 +88,7 @@ async def close(plane: HttpDataPlane) -> None:
 async def planed(
     *, region: str = "us-east-1", clock: Callable[[], datetime] = lambda: NOON, **changes: Any
 ) -> AsyncIterator[tuple[HttpDataPlane, S3Server]]:
-    """A plane and the server it talks to, which checks its signatures."""
+    """Yield a plane and its server, which verifies signatures."""
     async with S3Server(["b"], credentials=KEYS, region=region, clock=clock) as server:
         plane = http_plane(server, **changes)
         try:
@@ -98,7 +98,7 @@ async def planed(
 
 
 async def put(plane: DataPlane, key: str, data: bytes = b"{}", **changes: Any) -> str:
-    """Put an object with the usual arguments."""
+    """Put an object with default arguments."""
     usual: dict[str, Any] = {
         "condition": None,
         "content_type": "application/json",
@@ -120,7 +120,7 @@ async def listed(plane: DataPlane, prefix: str = "", start_after: str = "") -> l
 
 
 def refuse_once(server: S3Server, error: S3Error) -> None:
-    """Answer the next request with an error."""
+    """Respond to the next request with an error."""
 
     def refuse(_request: Request) -> None:
         server.on_request = None
@@ -133,7 +133,7 @@ def refuse_once(server: S3Server, error: S3Error) -> None:
 
 
 async def test_every_operation_takes_every_key() -> None:
-    """Odd keys are signed, sent, listed, copied and deleted as what they are."""
+    """Unusual keys are signed, sent, listed, copied and deleted unchanged."""
     async with planed() as (plane, server):
         etags = {key: await put(plane, key, key.encode()) for key in ODD_KEYS}
         for key, etag in etags.items():
@@ -153,7 +153,7 @@ async def test_every_operation_takes_every_key() -> None:
 
 
 async def test_the_bucket_may_stand_in_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Virtual-host style: the bucket is in the name that is resolved, signed and sent."""
+    """With virtual-hosted style, the bucket is in the host that is resolved, signed and sent."""
     resolved = []
 
     async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
@@ -174,7 +174,7 @@ async def test_the_bucket_may_stand_in_the_host(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_listing_is_read_page_by_page() -> None:
-    """Pages continue where the last one ended; start_after skips; other prefixes stay out."""
+    """Pages continue after the previous one, from start_after, and only below the prefix."""
     async with planed() as (plane, server):
         for at in range(2500):
             server.put("b", f"base/runs/{at:04}.json", b"{}")
@@ -189,7 +189,7 @@ async def test_a_listing_is_read_page_by_page() -> None:
 
 
 async def test_a_get_holds_its_condition() -> None:
-    """Another etag, or no object, is told apart; the declared encoding comes along."""
+    """Another etag and a missing object are different errors; the content encoding is returned."""
     async with planed() as (plane, server):
         server.put("b", "base/k", b"x", headers={"content-encoding": "gzip"})
         assert (await plane.get("k", if_match=None)).content_encoding == "gzip"
@@ -205,7 +205,7 @@ async def test_a_get_holds_its_condition() -> None:
 
 
 async def test_a_put_holds_its_conditions() -> None:
-    """If-None-Match and If-Match guard the write; metadata and media type are kept."""
+    """If-None-Match and If-Match guard a write; metadata and media type are stored."""
     async with planed() as (plane, _):
         metadata = {"Reason": "a  b", "n": "1"}
         etag = await put(plane, "k", b"1", condition=Absent(), metadata=metadata)
@@ -222,7 +222,7 @@ async def test_a_put_holds_its_conditions() -> None:
 
 
 async def test_metadata_cannot_break_out_of_its_header() -> None:
-    """A value with a line end is refused before anything is sent."""
+    """A value with a line end is rejected before anything is sent."""
     async with planed() as (plane, server):
         with pytest.raises(UsageError):
             await put(plane, "k", metadata={"reason": "x\r\nx-amz-acl: public-read"})
@@ -230,7 +230,7 @@ async def test_metadata_cannot_break_out_of_its_header() -> None:
 
 
 async def test_a_copy_holds_its_conditions_and_may_replace_the_metadata() -> None:
-    """The source's etag and the target's absence are guarded; replacing gives new headers."""
+    """The source's etag and the target's absence are guarded; headers can be replaced."""
     async with planed() as (plane, server):
         etag = await put(plane, "k", metadata={"old": "1"})
         await plane.copy("k", "kept", if_match=etag, condition=Absent(), replacing=None)
@@ -251,7 +251,7 @@ async def test_a_copy_holds_its_conditions_and_may_replace_the_metadata() -> Non
 
 
 async def test_a_delete_says_what_it_could_not_do() -> None:
-    """A changed object stays and is named; one that is gone is no failure."""
+    """A changed object stays and is a failure; a missing one is not."""
     async with planed() as (plane, server):
         keys = (*ODD_KEYS, *string.ascii_lowercase)
         files = [RunFile(key, 2, await put(plane, key), NOON) for key in keys]
@@ -269,7 +269,7 @@ async def test_a_delete_says_what_it_could_not_do() -> None:
 
 
 async def test_errors_inside_a_delete_are_told_by_key() -> None:
-    """Trouble and denial of single keys come back with their keys; the others are deleted."""
+    """Errors of single keys are returned by key; the other objects are deleted."""
     async with planed() as (plane, server):
         files = [RunFile(key, 2, await put(plane, key), NOON) for key in "abc"]
         server.faults.denied = lambda operation, key: (operation, key) == ("DeleteObject", "base/b")
@@ -282,7 +282,7 @@ async def test_errors_inside_a_delete_are_told_by_key() -> None:
 
 
 async def test_an_error_inside_the_200_of_a_copy_is_an_error() -> None:
-    """S3 may answer 200 first and fail then."""
+    """S3 may respond 200 and fail after that."""
     async with planed() as (plane, server):
         etag = await put(plane, "k")
         server.faults.copy_error = 1
@@ -293,7 +293,7 @@ async def test_an_error_inside_the_200_of_a_copy_is_an_error() -> None:
 
 
 async def test_a_body_is_streamed_from_any_byte() -> None:
-    """A stream starts where it is told, at the etag it is told, and ends with the object."""
+    """A stream starts at the given byte of the given etag, and ends with the object."""
     async with planed() as (plane, _):
         data = bytes(range(256)) * 4096
         etag = await put(plane, "k", data)
@@ -329,7 +329,7 @@ async def test_a_body_is_streamed_from_any_byte() -> None:
     ids=["slow-down", "internal", "reset", "lost", "truncated", "dead", "denied"],
 )
 async def test_trouble_is_translated(faults: Faults, expected: type[AsyncaggError]) -> None:
-    """Each operation tells throttling, passing trouble and denial apart, and names its key."""
+    """Each operation distinguishes throttling, transient errors and denial, and names its key."""
     async with planed() as (plane, server):
         file = RunFile("k", 100, await put(plane, "k", bytes(100)), NOON)
         server.faults = faults
@@ -349,7 +349,7 @@ async def test_trouble_is_translated(faults: Faults, expected: type[AsyncaggErro
 
 
 async def test_a_stream_that_breaks_says_so_behind_its_bytes() -> None:
-    """What came is given out; then comes the trouble, with the key."""
+    """The received bytes are yielded first; then the error is raised, with the key."""
     async with planed() as (plane, server):
         await put(plane, "k", bytes(100_000))
         server.faults.truncate = 1
@@ -362,7 +362,7 @@ async def test_a_stream_that_breaks_says_so_behind_its_bytes() -> None:
 
 
 async def test_a_body_that_is_not_its_etags_is_transient_trouble() -> None:
-    """An altered body is noticed where the ETag is an MD5, and only there."""
+    """An altered body is detected if the ETag is an MD5, and only then."""
     async with planed() as (plane, server):
         false = f'"{"0" * 32}"'
         server.put("b", "base/altered", b"x", etag=false)
@@ -394,7 +394,7 @@ CRC32_OF_X = base64.b64encode(zlib.crc32(b"x").to_bytes(4, "big")).decode()
 async def test_a_body_is_verified_by_its_checksum_or_its_etag(
     checksum: str, etag: str, *, whole: bool
 ) -> None:
-    """A body that is that of its CRC32 is whole, even where its ETag is no MD5, and so on."""
+    """A body is accepted if its CRC32 or its MD5 matches, as far as the object has them."""
     async with planed() as (plane, server):
         stored = server.put("b", "base/k", b"x", etag=f'"{etag}"')
         stored.checksums = f"x-amz-checksum-crc32: {checksum}\r\n".encode()
@@ -406,7 +406,7 @@ async def test_a_body_is_verified_by_its_checksum_or_its_etag(
 
 
 async def test_configuration_trouble_is_not_transient() -> None:
-    """A missing bucket and a wrong secret are the operator's to mend."""
+    """A missing bucket and a wrong secret are errors of the configuration."""
     async with planed() as (_, server):
         missing = http_plane(server, bucket="missing")
         with pytest.raises(ConfigurationError, match="NoSuchBucket"):
@@ -435,7 +435,7 @@ async def test_configuration_trouble_is_not_transient() -> None:
     ],
 )
 async def test_an_answer_that_is_none_is_transient_trouble(body: bytes) -> None:
-    """A 200 whose body is not what was asked for is not taken for a success."""
+    """A 200 with an unexpected body is not a success."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(3):
@@ -464,7 +464,7 @@ async def test_an_answer_that_is_none_is_transient_trouble(body: bytes) -> None:
 
 
 async def test_the_bucket_s_region_is_learned_once() -> None:
-    """A wrong region is corrected from the refusal, for this request and all that follow."""
+    """A wrong region is corrected from the error response, for this and all later requests."""
     async with planed(region="eu-west-1") as (plane, server):
         await put(plane, "k")
         assert server.ordinal == 2
@@ -473,7 +473,7 @@ async def test_the_bucket_s_region_is_learned_once() -> None:
 
 
 async def test_requests_under_way_learn_the_region_from_each_other() -> None:
-    """Many at a time are all sent again, and all succeed."""
+    """Concurrent requests are all sent again, and all succeed."""
     async with planed(region="eu-west-1") as (plane, server):
         await asyncio.gather(*(put(plane, f"{at}") for at in range(20)))
         assert len(await listed(plane)) == 20
@@ -482,7 +482,7 @@ async def test_requests_under_way_learn_the_region_from_each_other() -> None:
 
 @pytest.mark.parametrize("operation", ["get", "head", "open"])
 async def test_a_permanent_redirect_is_followed(operation: str) -> None:
-    """301 names the region in a header; the request is signed anew and sent once more."""
+    """A 301 has the region in a header; the request is signed and sent again."""
     async with planed(region="eu-west-1") as (plane, server):
         server.put("b", "base/k", b"x")
         header = b"x-amz-bucket-region: eu-west-1\r\n"
@@ -498,7 +498,7 @@ async def test_a_permanent_redirect_is_followed(operation: str) -> None:
 
 
 async def test_a_redirect_that_leads_nowhere_new_is_told() -> None:
-    """A server that keeps redirecting is a matter of configuration, after one more try."""
+    """A redirect to the same place is an error of the configuration."""
     async with planed() as (plane, server):
         server.faults.redirect_region = "us-east-1"
         with pytest.raises(ConfigurationError, match="PermanentRedirect"):
@@ -511,7 +511,7 @@ async def test_a_redirect_that_leads_nowhere_new_is_told() -> None:
 async def test_a_temporary_redirect_on_the_same_host_is_followed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """307 names a place; it is remembered."""
+    """The location of a 307 is used for later requests, too."""
     monkeypatch.setitem(wire.ERRORS, "TemporaryRedirect", (307, "Elsewhere."))
     monkeypatch.setitem(wire.STATUS_LINES, 307, b"307 Temporary Redirect")
     async with (
@@ -568,7 +568,7 @@ AWS = Target(
 def test_redirects_within_s3_are_followed(
     endpoint: str, status: int, headers: dict[bytes, bytes], host: str
 ) -> None:
-    """The region changes in the kind of host that was asked; a Location within S3 is taken."""
+    """The region is replaced in the host name; a Location within S3 is followed."""
     target = replace(AWS, endpoint=Endpoint(endpoint, 443, tls=True))
     moved = redirected(target, status, headers, "")
     assert moved is not None
@@ -593,14 +593,14 @@ def test_redirects_within_s3_are_followed(
     ],
 )
 def test_redirects_out_of_s3_are_not_followed(location: bytes) -> None:
-    """A signed request is sent to S3 in the same partition, over TLS as before, or nowhere."""
+    """Signed requests are only sent to S3 in the same partition, with the same use of TLS."""
     assert redirected(AWS, 307, {b"location": location}, "") is None
 
 
 @pytest.mark.parametrize("hours", [-26, -1, 1, 26])
 @pytest.mark.parametrize("operation", ["get", "head"])
 async def test_a_skewed_clock_is_corrected(hours: int, operation: str) -> None:
-    """The first refusal is transient trouble; the next try is signed by the server's clock."""
+    """The first error is transient; the next attempt is signed with the server's time."""
     async with planed(clock=lambda: NOON + timedelta(hours=hours)) as (plane, server):
         server.put("b", "base/k", b"x")
 
@@ -614,7 +614,7 @@ async def test_a_skewed_clock_is_corrected(hours: int, operation: str) -> None:
 
 
 async def test_a_denial_is_not_taken_for_a_skewed_clock() -> None:
-    """Where the clocks agree, 403 is a denial."""
+    """If the clocks agree, a 403 is a denial."""
     async with planed() as (plane, server):
         server.faults.denied = lambda *_: True
         with pytest.raises(AccessDeniedError):
@@ -625,7 +625,7 @@ async def test_a_denial_is_not_taken_for_a_skewed_clock() -> None:
 async def test_expired_credentials_are_asked_for_anew(
     operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The source is told which ones were refused; the next try has the new ones."""
+    """The source gets the rejected credentials; the next attempt has new ones."""
     monkeypatch.setitem(wire.ERRORS, "ExpiredToken", (400, "The provided token has expired."))
     refused: list[Credentials | None] = []
 
@@ -645,7 +645,7 @@ async def test_expired_credentials_are_asked_for_anew(
 
 
 async def test_credentials_are_asked_for_now_and_then() -> None:
-    """Between requests close together the source is left alone; later it may have new ones."""
+    """Requests close together share the credentials; later the source is called again."""
     asked = 0
     now = NOON
 
@@ -670,7 +670,7 @@ async def test_credentials_are_asked_for_now_and_then() -> None:
 
 @pytest.fixture
 def contexts(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """The contexts of a server at ``localhost`` and of a client that trusts it."""
+    """Return the TLS contexts of a server at ``localhost`` and of a client that trusts it."""
     authority = Authority(tmp_path)
     return authority.server_context("localhost"), tls_context(str(authority.bundle))
 
@@ -678,7 +678,7 @@ def contexts(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 async def test_everything_works_over_tls(
     contexts: tuple[ssl.SSLContext, ssl.SSLContext],
 ) -> None:
-    """Small and large contents, whole and streamed; a large one is sent with an unsigned hash."""
+    """Small and large bodies, whole and streamed; the payload of a large one is not signed."""
     payloads = []
     async with S3Server(["b"], credentials=KEYS, ssl_context=contexts[0]) as server:
         server.on_request = lambda request: payloads.append(
@@ -703,7 +703,7 @@ async def test_everything_works_over_tls(
 
 @pytest.fixture
 def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Credentials]]:
-    """Moto's server with authentication on: its URL, and the keys of a user who may use S3."""
+    """Yield the URL of moto's server with authentication, and the keys of a user with access."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -735,7 +735,7 @@ def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Credentials]]:
 
 
 async def test_moto_accepts_the_signatures(moto: tuple[str, Credentials]) -> None:
-    """A server that is not ours verifies every operation's signature, and refuses a wrong one."""
+    """An independent server verifies the signature of every operation, and rejects a wrong one."""
     url, good = moto
     host, _, port = url.removeprefix("http://").partition(":")
     endpoint = Endpoint(host, int(port), tls=False)
@@ -767,7 +767,7 @@ async def test_moto_accepts_the_signatures(moto: tuple[str, Credentials]) -> Non
 
 
 def test_the_plane_is_a_data_plane() -> None:
-    """What the store is built on is what this offers."""
+    """The class implements the protocol."""
     plane: type[DataPlane] = HttpDataPlane
     assert plane is HttpDataPlane
     assert Limits().max_connections >= 32

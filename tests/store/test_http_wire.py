@@ -1,4 +1,4 @@
-"""What the HTTP client makes of every kind of bytes, and of every kind of interruption."""
+"""The HTTP client: every kind of response bytes, and every kind of interruption."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
 class FakeTransport(asyncio.Transport):
-    """A transport that goes nowhere and remembers what was asked of it."""
+    """A transport that records the calls of its methods."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class FakeTransport(asyncio.Transport):
 
 
 class FakeOwner:
-    """Remembers what its connection told it."""
+    """Records the callbacks of its connection."""
 
     def __init__(self) -> None:
         self.free: list[Connection] = []
@@ -70,7 +70,7 @@ class FakeOwner:
 
 
 class Wire:
-    """A connection with nothing but fakes around it, and an exchange begun."""
+    """A connection with a fake transport and owner, and an exchange in progress."""
 
     def __init__(self, *, bodyless: bool = False, streamed: bool = False) -> None:
         self.owner = FakeOwner()
@@ -88,7 +88,7 @@ class Wire:
         return self.connection.send(GET, b"", 0.0, bodyless=bodyless, streamed=streamed)
 
     def receive(self, data: bytes) -> None:
-        """Do as a loop does that has received these bytes at once."""
+        """Deliver bytes as an event loop does."""
         self.connection.get_buffer(-1)[: len(data)] = data
         self.connection.buffer_updated(len(data))
 
@@ -138,7 +138,7 @@ WHOLE = {
 async def test_a_response_is_the_same_wherever_it_is_split(
     data: bytes, status: int, body: bytes
 ) -> None:
-    """Two pieces, at any place, or single bytes make the same response and keep the connection."""
+    """Split anywhere, or into single bytes, a response is the same, and the connection is kept."""
     splits = [[data[:at], data[at:]] for at in range(1, len(data))]
     splits += [[data], [data[at : at + 1] for at in range(len(data))]]
     for pieces in splits:
@@ -155,7 +155,7 @@ async def test_a_response_is_the_same_wherever_it_is_split(
 
 @pytest.mark.parametrize("data", [data for data, _, _ in WHOLE.values()], ids=WHOLE)
 async def test_a_response_that_is_cut_short_is_transient_trouble(data: bytes) -> None:
-    """The connection's end, wherever it comes within a response, is never taken for its end."""
+    """The end of the connection inside a response is never taken for the end of the response."""
     for at in range(len(data)):
         wire = Wire()
         if at:
@@ -183,7 +183,7 @@ async def test_a_response_that_is_cut_short_is_transient_trouble(data: bytes) ->
     ],
 )
 async def test_what_is_not_http_is_transient_trouble(data: bytes) -> None:
-    """Garbage, two lengths, or a split header end the exchange and the connection."""
+    """Garbage, two lengths or a split header end the exchange and the connection."""
     wire = Wire()
     wire.receive(data)
     assert "not HTTP" in wire.failure()
@@ -193,7 +193,7 @@ async def test_what_is_not_http_is_transient_trouble(data: bytes) -> None:
     "length", [b"", b"content-length: 5\r\n", b"transfer-encoding: chunked\r\n"]
 )
 async def test_the_answer_to_a_head_has_no_body(length: bytes) -> None:
-    """Whatever length the headers announce, the next answer is read from its start."""
+    """Whatever length the headers announce, the next response is read from its start."""
     wire = Wire(bodyless=True)
     wire.receive(b"HTTP/1.1 200 OK\r\netag: x\r\n" + length + b"\r\n")
     assert (await wire.answer).body == b""
@@ -215,7 +215,7 @@ async def test_the_answer_to_a_head_has_no_body(length: bytes) -> None:
     ],
 )
 async def test_bytes_behind_a_response_end_the_connection(data: bytes) -> None:
-    """A response that nobody asked for can not become the answer to the next request."""
+    """An unexpected response cannot become the response to the next request."""
     wire = Wire()
     wire.receive(data)
     assert (await wire.answer).body == b"ok"
@@ -224,7 +224,7 @@ async def test_bytes_behind_a_response_end_the_connection(data: bytes) -> None:
 
 
 async def test_a_body_behind_the_answer_to_a_head_ends_the_connection() -> None:
-    """A server that sends a body with a HEAD does not shift the answers that follow."""
+    """A server that sends a body for a HEAD does not shift the next responses."""
     wire = Wire(bodyless=True)
     wire.receive(OK)
     assert (await wire.answer).status == 200
@@ -232,7 +232,7 @@ async def test_a_body_behind_the_answer_to_a_head_ends_the_connection() -> None:
 
 
 async def test_bytes_between_exchanges_end_the_connection() -> None:
-    """What comes in while nothing is asked closes the connection."""
+    """Bytes that arrive between two exchanges close the connection."""
     wire = Wire()
     wire.receive(OK)
     wire.receive(OK)
@@ -248,7 +248,7 @@ async def test_bytes_between_exchanges_end_the_connection() -> None:
     ],
 )
 async def test_a_server_that_wants_to_close_is_not_asked_again(data: bytes) -> None:
-    """The response is good; the connection is closed."""
+    """The response is valid; the connection is closed."""
     wire = Wire()
     wire.receive(data)
     assert (await wire.answer).body == b"ok"
@@ -257,7 +257,7 @@ async def test_a_server_that_wants_to_close_is_not_asked_again(data: bytes) -> N
 
 
 async def test_a_body_without_a_length_ends_with_the_connection() -> None:
-    """It is read whole, and the response says that nothing vouches for its length."""
+    """The body is read whole, and the response says that its length is unknown."""
     wire = Wire()
     wire.receive(b"HTTP/1.0 200 OK\r\n\r\nhel")
     wire.receive(b"lo")
@@ -268,7 +268,7 @@ async def test_a_body_without_a_length_ends_with_the_connection() -> None:
 
 
 async def test_a_reset_is_not_the_end_of_a_body_without_a_length() -> None:
-    """An error of the socket fails the exchange even where the end would be legal."""
+    """A socket error fails the exchange even if a close would be a valid end."""
     wire = Wire()
     wire.receive(b"HTTP/1.0 200 OK\r\n\r\nhel")
     wire.connection.connection_lost(ConnectionResetError())
@@ -286,7 +286,7 @@ async def test_a_reset_is_not_the_end_of_a_body_without_a_length() -> None:
     ids=["many-fields", "long-name", "long-value", "interim-for-ever"],
 )
 async def test_headers_are_bounded(start: bytes, block: bytes) -> None:
-    """A head that never ends is given up."""
+    """Endless headers fail the exchange."""
     wire = Wire()
     wire.receive(start or block)
     received = 0
@@ -298,7 +298,7 @@ async def test_headers_are_bounded(start: bytes, block: bytes) -> None:
 
 
 async def test_a_body_that_is_gathered_is_bounded() -> None:
-    """A whole body beyond the limit fails; it does not fill the memory."""
+    """A body larger than the limit fails the exchange and does not fill the memory."""
     wire = Wire()
     wire.receive(b"HTTP/1.1 200 OK\r\ncontent-length: 10000000\r\n\r\n")
     for _ in range(11):
@@ -307,7 +307,7 @@ async def test_a_body_that_is_gathered_is_bounded() -> None:
 
 
 async def test_an_answer_to_half_a_request_ends_the_connection() -> None:
-    """What is left of a request would be read as the start of the next one."""
+    """The unsent rest of a request would be read as the start of the next one."""
     wire = Wire()
     wire.transport.unsent = 5
     wire.receive(OK)
@@ -316,7 +316,7 @@ async def test_an_answer_to_half_a_request_ends_the_connection() -> None:
 
 
 async def test_a_request_is_one_write() -> None:
-    """Head and content leave together."""
+    """The head and the body are sent together."""
     wire = Wire()
     wire.receive(OK)
     wire.transport.written = b""
@@ -325,7 +325,7 @@ async def test_a_request_is_one_write() -> None:
 
 
 async def test_a_dropped_answer_closes_a_half_read_connection() -> None:
-    """Whoever gives up in the middle of a response does not leave the rest to the next."""
+    """After a cancellation inside a response, its rest is not read by the next request."""
     wire = Wire()
     wire.receive(OK[:-1])
     wire.answer.cancel()
@@ -336,7 +336,7 @@ async def test_a_dropped_answer_closes_a_half_read_connection() -> None:
 
 
 async def test_an_answer_that_came_whole_keeps_its_connection_though_nobody_waits() -> None:
-    """A cancellation in the moment of the answer costs no connection."""
+    """A cancellation just after the response keeps the connection."""
     wire = Wire()
     wire.answer.cancel()
     wire.receive(OK)
@@ -345,7 +345,7 @@ async def test_an_answer_that_came_whole_keeps_its_connection_though_nobody_wait
 
 
 async def test_a_streamed_body_pauses_the_transport_and_resumes_it() -> None:
-    """What waits for the reader stays below the mark and one read; nothing is lost or reordered."""
+    """The buffer stays below the limit plus one read; nothing is lost or reordered."""
     wire = Wire(streamed=True)
     wire.receive(b"HTTP/1.1 200 OK\r\ncontent-length: 600000\r\n\r\n")
     response = await wire.answer
@@ -369,7 +369,7 @@ async def test_a_streamed_body_pauses_the_transport_and_resumes_it() -> None:
 
 
 async def test_a_streamed_body_that_is_cut_gives_what_it_has_and_then_fails() -> None:
-    """The reader gets each byte that came, and an error in place of the end."""
+    """The reader gets every received byte, and then an error."""
     wire = Wire(streamed=True)
     wire.receive(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabc")
     response = await wire.answer
@@ -388,38 +388,38 @@ LIMITS = Limits(max_connections=2)
 
 
 async def answer(_peer: Peer, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer as a good server does."""
+    """Respond normally."""
     writer.write(OK)
 
 
 async def hang(peer: Peer, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Say nothing until told."""
+    """Respond only after the release."""
     await peer.release.wait()
     writer.write(OK)
 
 
 async def half(peer: Peer, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer but for the last byte, and say nothing until told."""
+    """Send all but the last byte, which follows after the release."""
     writer.write(OK[:-1])
     await peer.release.wait()
     writer.write(OK[-1:])
 
 
 async def close(_peer: Peer, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Close in place of an answer."""
+    """Close the connection instead of a response."""
     writer.close()
 
 
 async def answer_and_close(
     _peer: Peer, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    """Answer, and close without having said so."""
+    """Respond, and close the connection without announcing it."""
     writer.write(OK)
     writer.close()
 
 
 class Peer:
-    """A server that does to each request what its path says.
+    """A server with an action for each path.
 
     Attributes:
         seen: The connection and path of each request.
@@ -438,15 +438,15 @@ class Peer:
         self.release = asyncio.Event()
 
     async def asked(self, path: str, times: int) -> None:
-        """Wait until a path was asked for so many times."""
+        """Wait until a path was requested this number of times."""
         await until(lambda: [seen for _, seen in self.seen].count(path) == times)
 
     async def connected(self, times: int) -> None:
-        """Wait until so many connections were made."""
+        """Wait until this number of connections was opened."""
         await until(lambda: self.connections == times)
 
     async def left(self, times: int) -> None:
-        """Wait until so many connections have ended."""
+        """Wait until this number of connections has ended."""
         await until(lambda: self.ended == times)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -469,7 +469,7 @@ class Peer:
 
 @contextmanager
 def aborting(writer: asyncio.StreamWriter) -> Iterator[None]:
-    """Close a connection in the end, and at once where it is not being closed already."""
+    """Abort a connection at the end, unless it is closing already."""
     try:
         yield
     finally:
@@ -486,7 +486,7 @@ async def pooled(
     tls: ssl.SSLContext | None = None,
     clock: Callable[[], float] = lambda: 0.0,
 ) -> AsyncIterator[tuple[HttpPool, Peer]]:
-    """A pool and the server that it is for."""
+    """Yield a pool and its server."""
     peer = Peer()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -510,19 +510,19 @@ async def pooled(
 
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
-    """An authority that only `trusting` trusts."""
+    """Return an authority that only `trusting` trusts."""
     return Authority(tmp_path)
 
 
 @pytest.fixture
 def trusting(authority: Authority) -> ssl.SSLContext:
-    """The context of a client that trusts the authority. Made here, as making it reads files."""
+    """Return the TLS context of a client that trusts the authority; creating it reads files."""
     return tls_context(str(authority.bundle))
 
 
 @pytest.fixture
 def localhost(authority: Authority) -> ssl.SSLContext:
-    """The context of a server that proves to be ``localhost``."""
+    """Return the TLS context of a server with a certificate for ``localhost``."""
     context = authority.server_context("localhost")
     context.set_alpn_protocols(["h2", "http/1.1"])
     return context
@@ -534,7 +534,7 @@ def get(path: str = "/ok") -> bytes:
 
 
 def begun(pool: HttpPool, path: str = "/ok") -> asyncio.Task[Response]:
-    """Begin a request in a task of its own."""
+    """Begin a request in a new task."""
 
     async def request() -> Response:
         return await pool.request(get(path))
@@ -543,7 +543,7 @@ def begun(pool: HttpPool, path: str = "/ok") -> asyncio.Task[Response]:
 
 
 async def assert_sound(pool: HttpPool, limits: Limits = LIMITS) -> None:
-    """Assert that more requests than the pool allows at a time are all answered right."""
+    """Assert that more requests than the limit all get their responses."""
     many = 3 * limits.max_connections
     responses = await asyncio.gather(*(pool.request(get()) for _ in range(many)))
     assert [(response.status, response.body) for response in responses] == [(200, b"ok")] * many
@@ -552,7 +552,7 @@ async def assert_sound(pool: HttpPool, limits: Limits = LIMITS) -> None:
 
 @on_both_loops
 async def test_a_connection_is_reused() -> None:
-    """One after the other, requests share one connection."""
+    """Consecutive requests share one connection."""
     async with pooled() as (pool, peer):
         for _ in range(5):
             assert (await pool.request(get())).body == b"ok"
@@ -561,7 +561,7 @@ async def test_a_connection_is_reused() -> None:
 
 @on_both_loops
 async def test_the_connection_used_last_is_used_first() -> None:
-    """Of two idle connections the fresher one goes out, so that a surplus can age."""
+    """Of two idle connections the last used one is used, so that the other can expire."""
     async with pooled() as (pool, peer):
         peer.actions["/slow"] = hang
         slow = begun(pool, "/slow")
@@ -576,7 +576,7 @@ async def test_the_connection_used_last_is_used_first() -> None:
 
 @on_both_loops
 async def test_a_connection_that_the_server_closed_while_idle_is_replaced() -> None:
-    """A close that was noticed fails no request."""
+    """A detected close fails no request."""
     async with pooled() as (pool, peer):
         peer.actions["/last"] = answer_and_close
         assert (await pool.request(get("/last"))).body == b"ok"
@@ -587,7 +587,7 @@ async def test_a_connection_that_the_server_closed_while_idle_is_replaced() -> N
 
 @on_both_loops
 async def test_a_connection_that_was_idle_for_too_long_is_not_trusted() -> None:
-    """After a freeze the clock tells what the socket does not."""
+    """After a freeze, only the clock shows that a connection is old."""
     now = 0.0
     async with pooled(clock=lambda: now) as (pool, peer):
         await pool.request(get())
@@ -603,7 +603,7 @@ async def test_a_connection_that_was_idle_for_too_long_is_not_trusted() -> None:
 
 @on_both_loops
 async def test_a_connection_closed_in_place_of_an_answer_is_transient_trouble() -> None:
-    """The pool sends nothing twice: it says what happened, and the next request is good."""
+    """The pool never sends twice: the request fails, and the next one succeeds."""
     async with pooled() as (pool, peer):
         peer.actions["/close"] = close
         for _ in range(5):
@@ -616,7 +616,7 @@ async def test_a_connection_closed_in_place_of_an_answer_is_transient_trouble() 
 
 @on_both_loops
 async def test_no_more_connections_than_allowed() -> None:
-    """However many requests come, the server never sees more than the bound at a time."""
+    """The server never sees more connections than the limit."""
     limits = Limits(max_connections=5)
     async with pooled(limits) as (pool, peer):
         peer.actions["/slow"] = hang
@@ -630,7 +630,7 @@ async def test_no_more_connections_than_allowed() -> None:
 
 @on_both_loops
 async def test_who_waits_longest_is_served_first() -> None:
-    """Waiting requests get the connection in the order in which they came."""
+    """Waiting requests get the connection in their order."""
     limits = Limits(max_connections=1)
     async with pooled(limits) as (pool, peer):
         await asyncio.gather(*(pool.request(get(f"/{at}")) for at in range(20)))
@@ -639,7 +639,7 @@ async def test_who_waits_longest_is_served_first() -> None:
 
 @on_both_loops
 async def test_a_cancelled_waiter_takes_nobodys_turn() -> None:
-    """Cancelled while waiting, or in the very moment of being served: the next one is served."""
+    """If a request is cancelled while it waits or just as it is served, the next one is served."""
     limits = Limits(max_connections=1)
     async with pooled(limits) as (pool, peer):
         peer.actions["/slow"] = half
@@ -667,7 +667,7 @@ STAGES: dict[str, Action] = {"head": hang, "body": half}
 @pytest.mark.parametrize("stage", STAGES)
 @on_both_loops
 async def test_a_cancelled_request_leaves_the_pool_sound(stage: str) -> None:
-    """A connection with an unread answer is closed; the bound and later answers are untouched."""
+    """A connection with an unread response is closed; the limit and later responses are correct."""
     async with pooled() as (pool, peer):
         peer.actions["/slow"] = STAGES[stage]
         for times in range(1, 6):
@@ -686,7 +686,7 @@ async def test_a_cancelled_request_leaves_the_pool_sound(stage: str) -> None:
 
 @on_both_loops
 async def test_an_answer_that_nobody_waits_for_goes_to_nobody_else() -> None:
-    """Where it comes in whole all the same, its connection carries the next request, in order."""
+    """If the response is complete nevertheless, its connection carries the next request."""
     limits = Limits(max_connections=1)
     async with pooled(limits) as (pool, peer):
         peer.actions["/slow"] = half
@@ -718,7 +718,7 @@ async def test_a_request_cancelled_while_connecting_gives_its_place_back(
 
 @on_both_loops
 async def test_a_stream_left_early_closes_its_connection() -> None:
-    """Left early or cancelled, a stream leaves no rest of a body behind."""
+    """A stream that ends early or is cancelled leaves no unread bytes on a connection."""
     async with pooled() as (pool, peer):
         peer.actions["/slow"] = half
         for _ in range(3):
@@ -735,7 +735,7 @@ async def test_a_stream_left_early_closes_its_connection() -> None:
 
 
 async def read_stream(pool: HttpPool, path: str) -> bytes:
-    """Return a body that was read block by block."""
+    """Return a body, read block by block."""
     async with pool.stream(get(path)) as response:
         assert response.stream is not None
         return b"".join([block async for block in response.stream])
@@ -743,7 +743,7 @@ async def read_stream(pool: HttpPool, path: str) -> bytes:
 
 @on_both_loops
 async def test_a_stream_read_to_its_end_keeps_its_connection() -> None:
-    """A streamed exchange is reused as any other."""
+    """The connection of a streamed exchange is reused."""
     async with pooled() as (pool, peer):
         for _ in range(3):
             assert await read_stream(pool, "/ok") == b"ok"
@@ -756,7 +756,7 @@ BIG = 64 * 1024 * 1024
 async def send_big(
     _peer: Peer, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    """Answer with 64 MB, as fast as they are taken."""
+    """Send 64 MB, as fast as they are read."""
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % BIG)
     block = bytes(64 * 1024)
     for _ in range(BIG // len(block)):
@@ -769,7 +769,7 @@ async def send_big(
 async def test_a_large_body_is_not_buffered(
     scheme: str, trusting: ssl.SSLContext, localhost: ssl.SSLContext
 ) -> None:
-    """While nobody reads, the server is held up; what waits here stays below half a megabyte."""
+    """Without a reader, the server is held back; the buffer stays below 512 KiB."""
     client, server = (trusting, localhost) if scheme == "https" else (None, None)
     async with pooled(host="localhost", tls=client, server_tls=server) as (pool, peer):
         peer.actions["/big"] = send_big
@@ -791,7 +791,7 @@ async def test_a_large_body_is_not_buffered(
 
 @on_both_loops
 async def test_a_silent_server_is_given_up() -> None:
-    """Silence, or a drip beyond the total, fails the exchange; the pool goes on."""
+    """Silence, or a slow response beyond the total, fails the exchange; the pool still works."""
     now = 0.0
     async with pooled(clock=lambda: now) as (pool, peer):
         peer.actions["/slow"] = hang
@@ -817,7 +817,7 @@ async def test_a_silent_server_is_given_up() -> None:
 
 @on_both_loops
 async def test_the_timer_sweeps_by_itself() -> None:
-    """Nobody has to call the sweep: a silent server is given up within the limit and a bit."""
+    """The timer calls the sweep: a silent server is detected soon after the limit."""
     limits = Limits(read=0.05)
     async with pooled(limits, clock=asyncio.get_running_loop().time) as (pool, peer):
         peer.actions["/slow"] = hang
@@ -827,7 +827,7 @@ async def test_the_timer_sweeps_by_itself() -> None:
 
 @on_both_loops
 async def test_a_reader_who_takes_his_time_is_not_a_silent_server() -> None:
-    """While reading is paused by ourselves, no silence counts against the server."""
+    """While the client pauses reading, the server's silence does not count."""
     now = 0.0
     async with pooled(clock=lambda: now) as (pool, peer):
         peer.actions["/big"] = send_big
@@ -842,7 +842,7 @@ async def test_a_reader_who_takes_his_time_is_not_a_silent_server() -> None:
 
 @on_both_loops
 async def test_a_server_that_does_not_accept_is_transient_trouble() -> None:
-    """A refused connection says so, and gives its place back."""
+    """A refused connection is reported, and its slot is freed."""
     async with pooled() as (pool, _):
         pass
     pool = HttpPool(pool.endpoint, Limits(max_connections=1))
@@ -854,7 +854,7 @@ async def test_a_server_that_does_not_accept_is_transient_trouble() -> None:
 
 @on_both_loops
 async def test_connecting_takes_no_longer_than_allowed(trusting: ssl.SSLContext) -> None:
-    """A server that accepts and then says nothing is given up, its place given back."""
+    """A server that accepts and stays silent is a timeout, and its slot is freed."""
     async with pooled(Limits(max_connections=1, connect=0.02), tls=trusting) as (pool, _):
         for _ in range(3):
             with pytest.raises(TransientError, match=r"no connection in 0\.02 seconds"):
@@ -863,7 +863,7 @@ async def test_connecting_takes_no_longer_than_allowed(trusting: ssl.SSLContext)
 
 @on_both_loops
 async def test_closing_the_pool_ends_what_is_under_way() -> None:
-    """Requests, streams and waiters fail; the sockets are closed when it returns."""
+    """Requests, streams and waiting requests fail; the sockets are closed when it returns."""
     async with pooled() as (pool, peer):
         peer.actions["/slow"] = half
         tasks = [begun(pool, "/slow") for _ in range(3)]
@@ -885,7 +885,7 @@ async def test_closing_the_pool_ends_what_is_under_way() -> None:
 async def test_a_server_that_our_authority_vouches_for_is_trusted(
     trusting: ssl.SSLContext, localhost: ssl.SSLContext
 ) -> None:
-    """The CA bundle is honoured, and HTTP/1.1 is what is agreed on."""
+    """The CA bundle is used, and HTTP/1.1 is negotiated."""
     async with pooled(host="localhost", server_tls=localhost, tls=trusting) as (pool, _):
         await assert_sound(pool)
         transport = cast("asyncio.Transport", pool._idle[0]._transport)
@@ -896,7 +896,7 @@ async def test_a_server_that_our_authority_vouches_for_is_trusted(
 async def test_a_certificate_for_another_host_is_refused(
     trusting: ssl.SSLContext, localhost: ssl.SSLContext
 ) -> None:
-    """A trusted certificate of somebody else is a matter of configuration, not of retries."""
+    """A trusted certificate for another host is an error of the configuration."""
     async with pooled(host="127.0.0.1", server_tls=localhost, tls=trusting) as (pool, peer):
         with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1"):
             await pool.request(get())
@@ -905,7 +905,7 @@ async def test_a_certificate_for_another_host_is_refused(
 
 @pytest.fixture
 def unsuspecting() -> ssl.SSLContext:
-    """The context of a client that trusts whom the system trusts."""
+    """Return the TLS context of a client that trusts the system's authorities."""
     return tls_context()
 
 
@@ -913,7 +913,7 @@ def unsuspecting() -> ssl.SSLContext:
 async def test_an_unknown_authority_is_refused(
     unsuspecting: ssl.SSLContext, localhost: ssl.SSLContext
 ) -> None:
-    """Without the bundle the same server is not trusted."""
+    """Without the bundle, the same server is not trusted."""
     async with pooled(host="localhost", server_tls=localhost, tls=unsuspecting) as (pool, peer):
         with pytest.raises(ConfigurationError, match="certificate"):
             await pool.request(get())
@@ -922,7 +922,7 @@ async def test_an_unknown_authority_is_refused(
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
 def test_a_bundle_that_is_none_is_refused(tmp_path: Path, content: str | None) -> None:
-    """A missing or empty bundle is told at once, by its name."""
+    """A missing or empty bundle is an error that names it."""
     bundle = tmp_path / "bundle.pem"
     if content is not None:
         bundle.write_text(content)
@@ -931,7 +931,7 @@ def test_a_bundle_that_is_none_is_refused(tmp_path: Path, content: str | None) -
 
 
 def test_the_host_header_names_a_port_only_where_it_must() -> None:
-    """The authority is what S3 signs: exact, with a port if it is not the usual one."""
+    """The authority is what is signed: with the port only if it is not the default one."""
     assert Endpoint("h", 443, tls=True).authority == "h"
     assert Endpoint("h", 80, tls=False).authority == "h"
     assert Endpoint("h", 80, tls=True).authority == "h:80"

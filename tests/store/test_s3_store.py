@@ -1,4 +1,4 @@
-"""What only the S3 store does: parts, resumed streams, large copies; on the test server."""
+"""The S3 store: multipart uploads, resumed streams and large copies, on the test server."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LARGE = bytes(range(256)) * (PART_BYTES // 256 * 5 // 2)
 
 @pytest.fixture
 async def server() -> AsyncIterator[S3Server]:
-    """The test server."""
+    """Yield the test server."""
     async with S3Server([BUCKET], faults=Faults(allow_small_parts=True)) as running:
         yield running
 
 
 @pytest.fixture
 async def store(server: S3Server) -> AsyncIterator[S3Store]:
-    """A store that retries at once, and copies above 1,000 bytes in parts."""
+    """Yield a store that retries at once, and copies objects above 1,000 bytes in parts."""
     async with open_control(endpoint_url=server.url, connections=4) as control:
         bucket = BotoBucket(control.client, BUCKET)
         retry = Retry(RetryPolicy(base_seconds=0.0))
@@ -41,7 +41,7 @@ async def blocks(data: bytes, size: int = 100_000) -> AsyncIterator[bytes]:
 
 
 def refuses_large_copies(request: Request) -> None:
-    """Do as S3 does with an object of more than 5 GB."""
+    """Reject every copy, as S3 does for an object above 5 GB."""
     if request.operation == "CopyObject":
         raise S3Error("InvalidRequest")
 
@@ -49,7 +49,7 @@ def refuses_large_copies(request: Request) -> None:
 async def test_what_is_longer_than_a_part_goes_up_in_parts(
     server: S3Server, store: S3Store
 ) -> None:
-    """A long document arrives whole, through a multipart upload of parts that S3 accepts."""
+    """A long document is stored whole, by a multipart upload with parts that S3 accepts."""
     server.faults.allow_small_parts = False
     await store.put("long.json", blocks(LARGE), condition=Absent())
     assert server.get(BUCKET, "long.json").body == LARGE
@@ -57,7 +57,7 @@ async def test_what_is_longer_than_a_part_goes_up_in_parts(
 
 
 async def test_the_conditions_hold_for_parts_too(server: S3Server, store: S3Store) -> None:
-    """A multipart write over an object that is not the expected one fails and leaves no parts."""
+    """A multipart upload whose condition fails leaves no parts."""
     await store.put("long.json", b"{}")
     for condition in (Absent(), Matches("0" * 32)):
         with pytest.raises(PreconditionFailedError):
@@ -69,7 +69,7 @@ async def test_the_conditions_hold_for_parts_too(server: S3Server, store: S3Stor
 async def test_a_body_that_breaks_is_resumed_where_it_broke(
     server: S3Server, store: S3Store
 ) -> None:
-    """A stream over a connection that keeps breaking is still read whole, once."""
+    """A stream whose connection breaks repeatedly is read whole, each byte once."""
     server.put(BUCKET, "long.json", LARGE)
     server.faults.truncate = 1.0
 
@@ -87,7 +87,7 @@ async def test_a_body_that_breaks_is_resumed_where_it_broke(
 async def test_a_body_that_changes_while_it_is_resumed_is_not_mixed(
     server: S3Server, store: S3Store
 ) -> None:
-    """The rest of an overwritten object is not taken for the rest of the first one."""
+    """The rest of an overwritten object is not appended to the start of the first one."""
     server.put(BUCKET, "long.json", LARGE)
     server.faults.truncate = 1.0
 
@@ -105,7 +105,7 @@ async def test_a_body_that_changes_while_it_is_resumed_is_not_mixed(
 async def test_an_object_too_large_for_one_copy_is_copied_in_parts(
     server: S3Server, store: S3Store
 ) -> None:
-    """What CopyObject refuses for its size arrives all the same, metadata and guard included."""
+    """An object too large for CopyObject is copied with its metadata and conditions."""
     server.put(BUCKET, "large.json", LARGE[:4567])
     server.on_request = refuses_large_copies
     etag = server.get(BUCKET, "large.json").etag.strip('"')

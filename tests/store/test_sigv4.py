@@ -1,4 +1,4 @@
-"""The signature is AWS's own, by its published examples and by botocore's signer."""
+"""Signatures are those of AWS's published examples and of botocore's signer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PUT_HEADERS = {
 
 
 def parsed(lines: str) -> dict[str, str]:
-    """Return header lines as they came, by name."""
+    """Return the values of header lines by name."""
     pairs = (line.partition(":") for line in lines.split("\r\n") if line)
     return {name: value for name, _, value in pairs}
 
@@ -108,7 +108,7 @@ def test_signs_as_the_examples_that_aws_published(
 
 
 ODD_KEYS = ["", "a b+c%20d", "../..//./x", "//", "é€😀", "~!@#$^&*()_+={}[]|:;\"'<>,.?", "\x01\n\r"]
-# What botocore sets, or leaves out of the signature, is not ours to choose.
+# Headers that botocore sets itself or leaves out of the signature.
 NOT_CHOSEN = frozenset(
     {
         "authorization",
@@ -231,7 +231,7 @@ def test_signs_as_botocore_does(
 def test_a_signer_used_before_signs_like_a_new_one(
     uses: list[tuple[Credentials, float]],
 ) -> None:
-    """What a signer keeps from one second, day or set of credentials never leaks into the next."""
+    """What a signer caches for one second, day or set of credentials is not used for another."""
 
     def sign(signer: Signer, credentials: Credentials, moment: float) -> str:
         return signer.sign(
@@ -253,7 +253,7 @@ def test_a_signer_used_before_signs_like_a_new_one(
 
 @pytest.mark.parametrize("value", ["a\r\nx-evil: 1", "a\nb", "é", "a\r", "\ud800"])
 def test_a_header_that_would_break_out_of_its_line_is_refused(value: str) -> None:
-    """A value from outside can not add a header to the request."""
+    """A value cannot add a header to the request."""
     with pytest.raises(UsageError, match="x-amz-meta-a"):
         Signer("h", "eu-west-3").sign(
             AWS_EXAMPLE,
@@ -267,6 +267,6 @@ def test_a_header_that_would_break_out_of_its_line_is_refused(value: str) -> Non
 
 
 def test_credentials_do_not_show_their_secrets() -> None:
-    """Neither ``repr`` nor ``str`` of credentials holds the secret key or the token."""
+    """Neither ``repr`` nor ``str`` of credentials contains the secret key or the token."""
     shown = f"{Credentials('AKIA', 'the-secret', 'the-token')!r}"
     assert shown == "Credentials(access_key='AKIA')"

@@ -1,4 +1,4 @@
-"""What every store does alike: the contract of `asyncagg.store.Store`."""
+"""The contract of `asyncagg.store.Store`, on every store."""
 
 # ruff: noqa: ASYNC240 - a look at a few names of a local directory
 
@@ -46,19 +46,19 @@ KEYS_OF_S3_ONLY = ["../up.json", "a/../b.json", "a//b.json", "/slash.json", "./d
 
 @pytest.fixture(params=sorted(STORES))
 def kind(request: pytest.FixtureRequest) -> str:
-    """The name of the store under test."""
+    """Return the name of the store under test."""
     return str(request.param)
 
 
 @pytest.fixture
 def capabilities(kind: str) -> Capabilities:
-    """What the store under test can hold."""
+    """Return the capabilities of the store under test."""
     return CAPABILITIES[kind]
 
 
 @pytest.fixture
 async def store(kind: str, tmp_path: Path) -> AsyncIterator[Store]:
-    """An empty store."""
+    """Yield an empty store."""
     async with STORES[kind](tmp_path) as store:
         yield store
 
@@ -91,7 +91,7 @@ async def blocks(count: int) -> AsyncIterator[bytes]:
 
 
 def test_is_a_store(store: Store) -> None:
-    """Every store has the protocol's methods and a name for messages."""
+    """Every store has the protocol's methods and a URL."""
     assert isinstance(store, Store)
     assert store.url
 
@@ -103,7 +103,7 @@ class TestListing:
         assert await keys(store, "runs/nothing/") == []
 
     async def test_order_is_of_utf8_bytes(self, store: Store) -> None:
-        """Keys come in the order of their UTF-8 bytes, folder borders being nothing special."""
+        """Keys are in the order of their UTF-8 bytes; slashes are not special."""
         written = [
             "a/b.json",
             "a.json",
@@ -121,7 +121,7 @@ class TestListing:
         assert await keys(store) == sorted(written, key=str.encode)
 
     async def test_prefix_may_cut_a_name(self, store: Store) -> None:
-        """A prefix is only the beginning of a key, wherever it ends."""
+        """A prefix can end anywhere in a key."""
         written = ["runs/2024/a", "runs/2025-x", "runs/2025/a", "runs/2025/b/c", "runs/2026", "run"]
         await for_each(written, lambda key: store.put(key, BODY), workers=4)
         assert await keys(store, "runs/2025") == ["runs/2025-x", "runs/2025/a", "runs/2025/b/c"]
@@ -131,7 +131,7 @@ class TestListing:
 
     @pytest.mark.parametrize("after", ["a", "a/", "a/b", "a/b/c", "a/b/cc", "a.json", "b", "~"])
     async def test_start_after_is_exclusive(self, store: Store, after: str) -> None:
-        """``start_after`` leaves out its own key and all before it, whether it exists or not."""
+        """``start_after`` excludes its own key and all before it, whether it exists or not."""
         written = ["a.json", "a/a", "a/b/b", "a/b/c", "a/b/d", "a/c", "b", "c/d"]
         await for_each(written, lambda key: store.put(key, BODY), workers=4)
         assert await keys(store, start_after=after) == [key for key in written if key > after]
@@ -140,7 +140,7 @@ class TestListing:
 
     @pytest.mark.slow
     async def test_pages_of_a_thousand(self, store: Store) -> None:
-        """1,500 objects come once each, in order, in pages of at most 1,000."""
+        """1,500 objects are listed once each, in order, in pages of at most 1,000."""
         written = [f"runs/{number % 3}/{number:04}.json" for number in range(1500)]
         await put_all(store, written, BODY)
         found = await pages(store, "runs/")
@@ -149,7 +149,7 @@ class TestListing:
         assert await keys(store, "runs/", "runs/1/1498.json") == sorted(written)[1000:]
 
     async def test_references_are_those_of_head(self, store: Store) -> None:
-        """A listing says of an object what ``head`` says, with the right size and a UTC time."""
+        """A listing and ``head`` return the same reference, with the right size and a UTC time."""
         await store.put("a.json", BODY)
         [[listed]] = await pages(store)
         assert listed.size == len(BODY)
@@ -161,7 +161,7 @@ class TestListing:
 class TestReading:
     @pytest.mark.parametrize("data", [b"", b"x", BLOCK])
     async def test_get_and_stream_give_the_bytes(self, store: Store, data: bytes) -> None:
-        """What is put is what is read, whole or block by block, with its etag."""
+        """The content that is put is read, whole or block by block, with its etag."""
         etag = await store.put("a.json", data)
         body = await store.get("a.json")
         assert (body.data, body.etag) == (data, etag)
@@ -169,7 +169,7 @@ class TestReading:
         assert (await file_of(store, "a.json")).etag == etag
 
     async def test_condition_holds(self, store: Store) -> None:
-        """Reading with the right etag gives the content."""
+        """Reading with the right etag returns the content."""
         etag = await store.put("a.json", BODY)
         assert (await store.get("a.json", if_match=etag)).data == BODY
         async with store.stream("a.json", if_match=etag) as body:
@@ -177,7 +177,7 @@ class TestReading:
             assert [block async for block in body.chunks] == [BODY]
 
     async def test_condition_fails(self, store: Store) -> None:
-        """Reading with another etag is refused."""
+        """Reading with another etag fails."""
         await store.put("a.json", BODY)
         with pytest.raises(PreconditionFailedError):
             await store.get("a.json", if_match=WRONG)
@@ -186,14 +186,14 @@ class TestReading:
                 pass
 
     async def test_stream_may_be_left_early(self, store: Store) -> None:
-        """A reader that has seen enough leaves, and the store goes on working."""
+        """After a reader stops early, the store still works."""
         await store.put("a.json", blocks(3))
         async with store.stream("a.json") as body:
             assert BLOCK.startswith((await anext(body.chunks))[:1000])
         assert (await file_of(store, "a.json")).size == 3 * len(BLOCK)
 
     async def test_an_error_of_the_reader_passes_through(self, store: Store) -> None:
-        """What a reader raises inside ``stream`` comes out as it is, an OSError too."""
+        """An error that is raised inside ``stream`` propagates unchanged, even an OSError."""
         await store.put("a.json", BODY)
         with pytest.raises(FileNotFoundError, match="the reader's own"):
             async with store.stream("a.json"):
@@ -201,7 +201,7 @@ class TestReading:
 
     @pytest.mark.parametrize("key", ["nothing.json", "no/thing.json", "folder", "folder/x/y"])
     async def test_what_is_not_there(self, store: Store, key: str) -> None:
-        """A key without an object is a NotFoundError that names operation and key."""
+        """A key without an object is a NotFoundError that names the key."""
         await store.put("folder/x", BODY)
         with pytest.raises(NotFoundError) as failure:
             await store.get(key)
@@ -214,7 +214,7 @@ class TestReading:
                 pass
 
     async def test_head_knows_type_and_metadata(self, store: Store) -> None:
-        """``head`` gives back the media type and metadata, with keys in lower case."""
+        """``head`` returns the media type and metadata, with keys in lower case."""
         metadata = {"Reason": "not JSON", "x-from": "runs/a=1, b"}
         await store.put("bad.bin", b"\0", content_type="text/plain", metadata=metadata)
         await store.put("plain.json", BODY)
@@ -228,7 +228,7 @@ class TestReading:
 
 class TestPut:
     async def test_if_absent(self, store: Store) -> None:
-        """The second put that wants the key free is refused and changes nothing."""
+        """A second put with the condition Absent fails and changes nothing."""
         etag = await store.put("a.json", BODY, condition=Absent(), metadata={"by": "first"})
         with pytest.raises(PreconditionFailedError):
             await store.put("a.json", b"other", condition=Absent(), metadata={"by": "second"})
@@ -236,7 +236,7 @@ class TestPut:
         assert dict((await store.head("a.json")).metadata) == {"by": "first"}
 
     async def test_if_match(self, store: Store) -> None:
-        """A put over the etag it knows replaces content and metadata; over another it does not."""
+        """A put with the condition Matches replaces content and metadata only of that etag."""
         first = await store.put("a.json", BODY, metadata={"revision": "1"})
         second = await store.put("a.json", b"second", condition=Matches(first))
         with pytest.raises(PreconditionFailedError):
@@ -246,24 +246,24 @@ class TestPut:
         assert dict((await store.head("a.json")).metadata) == {}
 
     async def test_if_match_where_nothing_is(self, store: Store) -> None:
-        """A put over an object that is gone is refused: S3 answers 404, some servers 412."""
+        """A put with Matches fails if there is no object: S3 responds 404, some servers 412."""
         with pytest.raises(PreconditionFailedError):
             await store.put("a.json", BODY, condition=Matches(WRONG))
         assert await keys(store) == []
 
     async def test_unconditional(self, store: Store) -> None:
-        """A put without a condition writes over whatever is there."""
+        """A put without a condition overwrites any object."""
         await store.put("a.json", BODY)
         await store.put("a.json", b"other")
         assert (await store.get("a.json")).data == b"other"
 
     async def test_etag_changes_with_content(self, store: Store) -> None:
-        """Contents written one after the other never share an etag, though their sizes agree."""
+        """Contents of the same size written one after the other never share an etag."""
         etags = [await store.put("a.json", f"{number:04}".encode()) for number in range(100)]
         assert len(set(etags)) == 100
 
     async def test_large_body_by_blocks(self, store: Store) -> None:
-        """20 MB go in and come out block by block."""
+        """20 MB are written and read block by block."""
         etag = await store.put("large.json", blocks(20))
         assert (await file_of(store, "large.json")).size == 20 * len(BLOCK)
         async with store.stream("large.json", if_match=etag) as body:
@@ -273,12 +273,12 @@ class TestPut:
         assert await read_stream(store, "large.json") == BLOCK * 20
 
     async def test_an_iterable_may_be_empty(self, store: Store) -> None:
-        """An iterable without a block makes an empty object."""
+        """An iterable without blocks creates an empty object."""
         await store.put("empty.json", blocks(0))
         assert (await store.get("empty.json")).data == b""
 
     async def test_one_of_many_takes_a_free_key(self, store: Store) -> None:
-        """Of 20 puts at once that want the key free, exactly one wins, whole."""
+        """Of 20 concurrent puts with Absent, exactly one succeeds, completely."""
         won: list[str] = []
 
         async def attempt(name: str) -> None:
@@ -294,7 +294,7 @@ class TestPut:
         assert dict((await store.head("a.json")).metadata) == {"by": won[0]}
 
     async def test_one_of_many_swaps(self, store: Store) -> None:
-        """Of 20 puts at once over the same etag, exactly one wins."""
+        """Of 20 concurrent puts with Matches of one etag, exactly one succeeds."""
         etag = await store.put("a.json", BODY)
         won: list[str] = []
 
@@ -308,7 +308,7 @@ class TestPut:
         assert [(await store.get("a.json")).etag] == won
 
     async def test_cancelled_in_the_middle(self, store: Store, tmp_path: Path) -> None:
-        """A put that is cancelled between two blocks leaves neither an object nor a file."""
+        """A put that is cancelled between two blocks leaves no object and no file."""
         started = anyio.Event()
 
         async def endless() -> AsyncIterator[bytes]:
@@ -324,7 +324,7 @@ class TestPut:
         assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
     async def test_a_body_that_fails(self, store: Store, tmp_path: Path) -> None:
-        """What a body raises comes out as it is, and the old object stays."""
+        """An error of the body propagates unchanged, and the old object stays."""
         etag = await store.put("a.json", BODY)
 
         async def failing() -> AsyncIterator[bytes]:
@@ -349,14 +349,14 @@ class TestCopy:
         assert (await store.get("a.json")).etag == etag
 
     async def test_keeps_the_etag(self, store: Store) -> None:
-        """A copy is known by its source's etag: so an archived file is found to be the same."""
+        """A copy has its source's etag, which identifies an archived file."""
         etag = await store.put("a.json", BODY)
         await store.copy("a.json", "archive/a.json", if_match=etag)
         [[copied]] = await pages(store, "archive/")
         assert copied.etag == etag
 
     async def test_metadata_instead_of_the_sources(self, store: Store) -> None:
-        """A copy with metadata of its own has only that."""
+        """New metadata of a copy replaces the source's."""
         etag = await store.put("a.json", BODY, metadata={"by": "me"})
         await store.copy("a.json", "b.json", if_match=etag, metadata={"Reason": "not JSON"})
         assert dict((await store.head("b.json")).metadata) == {"reason": "not JSON"}
@@ -371,13 +371,13 @@ class TestCopy:
         assert await keys(store) == ["a.json"]
 
     async def test_source_is_gone(self, store: Store) -> None:
-        """A source that is gone is a NotFoundError."""
+        """A missing source is a NotFoundError."""
         with pytest.raises(NotFoundError):
             await store.copy("a.json", "b.json", if_match=WRONG)
         assert await keys(store) == []
 
     async def test_target_is_taken(self, store: Store) -> None:
-        """A target that is taken is not overwritten, unless the caller wants it to be."""
+        """An existing target is overwritten only without a condition."""
         etag = await store.put("a.json", BODY)
         await store.put("b.json", b"other", metadata={"by": "other"})
         with pytest.raises(PreconditionFailedError):
@@ -391,7 +391,7 @@ class TestCopy:
     async def test_one_of_many_takes_the_target(
         self, store: Store, capabilities: Capabilities
     ) -> None:
-        """Of 20 copies at once to one free key, exactly one wins."""
+        """Of 20 concurrent copies to one free key, exactly one succeeds."""
         if not capabilities.guards_copies:
             pytest.skip("this server does not look at a copy's conditions")
         etag = await store.put("a.json", BODY)
@@ -410,7 +410,7 @@ class TestCopy:
 
 class TestDelete:
     async def test_right_wrong_and_absent(self, store: Store) -> None:
-        """In one batch, right etags go, wrong ones stay and are told, absent keys are fine."""
+        """In one batch, right etags are deleted, wrong ones are failures, missing keys are fine."""
         now = datetime.now(UTC)
         for key in ("right.json", "a/right.json", "wrong.json"):
             await store.put(key, BODY)
@@ -424,7 +424,7 @@ class TestDelete:
         assert await keys(store) == ["wrong.json"]
 
     async def test_overwritten_object_stays(self, store: Store) -> None:
-        """An object that was overwritten since it was listed stays, as it is now."""
+        """An object that was overwritten since it was listed stays unchanged."""
         await store.put("a.json", BODY)
         listed = await file_of(store, "a.json")
         etag = await store.put("a.json", BODY[::-1], metadata={"by": "other"})
@@ -433,7 +433,7 @@ class TestDelete:
         assert dict((await store.head("a.json")).metadata) == {"by": "other"}
 
     async def test_twice(self, store: Store) -> None:
-        """Deleting what is deleted already is no failure."""
+        """Deleting a deleted object is no failure."""
         await store.put("a.json", BODY, metadata={"by": "me"})
         listed = await file_of(store, "a.json")
         assert await store.delete([listed]) == {}
@@ -442,14 +442,14 @@ class TestDelete:
         assert dict((await store.head("a.json")).metadata) == {}
 
     async def test_nothing(self, store: Store) -> None:
-        """An empty batch is no work."""
+        """An empty batch does nothing."""
         assert await store.delete([]) == {}
 
     # moto takes a minute for this with the boto plane; both are tested apart from each other.
     @pytest.mark.slow
     @pytest.mark.parametrize("kind", sorted(STORES.keys() - {"s3-moto-boto"}), indirect=True)
     async def test_a_full_batch(self, store: Store) -> None:
-        """1,000 objects go in one batch; more are refused as such."""
+        """1,000 objects are deleted in one batch; more are an error."""
         written = [f"runs/{number % 7}/{number}.json" for number in range(DELETE_BATCH)]
         await put_all(store, written, BODY)
         [listed] = await pages(store)
@@ -462,14 +462,14 @@ class TestDelete:
 class TestKeys:
     @pytest.mark.parametrize("key", WEIRD_KEYS)
     async def test_weird_keys(self, store: Store, key: str) -> None:
-        """Any key that people come up with can be written, listed, read, copied and deleted."""
+        """Unusual keys can be written, listed, read, copied and deleted."""
         await self._goes_all_the_way(store, key)
 
     @pytest.mark.parametrize("key", CONTROL_KEYS)
     async def test_control_characters(
         self, store: Store, key: str, capabilities: Capabilities
     ) -> None:
-        """Keys with control characters work where the store can hold them."""
+        """Keys with control characters work if the store can hold them."""
         if not capabilities.holds_control_characters:
             pytest.skip("this store cannot hold them")
         await self._goes_all_the_way(store, key)
@@ -478,7 +478,7 @@ class TestKeys:
     async def test_keys_that_are_no_paths(
         self, store: Store, key: str, capabilities: Capabilities
     ) -> None:
-        """A key that is no path works as any other, or is refused with what is accepted."""
+        """A key that is not a path works as any other, or is a clear error."""
         if capabilities.holds_any_key:
             await self._goes_all_the_way(store, key)
             return
@@ -488,14 +488,14 @@ class TestKeys:
 
     @pytest.mark.parametrize("letter", ["a", "é", "日", "🎉"])
     async def test_longest_keys(self, store: Store, letter: str) -> None:
-        """A key of 1,024 bytes of UTF-8, the most that S3 takes, works."""
+        """A key of 1,024 bytes of UTF-8, S3's maximum, works."""
         names = "/".join([letter * (200 // len(letter.encode()))] * 4)
         key = f"{'p' * (1023 - len(names.encode()))}/{names}"
         assert len(key.encode()) == 1024
         await self._goes_all_the_way(store, key, copy_to="copy")
 
     async def test_a_key_below_another(self, store: Store, capabilities: Capabilities) -> None:
-        """A key below another is held, or refused without harm to the first."""
+        """A key below another works, or is an error that leaves the first unchanged."""
         await store.put("a", BODY)
         if capabilities.holds_any_key:
             await store.put("a/b", BODY)

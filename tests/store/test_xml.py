@@ -1,4 +1,4 @@
-"""S3's XML: a listing is read the same however it is written, a batch says what it was given."""
+"""S3's XML: every form of a listing is read the same, and a batch names its objects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ XMLNS = "http://s3.amazonaws.com/doc/2006-03-01/"
 
 
 def as_s3_writes(file: RunFile, key: str) -> str:
-    """An entry as Amazon S3 writes it."""
+    """Return an entry as Amazon S3 writes it."""
     return (
         f"<Contents><Key>{key}</Key><LastModified>{file.last_modified.isoformat()}</LastModified>"
         f"<ETag>&quot;{file.etag}&quot;</ETag><Size>{file.size}</Size>"
@@ -30,23 +30,23 @@ def as_s3_writes(file: RunFile, key: str) -> str:
 
 
 def with_checksums(file: RunFile, key: str) -> str:
-    """An entry of an object that was uploaded with checksums."""
+    """Return the entry of an object that was uploaded with checksums."""
     checksums = "<ChecksumAlgorithm>CRC64NVME</ChecksumAlgorithm><ChecksumType>FULL</ChecksumType>"
     return as_s3_writes(file, key).replace("<Size>", f"{checksums}<Size>")
 
 
 def with_owner(file: RunFile, key: str) -> str:
-    """An entry that says whose the object is, as other servers do."""
+    """Return an entry with the object's owner, as other servers write it."""
     return as_s3_writes(file, key).replace("</Contents>", "<Owner><ID>1</ID></Owner></Contents>")
 
 
 def indented(file: RunFile, key: str) -> str:
-    """An entry with white space between its elements."""
+    """Return an entry with white space between its elements."""
     return as_s3_writes(file, key).replace("><", ">\n  <")
 
 
 def in_another_order(file: RunFile, key: str) -> str:
-    """An entry whose size comes first."""
+    """Return an entry whose size comes first."""
     size = f"<Size>{file.size}</Size>"
     return as_s3_writes(file, key).replace(size, "").replace("<Key>", f"{size}<Key>")
 
@@ -55,7 +55,7 @@ FORMS = (as_s3_writes, with_checksums, with_owner, indented, in_another_order)
 
 
 def listing(entries: str, more: str = "<EncodingType>url</EncodingType>") -> bytes:
-    """A page with these entries."""
+    """Return a page with these entries."""
     inside = f"<Name>b</Name><IsTruncated>false</IsTruncated>{more}{entries}"
     return f'<ListBucketResult xmlns="{XMLNS}">{inside}</ListBucketResult>'.encode()
 
@@ -65,7 +65,7 @@ class TestListing:
     def test_is_read_the_same_in_every_form(
         self, entries: list[tuple[RunFile, Callable[[RunFile, str], str]]]
     ) -> None:
-        """Entries of any form, in any mixture and with any key, are the files that they name."""
+        """Entries of every form, mixed and with any keys, are parsed to the same files."""
         text = "".join(form(file, quote_plus(file.key, safe="/")) for file, form in entries)
         page = s3xml.parse_listing(listing(text), "")
         assert page.files == [file for file, _ in entries]
@@ -74,14 +74,14 @@ class TestListing:
     def test_without_encoding(
         self, files: list[RunFile], form: Callable[[RunFile, str], str]
     ) -> None:
-        """A server that does not encode keys is taken at its word: no sign is decoded."""
+        """If a server does not encode keys, nothing is decoded."""
         files = [file for file in files if s3xml.fits_xml(file.key) and "\r" not in file.key]
         text = "".join(form(file, escape(file.key)) for file in files)
         assert s3xml.parse_listing(listing(text, more=""), "").files == files
 
     @pytest.mark.parametrize("form", FORMS)
     def test_what_is_cut_off_is_no_listing(self, form: Callable[[RunFile, str], str]) -> None:
-        """No part of a page is taken for a page, wherever it ends."""
+        """A truncated page is never accepted, wherever it ends."""
         file = RunFile("runs/a.json", 1, "e", datetime(2025, 10, 21, tzinfo=UTC))
         page = listing(form(file, file.key) * 2)
         for end in range(len(page)):
@@ -90,7 +90,7 @@ class TestListing:
 
     @pytest.mark.parametrize("wrong", ["<Size>x</Size>", "<Size></Size>", ""])
     def test_a_damaged_entry(self, wrong: str) -> None:
-        """An entry without a size is trouble, not an empty file."""
+        """An entry without a size is an error, not an empty file."""
         file = RunFile("runs/a.json", 7, "e", datetime(2025, 10, 21, tzinfo=UTC))
         page = listing(as_s3_writes(file, file.key).replace("<Size>7</Size>", wrong))
         with pytest.raises(TransientError, match="damaged entry"):
@@ -99,10 +99,10 @@ class TestListing:
 
 @given(st.lists(st.tuples(texts.filter(s3xml.fits_xml), etags | st.just("")), max_size=5))
 def test_a_batch_says_what_it_was_given(objects: list[tuple[str, str]]) -> None:
-    """A parser reads the keys and etags from a batch to be deleted that were put into it."""
+    """A parser reads the same keys and etags from a batch that were put into it."""
     root = ET.fromstring(s3xml.delete_body(objects))  # noqa: S314 - made here
-    told = [
+    parsed = [
         (entry.findtext("{*}Key"), (entry.findtext("{*}ETag") or "").strip('"'))
         for entry in root.iterfind("{*}Object")
     ]
-    assert told == objects
+    assert parsed == objects
