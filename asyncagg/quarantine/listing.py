@@ -76,7 +76,7 @@ async def list_quarantined(
         reason: Only files whose reason contains this text; case is ignored.
     """
 
-    async def look_up_listed(file: RunFile) -> QuarantinedFile | None:
+    async def try_look_up(file: RunFile) -> QuarantinedFile | None:
         try:
             return await look_up(context, file.key)
         except NotFoundError:
@@ -84,7 +84,7 @@ async def list_quarantined(
 
     async for page in context.store.list_pages(context.settings.quarantine_prefix):
         files = [file for file in page if is_run_file(file.key)]
-        results = await map_each(files, look_up_listed, workers=context.settings.concurrency)
+        results = await map_each(files, try_look_up, workers=context.settings.concurrency)
         found = [each for each in results if each is not None]
         entries = await find_entries(context, [each for each in found if not each.reason])
         for each in found:

@@ -1,8 +1,8 @@
-"""Take the screenshots of the report for the documentation.
+"""Take the pictures of the report for the documentation, from a store with made-up data.
 
     PYTHONPATH=tests python -m testkit.report_pictures docs/images
 
-The store has always the same synthetic data. It needs Chromium and its chromedriver.
+It needs Chromium and its chromedriver.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ __all__ = ("made_up_page",)
 DAY = datetime(2025, 10, 21, tzinfo=UTC)
 WINDOWS = [Window(DAY + timedelta(minutes=5) * number, 5) for number in range(1, 145)]
 MISSING = {*range(37, 40), 101}
-ERRORS = range(80, 86)
 SETTINGS = Settings(window_by="name")
 
 
@@ -42,7 +41,7 @@ class _Named(MemoryStore):
 
 
 async def made_up_page() -> bytes:
-    """Return the page of half a day: with gaps, a period with many errors, and late files."""
+    """Return the page of half a day with a gap, a burst of errors, and late files."""
     dice = random.Random(7)
     store = _Named(Clock(DAY + timedelta(hours=12)))
     late = []
@@ -50,11 +49,11 @@ async def made_up_page() -> bytes:
         if number in MISSING:
             continue
         files = round(14 + 40 * math.sin(number / 46) ** 2 + dice.uniform(0, 9))
-        bad = 0.04 if number in ERRORS else 0.001
+        bad = 0.04 if number in range(80, 86) else 0.001
         for each in samples(
             files=files, windows=[window], prefix="runs/", bad_fraction=bad, seed=number
         ):
-            data = _with_errors(each.data) if each.good and number in ERRORS else each.data
+            data = _with_errors(each.data) if each.good and number in range(80, 86) else each.data
             if dice.random() < 0.002:
                 late.append((each.key, data))
             else:
@@ -68,11 +67,11 @@ async def made_up_page() -> bytes:
 
 
 def _with_errors(data: bytes) -> bytes:
-    result = orjson.loads(data)
-    result["errors"] += 2
-    result["total_opportunities"] += 2
-    result["processing_time_seconds"] *= 2.5
-    return orjson.dumps(result)
+    content = orjson.loads(data)
+    content["errors"] += 2
+    content["total_opportunities"] += 2
+    content["processing_time_seconds"] *= 2.5
+    return orjson.dumps(content)
 
 
 def _take(browser: Browser, target: Path, *, width: int, height: int, scheme: str) -> None:
@@ -83,8 +82,8 @@ def _take(browser: Browser, target: Path, *, width: int, height: int, scheme: st
 
 
 def main() -> None:
-    """Write the screenshots into the folder in the first argument."""
-    logging.disable()  # one line for each invalid sample
+    """Write the pictures into the folder that the argument names."""
+    logging.disable()  # no line for each file that is bad on purpose
     folder = Path(sys.argv[1]).resolve()
     page = folder / "report.html"
     page.write_bytes(anyio.run(made_up_page))
