@@ -73,7 +73,8 @@ def levels(period: Period, window_minutes: int) -> list[tuple[Period | None, Per
     if period not in chain:
         raise UsageError(
             f"period 'hour' with window_minutes {window_minutes}: expected a window that divides "
-            "an hour, or the period 'day'"
+            "an hour, or the period 'day'",
+            setting="period",
         )
     steps = pairwise(chain[: chain.index(period) + 1])
     return [(source, target) for source, target in steps if target is not None]
