@@ -7,13 +7,13 @@ keeps an event loop and an open store from task to task.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 import threading
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 import anyio
@@ -25,7 +25,7 @@ from distributed.utils import silence_logging_cmgr
 from asyncagg.backfill.tasks import Task
 from asyncagg.errors import AsyncaggError, ConfigurationError, TransientError
 from asyncagg.job.context import JobContext
-from asyncagg.runtime.loops import loop_factory
+from asyncagg.runtime.loops import KeptLoop
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
 
@@ -160,41 +160,25 @@ def dask_setup(_worker: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Warm:
-    """What a thread of a worker keeps from task to task: an event loop and a store in it."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self._runner = asyncio.Runner(loop_factory=loop_factory())
-        self._stack = AsyncExitStack()
-        self._context: JobContext | None = None
-
-    def perform(self, task: Task[T]) -> T:
-        return self._runner.run(self._perform(task))
-
-    async def _perform(self, task: Task[T]) -> T:
-        if self._context is None:
-            store = await self._stack.enter_async_context(open_store(self.settings))
-            self._context = JobContext(store, self.settings)
-        return await task.perform(self._context)
-
-    def close(self) -> None:
-        self._runner.run(self._stack.aclose())
-        self._runner.close()
-
-
 _thread = threading.local()
 
 
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[JobContext]:
+    async with open_store(settings) as store:
+        yield JobContext(store, settings)
+
+
 def perform(task: Task[T], settings: Settings) -> T:
-    """Do a task in this thread of a worker."""
-    warm: _Warm | None = getattr(_thread, "warm", None)
-    if warm is None or warm.settings != settings:
-        if warm is not None:
-            warm.close()
-        warm = _thread.warm = _Warm(settings)
+    """Do a task in this thread of a worker, which keeps an event loop and a store in it."""
+    settings_before, loop = getattr(_thread, "kept", (None, None))
+    if loop is None or settings_before != settings:
+        if loop is not None:
+            loop.close()
+        loop = KeptLoop(partial(_opened, settings))
+        _thread.kept = settings, loop
     try:
-        return warm.perform(task)
+        return loop.run(task.perform)
     except AsyncaggError as error:
         # What caused it may be of a class that cannot be sent.
         error.__cause__ = error.__context__ = None
