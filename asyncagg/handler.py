@@ -10,9 +10,8 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
-from contextvars import copy_context
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -22,13 +21,13 @@ import orjson
 from aws_lambda_powertools.logging.formatter import LambdaPowertoolsFormatter
 
 from asyncagg.aws import metrics
-from asyncagg.aws.events import RunRequest, request_of
+from asyncagg.aws.events import RunRequest, parse_event
 from asyncagg.errors import AsyncaggError
 from asyncagg.job.deadline import Deadline
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.pipeline import run
 from asyncagg.runtime import logs
-from asyncagg.runtime.loops import loop_factory
+from asyncagg.runtime.loops import KeptLoop
 from asyncagg.settings import Settings, from_environment
 from asyncagg.store import Store
 from asyncagg.store.opening import open_store
@@ -38,12 +37,12 @@ __all__ = ("close", "lambda_handler")
 
 _log = logging.getLogger(__name__)
 
-_KEPT_SECONDS = 2.0
-"""Kept for the answer, the metrics and the freeze of the runtime, so that Lambda never kills it."""
+_RESERVED_SECONDS = 2.0
+"""Reserved for the answer and the metrics, so that Lambda never ends the invocation itself."""
 
 
-class _Warm:
-    """What outlives an invocation: one event loop, and one store that never outlives the loop."""
+class _Instance:
+    """What a Lambda instance keeps from one invocation to the next."""
 
     def __init__(self) -> None:
         self.settings: Settings = from_environment(os.environ)
@@ -51,58 +50,46 @@ class _Warm:
         self.retry = Retry(RetryPolicy(attempts=self.settings.retry_attempts))
         self.cold = True
         self.formatter = LambdaPowertoolsFormatter(
-            # ASCII: no line separator of a hostile key reaches a viewer.
+            # ASCII only: a line separator in a hostile key is escaped.
             json_serializer=partial(json.dumps, default=str, separators=(",", ":")),
             use_rfc3339=True,
             utc=True,
             service=self.service,
         )
         logs.configure(self.settings.log_level, formatter=self.formatter)
-        self._runner = asyncio.Runner(loop_factory=loop_factory())
-        self._stack = AsyncExitStack()
-        self._store: Store | None = None
+        self.loop = KeptLoop(self._store)
 
-    def open(self) -> None:
-        """Open the store, ahead of the first invocation."""
-        self._runner.run(self._opened())
-
-    def invoke(self, request: RunRequest, seconds: float | None) -> RunReport:
-        # The runner's own context is a copy from its first run, with that one's correlation id.
-        return self._runner.run(self._invoke(request, seconds), context=copy_context())
-
-    def close(self) -> None:
-        self._runner.run(self._stack.aclose())
-        self._runner.close()
-
-    async def _opened(self) -> Store:
-        if self._store is None:
-            opening = open_store(self.settings, retry=self.retry)
-            self._store = await self._stack.enter_async_context(opening)
-            # What is loaded by now stays for good: the collector need not look at it again, nor
-            # look around after every 700 objects, which costs 6 % of the work. Nothing here makes
-            # cycles but failures.
+    @asynccontextmanager
+    async def _store(self) -> AsyncIterator[Store]:
+        async with open_store(self.settings, retry=self.retry) as store:
+            # Everything loaded so far stays loaded, so exclude it from garbage collection, and
+            # collect less often than every 700 objects, which takes 6 % of the time. Only failures
+            # leave reference cycles.
             gc.freeze()
             gc.set_threshold(20_000, 20, 20)
-        return self._store
+            yield store
 
-    async def _invoke(self, request: RunRequest, seconds: float | None) -> RunReport:
-        deadline = Deadline.after(seconds)
-        with _ended_by_sigterm():
-            return await run(
-                await self._opened(),
-                self.settings,
-                at=request.at,
-                deadline=deadline,
-                dry_run=request.dry_run,
-                only=request.only,
-            )
+    def invoke(self, request: RunRequest, seconds: float | None) -> RunReport:
+        async def work(store: Store) -> RunReport:
+            deadline = Deadline.after(seconds)
+            with _cancelled_by_sigterm():
+                return await run(
+                    store,
+                    self.settings,
+                    at=request.at,
+                    deadline=deadline,
+                    dry_run=request.dry_run,
+                    only=request.only,
+                )
+
+        return self.loop.run(work)
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Cancel what runs inside when the process is told to end, and say so."""
+def _cancelled_by_sigterm() -> Iterator[None]:
+    """Cancel the work inside on SIGTERM, and raise an error that says so."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
+        yield  # only the main thread receives signals
         return
     loop = asyncio.get_running_loop()
     with anyio.CancelScope() as scope:
@@ -112,69 +99,69 @@ def _ended_by_sigterm() -> Iterator[None]:
         finally:
             loop.remove_signal_handler(signal.SIGTERM)
     if scope.cancelled_caught:
-        raise AsyncaggError("ended by SIGTERM: nothing is lost, the next invocation goes on")
+        raise AsyncaggError("ended by SIGTERM: nothing is lost, the next invocation continues")
 
 
-_warm: _Warm | None = None
+_kept: _Instance | None = None
 
 
-def _warmed() -> _Warm:
-    global _warm  # noqa: PLW0603 - what a warm Lambda keeps has to live somewhere
-    if _warm is None:
-        _warm = _Warm()
-    return _warm
+def _instance() -> _Instance:
+    global _kept  # noqa: PLW0603 - it outlives the invocation
+    if _kept is None:
+        _kept = _Instance()
+    return _kept
 
 
 def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     """Settle the windows that ended by the event's time, or those that the event names.
 
     Args:
-        event: See `asyncagg.aws.events.request_of` for what is accepted.
-        context: Lambda's context: gives the request's id and the time that is left.
+        event: An event that `asyncagg.aws.events.parse_event` accepts.
+        context: Lambda's context: the request's id and the time that is left.
 
     Returns:
         ``statusCode``, ``body`` (JSON: ``message``, ``results``) and ``correlation_id``.
 
     Raises:
-        AsyncaggError: The event, a setting or the store's set-up is at fault, or the process was
-            told to end; Lambda reports it.
+        AsyncaggError: The event, a setting or the environment is at fault, or SIGTERM ended the
+            invocation; Lambda reports it.
     """
-    warm = _warmed()
-    told = _told_of(context) | {"cold_start": warm.cold}
-    warm.formatter.append_keys(**told)
-    logs.correlation_id.set(told["function_request_id"])
-    meter = metrics.Meter(warm.retry, cold=warm.cold)
-    warm.cold = False
+    instance = _instance()
+    properties = _log_properties(context) | {"cold_start": instance.cold}
+    instance.formatter.append_keys(**properties)
+    logs.correlation_id.set(properties["function_request_id"])
+    meter = metrics.Meter(instance.retry, cold=instance.cold)
+    instance.cold = False
     try:
-        request = request_of(event, warm.settings.window_minutes, now=datetime.now(UTC))
-        correlation = request.correlation_id or told["function_request_id"]
+        request = parse_event(event, instance.settings.window_minutes, now=datetime.now(UTC))
+        correlation = request.correlation_id or properties["function_request_id"]
         logs.correlation_id.set(correlation)
-        report = warm.invoke(request, _seconds_left(context, warm.settings))
+        report = instance.invoke(request, _seconds_left(context, instance.settings))
     except Exception as error:
         _log.error("failed", extra={"error": type(error).__name__, "reason": str(error)})
         raise
-    if not report.dry_run:  # it has counted nothing
-        metrics.emit(report, meter.read(), service=warm.service, properties=told)
+    if not report.dry_run:  # a dry run counts nothing
+        metrics.emit(report, meter.read(), service=instance.service, properties=properties)
     return _answer(report, correlation)
 
 
 def close() -> None:
-    """Close what warm invocations keep; Lambda itself never asks for it."""
-    global _warm  # noqa: PLW0603 - see _warmed
-    if _warm is not None:
-        _warm.close()
-        _warm = None
+    """Close the store and the event loop that invocations keep. Lambda never calls it."""
+    global _kept  # noqa: PLW0603 - as above
+    if _kept is not None:
+        _kept.loop.close()
+        _kept = None
 
 
-def _told_of(context: Any) -> dict[str, Any]:
-    """Return what each line of the log says of the invocation, in the words of Powertools."""
-    told = {
+def _log_properties(context: Any) -> dict[str, Any]:
+    """Return what each log line says about the invocation, under Powertools' names."""
+    properties = {
         "function_name": getattr(context, "function_name", None),
         "function_memory_size": getattr(context, "memory_limit_in_mb", None),
         "function_arn": getattr(context, "invoked_function_arn", None),
         "function_request_id": getattr(context, "aws_request_id", None) or uuid.uuid4().hex,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in properties.items() if value is not None}
 
 
 def _seconds_left(context: Any, settings: Settings) -> float | None:
@@ -182,7 +169,7 @@ def _seconds_left(context: Any, settings: Settings) -> float | None:
     limits = [settings.max_seconds]
     if remaining is not None:
         seconds = remaining() / 1000
-        limits.append(seconds - min(_KEPT_SECONDS, seconds / 4))
+        limits.append(seconds - min(_RESERVED_SECONDS, seconds / 4))
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -221,17 +208,17 @@ def _message(report: RunReport, aggregates: int) -> str:
         return f"dry run: {total.left} files of {len(report.windows)} windows to settle"
     message = f"settled {total.counted} files into {aggregates} aggregates"
     if report.failures:
-        message += f"; {len(report.failures)} windows failed and are left as they are"
+        message += f"; {len(report.failures)} windows failed and are unchanged"
     return message
 
 
 def _prepare() -> None:
-    """Do ahead, while Lambda lends a whole CPU, what the first invocation would do on a fraction.
+    """Open the store during the start, when Lambda gives a whole CPU and not a fraction of one.
 
-    Credentials are in the environment by now, and nothing here asks the network.
+    It sends no request, and finds the credentials in the environment.
     """
-    with suppress(AsyncaggError):  # the invocation meets it again, and Lambda reports it
-        _warmed().open()
+    with suppress(AsyncaggError):  # the invocation raises it again, and Lambda reports it
+        _instance().loop.open()
 
 
 if "AWS_LAMBDA_RUNTIME_API" in os.environ:

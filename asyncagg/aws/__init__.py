@@ -1,1 +1,1 @@
-"""The Lambda's surroundings: the events that start it and the metrics that it emits."""
+"""The AWS Lambda interface: the events that start a run and the metrics that it emits."""

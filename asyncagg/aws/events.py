@@ -1,4 +1,4 @@
-"""What a Lambda event asks for: the scheduled work, or what somebody asks for directly."""
+"""Lambda events: of a schedule, or of a direct invocation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from asyncagg.errors import UsageError
 from asyncagg.model import Window
 from asyncagg.windows import check_interval, parse_time, parse_window
 
-__all__ = ("RunRequest", "request_of")
+__all__ = ("RunRequest", "parse_event")
 
-_OWN = ("time", "window", "since", "until", "dry_run")
-_ENVELOPE = (
+_FIELDS = {"time", "window", "since", "until", "dry_run"}
+_EVENTBRIDGE_FIELDS = {
     "version",
     "id",
     "detail-type",
@@ -23,7 +23,7 @@ _ENVELOPE = (
     "region",
     "resources",
     "detail",
-)
+}
 _SOURCES = ("aws.scheduler", "aws.events")
 _ACCEPTED = (
     "expected an EventBridge Scheduler or rule event, {}, "
@@ -34,13 +34,13 @@ _ACCEPTED = (
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What is to be done.
+    """A request to settle windows.
 
     Attributes:
         at: Windows that ended by then are settled.
-        only: Which of them, where not all.
-        dry_run: Whether to only look.
-        correlation_id: The event's own id, or empty.
+        only: Selects some of them; None selects all.
+        dry_run: Whether to change nothing.
+        correlation_id: The event's id, or empty.
     """
 
     at: datetime
@@ -49,39 +49,33 @@ class RunRequest:
     correlation_id: str = ""
 
 
-def request_of(event: Any, minutes: int, *, now: datetime) -> RunRequest:
-    """Return what an event asks for.
+def parse_event(event: Any, minutes: int, *, now: datetime) -> RunRequest:
+    """Return the request of an event.
 
-    The event's ``time`` decides which windows have ended, not the clock: so a retried event does
-    the same work. ``window`` takes one window, ``since`` and ``until`` those that lie between them.
+    Its ``time``, not the clock, decides which windows have ended, so a retried event does the same
+    work. ``window`` selects one window, ``since`` and ``until`` the windows between them.
 
     Args:
-        event: As Lambda hands it over.
+        event: As Lambda passes it.
         minutes: The length of a window.
-        now: The time of an event that names none.
+        now: The time of an event that has none.
 
     Raises:
-        UsageError: It is none of the events that are accepted; the message names them.
+        UsageError: The event is not accepted; the message lists the accepted ones.
     """
     if not isinstance(event, Mapping):
         raise UsageError(f"event {event!r}: expected an object; {_ACCEPTED}")
-    _check_fields(event)
-    at = _time(event, "time") or now
-    return RunRequest(
-        at=at,
-        only=_selection(event, minutes, at),
-        dry_run=_flag(event, "dry_run"),
-        correlation_id=str(event.get("id") or ""),
-    )
-
-
-def _check_fields(event: Mapping[str, Any]) -> None:
-    unknown = sorted(str(name) for name in event if name not in _OWN + _ENVELOPE)
+    unknown = sorted(str(name) for name in event if name not in _FIELDS | _EVENTBRIDGE_FIELDS)
     if unknown:
         raise UsageError(f"event with {', '.join(map(repr, unknown))}: {_ACCEPTED}")
     source = event.get("source", _SOURCES[0])
     if source not in _SOURCES:
         raise UsageError(f"event source {source!r}: {_ACCEPTED}")
+    at = _time(event, "time") or now
+    dry_run = event.get("dry_run", False)
+    if not isinstance(dry_run, bool):
+        raise UsageError(f"event dry_run {dry_run!r}: expected true or false")
+    return RunRequest(at, _selection(event, minutes, at), dry_run, str(event.get("id") or ""))
 
 
 def _selection(
@@ -89,20 +83,16 @@ def _selection(
 ) -> Callable[[Window], bool] | None:
     since, until = _time(event, "since"), _time(event, "until")
     name = _text(event, "window")
-    if name is not None and (since or until):
-        raise UsageError(f"event window {name!r} with since or until: {_ACCEPTED}")
-    if name is not None:
-        return _one(parse_window(name, minutes), at)
+    if name is None:
+        return check_interval(since, until).holds if since or until else None
     if since or until:
-        return check_interval(since, until).holds
-    return None
-
-
-def _one(asked: Window, at: datetime) -> Callable[[Window], bool]:
-    if asked.end > at:
-        told = f"{at:%Y-%m-%dT%H:%M:%SZ}"
-        raise UsageError(f"event window {asked.name!r}: expected one that ended by {told}")
-    return lambda window: window == asked
+        raise UsageError(f"event window {name!r} with since or until: {_ACCEPTED}")
+    wanted = parse_window(name, minutes)
+    if wanted.end > at:
+        raise UsageError(
+            f"event window {name!r}: expected one that ended by {at:%Y-%m-%dT%H:%M:%SZ}"
+        )
+    return lambda window: window == wanted
 
 
 def _time(event: Mapping[str, Any], name: str) -> datetime | None:
@@ -114,11 +104,4 @@ def _text(event: Mapping[str, Any], name: str) -> str | None:
     value = event.get(name)
     if value is None or isinstance(value, str):
         return value
-    raise UsageError(f"event {name} {value!r}: expected a text such as 20251021t1400Z")
-
-
-def _flag(event: Mapping[str, Any], name: str) -> bool:
-    value = event.get(name, False)
-    if isinstance(value, bool):
-        return value
-    raise UsageError(f"event {name} {value!r}: expected true or false")
+    raise UsageError(f"event {name} {value!r}: expected text such as 20251021t1400Z")

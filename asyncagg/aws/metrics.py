@@ -1,4 +1,4 @@
-"""What one invocation did and cost, as CloudWatch metrics: one line of embedded metric format.
+"""What an invocation did and cost, as CloudWatch metrics: one line of embedded metric format.
 
 The format: https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
 """
@@ -29,7 +29,7 @@ PRICES = {
     "head": 0.0004 / 1000,
     "delete": 0.0,
 }
-"""US dollars for a request (S3 Standard, us-east-1; https://aws.amazon.com/s3/pricing/)."""
+"""US dollars per request (S3 Standard, us-east-1; https://aws.amazon.com/s3/pricing/)."""
 
 OPERATIONS = tuple(PRICES)
 
@@ -40,13 +40,13 @@ Measurement = tuple[str, str, float]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an invocation used.
+    """The resources that an invocation used.
 
     Attributes:
-        cpu_seconds: User and system time; in a cold one the start-up too.
+        cpu_seconds: User and system time; of a cold start with the imports.
         peak_bytes: The largest resident set of the process so far.
-        requests: How many requests were sent, tries included, by operation.
-        retries: How many of them were tries after a failure, by operation.
+        requests: The number of requests by operation, retries included.
+        retries: The number of retries by operation.
     """
 
     cpu_seconds: float
@@ -56,16 +56,16 @@ class Usage:
 
     @property
     def request_cost(self) -> float:
-        """What the requests cost, in US dollars, by `PRICES`."""
+        """The price of the requests in US dollars, by `PRICES`."""
         return sum(PRICES[name] * count for name, count in self.requests.items())
 
 
 class Meter:
-    """Takes the usage of one invocation, from its start.
+    """Measures the usage of one invocation, from its start.
 
     Args:
-        retry: What counts the requests.
-        cold: Whether the start of the process counts too.
+        retry: The retry layer, which counts the requests.
+        cold: Whether to include the start of the process.
     """
 
     def __init__(self, retry: Retry, *, cold: bool) -> None:
@@ -75,7 +75,7 @@ class Meter:
         self._retries = dict(retry.retries)
 
     def read(self) -> Usage:
-        """Return what was used since the start."""
+        """Return the usage since the start."""
         return Usage(
             cpu_seconds=process_time() - self._cpu,
             peak_bytes=_peak_bytes(),
@@ -89,7 +89,7 @@ def _since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
 
 
 def _peak_bytes() -> int:
-    if _STATUS.exists():  # getrusage would count what the parent was before it started this
+    if _STATUS.exists():  # getrusage may report the size of the parent process
         lines = _STATUS.read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     unit = 1 if sys.platform == "darwin" else 1024
@@ -97,12 +97,7 @@ def _peak_bytes() -> int:
 
 
 def measurements(report: RunReport, usage: Usage) -> Iterator[Measurement]:
-    """Yield name, unit and value of every metric.
-
-    Args:
-        report: What the run did.
-        usage: What it used.
-    """
+    """Yield the name, unit and value of every metric."""
     total = report.total
     yield "FilesCounted", "Count", total.counted
     yield "FilesArchived", "Count", total.archived
@@ -122,20 +117,20 @@ def measurements(report: RunReport, usage: Usage) -> Iterator[Measurement]:
     yield "CpuSeconds", "Seconds", usage.cpu_seconds
     for operation in OPERATIONS:
         yield f"{operation.capitalize()}Requests", "Count", usage.requests.get(operation, 0)
-        # CloudWatch charges for each metric that has data: most of these never have.
+        # CloudWatch charges for each metric that has data, and most of these never have.
         if retries := usage.retries.get(operation):
             yield f"{operation.capitalize()}Retries", "Count", retries
     yield "RequestCost", "None", usage.request_cost
 
 
 def emit(report: RunReport, usage: Usage, *, service: str, properties: Mapping[str, Any]) -> None:
-    """Print the metrics on standard output, where Lambda hands them to CloudWatch.
+    """Print the metrics on standard output, from where Lambda sends them to CloudWatch.
 
     Args:
         report: What the run did.
         usage: What it used.
-        service: Their one dimension.
-        properties: What stands beside them in the log, for people who look there.
+        service: The value of the only dimension.
+        properties: Other values to log on the same line.
     """
     namespace = os.environ.get("POWERTOOLS_METRICS_NAMESPACE", "asyncagg")
     metrics = EphemeralMetrics(namespace=namespace, service=service)

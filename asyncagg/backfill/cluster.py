@@ -7,13 +7,12 @@ an event loop and an open store for all its tasks.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -25,7 +24,7 @@ from distributed.utils import silence_logging_cmgr
 
 from asyncagg.errors import AsyncaggError, ConfigurationError, TransientError
 from asyncagg.job.context import JobContext
-from asyncagg.runtime.loops import loop_factory
+from asyncagg.runtime.loops import KeptLoop
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
 
@@ -162,30 +161,13 @@ def dask_setup(_worker: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Warm:
-    """The event loop and the store that a thread of a worker keeps for all its tasks."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self._runner = asyncio.Runner(loop_factory=loop_factory())
-        self._stack = AsyncExitStack()
-        self._context: JobContext | None = None
-
-    def perform(self, task: Callable[[JobContext], Awaitable[T]]) -> T:
-        return self._runner.run(self._perform(task))
-
-    async def _perform(self, task: Callable[[JobContext], Awaitable[T]]) -> T:
-        if self._context is None:
-            store = await self._stack.enter_async_context(open_store(self.settings))
-            self._context = JobContext(store, self.settings)
-        return await task(self._context)
-
-    def close(self) -> None:
-        self._runner.run(self._stack.aclose())
-        self._runner.close()
-
-
 _thread = threading.local()
+
+
+@asynccontextmanager
+async def _open_context(settings: Settings) -> AsyncIterator[JobContext]:
+    async with open_store(settings) as store:
+        yield JobContext(store, settings)
 
 
 def perform(
@@ -194,14 +176,15 @@ def perform(
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> T:
-    """Run a task in this thread of a worker."""
-    warm: _Warm | None = getattr(_thread, "warm", None)
-    if warm is None or warm.settings != settings:
-        if warm is not None:
-            warm.close()
-        warm = _thread.warm = _Warm(settings)
+    """Run a task in this thread of a worker, which keeps an event loop and a store."""
+    kept_settings, loop = getattr(_thread, "kept", (None, None))
+    if loop is None or kept_settings != settings:
+        if loop is not None:
+            loop.close()
+        loop = KeptLoop(partial(_open_context, settings))
+        _thread.kept = settings, loop
     try:
-        return warm.perform(lambda context: task(context, *args, **kwargs))
+        return loop.run(lambda context: task(context, *args, **kwargs))
     except AsyncaggError as error:
         # The class of the cause may not be picklable.
         error.__cause__ = error.__context__ = None

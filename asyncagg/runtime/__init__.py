@@ -1,1 +1,1 @@
-"""What every layer runs on: task groups, limits, logs and the event loop."""
+"""What the layers above run on: task groups, logs, the event loop."""

@@ -1,4 +1,4 @@
-"""Structured logging: one line of JSON, or of text, with the correlation id of the run."""
+"""Structured logging: one line of JSON or text per record, with the correlation id of the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ correlation_id: ContextVar[str] = ContextVar("correlation_id", default="")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "correlation_id"}
 
 
-class _Correlated(logging.Filter):
+class _CorrelationFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.correlation_id = correlation_id.get()
         return True
@@ -24,21 +24,21 @@ class _Correlated(logging.Filter):
 class _TextFormatter(logging.Formatter):
     """``12:00:00 warning quarantined key='runs/a.json' …``: values as Python literals.
 
-    So a hostile key, line breaks and all, stays on its own line.
+    A literal escapes line breaks, so a hostile key cannot start a line.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        told = {name: value for name, value in vars(record).items() if name not in _STANDARD}
-        pairs = " ".join(f"{name}={value!r}" for name, value in told.items())
+        extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        pairs = " ".join(f"{name}={value!r}" for name, value in extra.items())
         line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower()}"
         return f"{line} {record.getMessage()} {pairs}".rstrip()
 
 
-class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what standard error is at the moment: a progress bar stands in for it."""
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to the current `sys.stderr`: a progress bar replaces it for a time."""
 
     def __init__(self) -> None:
-        logging.Handler.__init__(self)  # a stream handler's own would keep the stream of today
+        logging.Handler.__init__(self)  # StreamHandler's own keeps the stream of now
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]  # it is read, never set
@@ -52,17 +52,17 @@ def configure(
     formatter: logging.Formatter | None = None,
     stream: TextIO | None = None,
 ) -> None:
-    """Send what the package logs to a stream (default: standard error).
+    """Send the package's log to a stream.
 
     Args:
-        level: The least that is logged.
-        json: One JSON object a line, for machines; else text.
-        formatter: What writes the lines instead.
-        stream: Where to.
+        level: The lowest level that is logged.
+        json: Write one JSON object per line instead of text.
+        formatter: Formats the lines instead.
+        stream: The stream; default: standard error.
     """
-    handler = _StandardError() if stream is None else logging.StreamHandler(stream)
+    handler = _StderrHandler() if stream is None else logging.StreamHandler(stream)
     handler.setFormatter(formatter or (_json_formatter() if json else _TextFormatter()))
-    handler.addFilter(_Correlated())
+    handler.addFilter(_CorrelationFilter())
     logger = logging.getLogger("asyncagg")
     logger.handlers = [handler]
     logger.setLevel(level.upper())
@@ -70,7 +70,7 @@ def configure(
 
 
 def _json_formatter() -> logging.Formatter:
-    # Imported where it is asked for: the Lambda has a formatter of its own.
+    # Imported when it is used: the Lambda has another formatter.
     from pythonjsonlogger.json import JsonFormatter  # noqa: PLC0415
 
     formatter: logging.Formatter = JsonFormatter(

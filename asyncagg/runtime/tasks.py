@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -18,12 +18,12 @@ R = TypeVar("R")
 async def for_each(
     items: Iterable[T], work: Callable[[T], Awaitable[object]], *, workers: int
 ) -> None:
-    """Do ``work`` on every item, at most ``workers`` at a time.
+    """Call ``work`` on every item, at most ``workers`` at a time.
 
     The workers pull from one iterator: no task, stream or queue entry per item.
 
     Raises:
-        Exception: The first failure of ``work`` itself, after the other workers are cancelled.
+        Exception: The first failure of ``work``, after the other workers are cancelled.
     """
     iterator = iter(items)
 
@@ -52,12 +52,20 @@ async def map_each(
 
 @asynccontextmanager
 async def task_group() -> AsyncIterator[TaskGroup]:
-    """Open a task group whose failure is one error, the first, instead of a tree of them."""
+    """Open a task group that raises its first error, with the other errors as notes on it."""
     try:
         async with anyio.create_task_group() as group:
             yield group
     except BaseExceptionGroup as failures:
-        first: BaseException = failures
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
+        first, *others = _leaves(failures)
+        for other in others:
+            first.add_note(f"another task failed too: {type(other).__name__}: {other}")
         raise first from None
+
+
+def _leaves(failure: BaseException) -> Iterator[BaseException]:
+    if isinstance(failure, BaseExceptionGroup):
+        for each in failure.exceptions:
+            yield from _leaves(each)
+    else:
+        yield failure

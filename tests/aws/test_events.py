@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asyncagg.aws.events import RunRequest, request_of
+from asyncagg.aws.events import RunRequest, parse_event
 from asyncagg.errors import UsageError
 from asyncagg.model import Window
 
@@ -34,7 +34,7 @@ RULE = SCHEDULER | {
 
 def asked(event: Any) -> RunRequest:
     """Return what an event asks for."""
-    return request_of(event, 5, now=NOW)
+    return parse_event(event, 5, now=NOW)
 
 
 def windows(request: RunRequest) -> list[str]:
@@ -99,7 +99,7 @@ def test_a_dry_run_is_asked_for_with_anything_else() -> None:
         ({"windows": "20251021t1400Z", "x\n": 1}, r"event with 'windows', 'x\\n': expected an"),
         (RULE | {"source": "aws.s3"}, "event source 'aws.s3': expected an EventBridge"),
         (RULE | {"source": []}, r"event source \[\]: expected an EventBridge"),
-        ({"time": 5}, "event time 5: expected a text such as"),
+        ({"time": 5}, "event time 5: expected text such as"),
         ({"time": "noon"}, "event time 'noon': expected a time"),
         ({"window": "1400"}, "window '1400': expected the end of a window of 5 minutes"),
         ({"window": "20251021t1401Z"}, "window '20251021t1401Z': expected the end of a window"),

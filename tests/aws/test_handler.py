@@ -23,7 +23,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedS3Server]:
     with ThreadedS3Server(S3Server([BUCKET])) as threaded:
         monkeypatch.setenv("SAM_MATCHING_OUT_RUNS_BUCKET", BUCKET)
         monkeypatch.setenv("ASYNCAGG_ENDPOINT_URL", threaded.url)
-        monkeypatch.setattr(handler, "_warm", None)
+        monkeypatch.setattr(handler, "_kept", None)
         for number in (1, 2, 3):
             put(threaded, f"runs/{number}.json", run_file(number))
         yield threaded
@@ -154,7 +154,7 @@ def test_connections_that_died_in_a_freeze_are_replaced(server: ThreadedS3Server
 @pytest.mark.parametrize(
     ("event", "told"),
     [
-        ({"time": 5}, "event time 5: expected a text"),
+        ({"time": 5}, "event time 5: expected text"),
         ({"time": "noon"}, "event time 'noon': expected a time"),
         ([], r"event \[\]: expected an object"),
         (None, "event None: expected an object"),

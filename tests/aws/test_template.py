@@ -15,7 +15,7 @@ from testkit.scenario import AT, BUCKET, PLANES, fill_server, open_s3, prepared
 from testkit.template import PARAMETERS, TEMPLATE, Resolver, resources, role, template
 
 import asyncagg.store.s3.store as s3_module
-from asyncagg.aws.events import request_of
+from asyncagg.aws.events import parse_event
 from asyncagg.aws.metrics import Usage, measurements
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.pipeline import run
@@ -122,7 +122,7 @@ def test_the_schedule_sends_an_event_that_is_accepted() -> None:
     """The event's time is the scheduled time; failed events are retried and kept."""
     schedule = Resolver({}).properties("Function")["Events"]["Schedule"]["Properties"]
     event = schedule["Input"].replace("<aws.scheduler.scheduled-time>", "2025-10-21T14:00:00Z")
-    request = request_of(json.loads(event), 5, now=AT)
+    request = parse_event(json.loads(event), 5, now=AT)
     assert request.at.isoformat() == "2025-10-21T14:00:00+00:00"
     assert schedule["ScheduleExpression"] == "rate(5 minutes)"
     assert schedule["RetryPolicy"]["MaximumRetryAttempts"] > 0

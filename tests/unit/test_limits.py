@@ -274,14 +274,18 @@ class TestForEach:
         assert sorted(cancelled) == [2, 3]
 
     def test_two_errors_at_once(self) -> None:
-        """Of failures in the same moment one comes out, as itself."""
+        """Of several failures at the same moment the first is raised; the others are its notes."""
 
         async def one(item: int) -> None:
             raise NotFoundError(f"item {item}")
 
         async def work() -> None:
-            with pytest.raises(NotFoundError, match=r"^item 0$"):
+            with pytest.raises(NotFoundError) as failure:
                 await for_each(range(5), one, workers=5)
+            assert str(failure.value) == "item 0"
+            assert failure.value.__notes__ == [
+                f"another task failed too: NotFoundError: item {number}" for number in range(1, 5)
+            ]
 
         run_virtually(work)
 

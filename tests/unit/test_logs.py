@@ -40,7 +40,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedS3Server]:
         monkeypatch.setenv("ASYNCAGG_ENDPOINT_URL", threaded.url)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
-        monkeypatch.setattr(handler, "_warm", None)
+        monkeypatch.setattr(handler, "_kept", None)
         yield threaded
         handler.close()
 
