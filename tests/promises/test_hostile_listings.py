@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,11 +11,12 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from testkit.promises import Places, check_after_clean_run, of_memory, originals_of
-from testkit.scenario import run_data
+from testkit.promises import Places, check_after_clean_run, of_memory, of_server, originals_of
+from testkit.s3server import Faults, Request, S3Server
+from testkit.scenario import BUCKET, PLANES, open_s3, run_data
 
 from asyncagg.backfill import LocalEngine, backfill
-from asyncagg.errors import ConfigurationError
+from asyncagg.errors import ConfigurationError, StoreError
 from asyncagg.job.context import JobContext
 from asyncagg.job.pipeline import run
 from asyncagg.model import Interval, RunFile
@@ -130,6 +132,67 @@ async def test_nine_files_are_nine(repeated: Any, chunk_files: int) -> None:
     report = await run(store, settings, at=AT)
     assert report.total.counted == 9
     await check_counted_once(store, originals)
+
+
+def fill(server: S3Server) -> None:
+    """Put three run files of one window into the inbox of a test server."""
+    for number in range(3):
+        stamp = START + timedelta(minutes=number)
+        key = f"runs/{stamp:%Y%m%dt%H%M%SZ}_{number}.json"
+        server.put(BUCKET, key, run_data(number), last_modified=stamp)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+async def test_a_token_on_the_last_page_is_ignored(plane: str) -> None:
+    """`IsTruncated` says whether there is another page; the files are counted once."""
+    faults = Faults(endless_listing="last page has a token")
+    async with S3Server([BUCKET], clock=lambda: AT, faults=faults) as server:
+        fill(server)
+        async with open_s3(server, plane) as (store, settings):
+            report = await run(store, settings, at=AT)
+    assert (report.total.counted, report.exit_code) == (3, 0)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize(
+    ("endless", "message"),
+    [("same token", "the same continuation token again"), ("empty pages", "1000 empty pages")],
+)
+async def test_a_listing_without_end_is_an_error(endless: Any, message: str, plane: str) -> None:
+    """The error names the prefix and the store, and no file is counted twice."""
+    faults = Faults(endless_listing=endless)
+    async with S3Server([BUCKET], clock=lambda: AT, faults=faults) as server:
+        fill(server)
+        originals = originals_of(of_server(server))
+        async with open_s3(server, plane) as (store, settings):
+            with pytest.raises(StoreError, match=f"list 'runs/' in 's3://.*{message}"):
+                await run(store, settings, at=AT)
+            faults.endless_listing = ""
+            await run(store, settings, at=AT)
+        check_after_clean_run(of_server(server), originals, at=AT)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("stream_bytes", [1024, 4 * 1024 * 1024])
+async def test_the_etag_of_each_response_is_checked(plane: str, stream_bytes: int) -> None:
+    """A server that ignores `If-Match`: a file overwritten after the listing is not counted."""
+    faults = Faults()
+    faults.guards.get_if_match = "ignore"
+    async with S3Server([BUCKET], clock=lambda: AT, faults=faults) as server:
+        fill(server)
+        key = "runs/20251021t135100Z_1.json"
+        body = json.dumps({"matches_found": 50, "run_id": "x" * 900, "padding": "x" * 2000})
+
+        def overwrite(request: Request) -> None:
+            if request.operation == "GetObject" and request.key == key and not written:
+                written.append(server.put(BUCKET, key, body.encode(), last_modified=AT))
+
+        written: list[object] = []
+        server.on_request = overwrite
+        async with open_s3(server, plane, stream_bytes=stream_bytes) as (store, settings):
+            report = await run(store, settings, at=AT)
+            assert (report.total.counted, report.total.changed) == (2, 1)
+            await run(store, settings, at=AT + timedelta(minutes=5))
 
 
 async def test_a_window_that_grew_on_disk_is_sorted_from_there() -> None:

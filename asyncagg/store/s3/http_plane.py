@@ -21,7 +21,7 @@ from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, Matches, ObjectInfo, StreamedBody
 from asyncagg.store.s3 import xml as s3xml
 from asyncagg.store.s3.http import Response
-from asyncagg.store.s3.plane import Page, delete_failures, s3_error
+from asyncagg.store.s3.plane import Page, check_etag, delete_failures, s3_error
 from asyncagg.store.s3.requester import Requester, S3Request
 from asyncagg.store.s3.sigv4 import canonical_query, encode_path
 
@@ -92,9 +92,15 @@ class HttpDataPlane:
         checksum = _crc32(data)
         if response.head.find(_CRC32_LINE_OF_S3 + checksum) < 0:
             self._verify(response, checksum)
-        # If a condition held, its etag is the object's.
-        etag = request.headers.get("if-match", "").strip('"') or _etag(response.headers)
-        return Body(data, etag, _content_encoding(response))
+        if_match = request.headers.get("if-match")
+        if if_match is None:
+            return Body(data, _etag(response.headers), _content_encoding(response))
+        expected = if_match.strip('"')
+        # Some servers ignore the condition. The usual form of the header needs no parsing.
+        at = response.head.find(if_match.encode())
+        if response.head[at - 6 : at].lower() != b"etag: ":
+            check_etag(request.key, _etag(response.headers), expected)
+        return Body(data, expected, _content_encoding(response))
 
     def _verify(self, response: Response, checksum: bytes) -> None:
         """Verify a body by its CRC32 or its MD5, or at least by its length."""

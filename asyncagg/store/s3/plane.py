@@ -26,7 +26,7 @@ from asyncagg.errors import (
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, ObjectInfo, StreamedBody
 
-__all__ = ("DataPlane", "Page", "delete_failures", "make_error", "s3_error")
+__all__ = ("DataPlane", "Page", "check_etag", "delete_failures", "make_error", "s3_error")
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -157,6 +157,20 @@ def make_error(
     if issubclass(kind, StoreError):
         return kind(message, operation=operation, key=key, bucket=bucket)
     return kind(message)
+
+
+def check_etag(key: str, found: str, expected: str) -> None:
+    """Check the etag of a response to a conditional GET: some servers ignore the condition.
+
+    Raises:
+        PreconditionFailedError: The object has another etag.
+    """
+    if found != expected:
+        raise PreconditionFailedError(
+            f"get {key!r}: the response has etag {found!r}, expected {expected!r}",
+            operation="get",
+            key=key,
+        )
 
 
 def delete_failures(errors: Iterable[tuple[str, str, str]], bucket: str) -> dict[str, StoreError]:

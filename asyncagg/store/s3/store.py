@@ -28,7 +28,7 @@ from asyncagg.store.protocol import (
     check_batch,
 )
 from asyncagg.store.retry import Retry
-from asyncagg.store.s3.plane import DataPlane
+from asyncagg.store.s3.plane import DataPlane, check_etag
 
 if TYPE_CHECKING:
     from asyncagg.store.s3.boto import BotoMultipart
@@ -39,6 +39,9 @@ PART_BYTES = 5 * 1024 * 1024
 """S3's minimum size of a part, except the last one; an upload has at most 10,000 parts."""
 
 _CLEANUP_SECONDS = 5.0
+
+_MAX_EMPTY_PAGES = 1000
+"""S3 may list empty pages, but not without end."""
 
 
 class S3Store:
@@ -77,6 +80,8 @@ class S3Store:
     ) -> AsyncIterator[Sequence[RunFile]]:
         """Yield the objects whose key starts with a prefix, page by page, in key order."""
         token: str | None = None
+        previous: str | None = None
+        pages = empty_pages = 0
         while True:
             page = await self.retry.call(
                 "list",
@@ -86,6 +91,22 @@ class S3Store:
             token = page.next_token
             if token is None:
                 return
+            pages += 1
+            empty_pages = 0 if page.files else empty_pages + 1
+            if token == previous or empty_pages >= _MAX_EMPTY_PAGES:
+                what = (
+                    "the same continuation token again"
+                    if empty_pages < _MAX_EMPTY_PAGES
+                    else (f"{empty_pages} empty pages in a row")
+                )
+                raise StoreError(
+                    f"list {prefix!r} in {self._url!r}: the server sends {what}, so the listing "
+                    "never ends; expected a server that lists as Amazon S3 does",
+                    operation="list",
+                    key=prefix,
+                )
+            if pages & (pages - 1) == 0:
+                previous = token  # at each power of two: this finds a cycle of any length
 
     async def head(self, key: str) -> ObjectInfo:
         """Return an object's reference, media type and metadata."""
@@ -110,7 +131,10 @@ class S3Store:
                 self._plane.open(key, if_match=if_match, offset=offset)
             )
 
-        return await self.retry.call("get", request)
+        body = await self.retry.call("get", request)
+        if if_match is not None:
+            check_etag(key, body.etag, if_match)
+        return body
 
     async def _resuming(
         self, stack: AsyncExitStack, key: str, body: StreamedBody

@@ -89,8 +89,10 @@ def parse_listing(body: bytes, prefix: str) -> Page:
             files.append(RunFile(name[skip:], int(size), etag, _parse_time(modified)))
     except ValueError as error:
         raise TransientError(f"the listing has a damaged entry: {error}") from error
-    token = root.findtext(f"{space}NextContinuationToken") or None
-    if token is None and root.findtext(f"{space}IsTruncated") == "true":
+    if root.findtext(f"{space}IsTruncated") != "true":
+        return Page(files)  # some servers send a token with the last page, too
+    token = root.findtext(f"{space}NextContinuationToken")
+    if not token:
         raise TransientError("the listing is truncated but has no continuation token")
     return Page(files, token)
 

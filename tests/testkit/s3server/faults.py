@@ -30,6 +30,7 @@ class Guards:
     (412).
     """
 
+    get_if_match: Guard = "honour"
     put_if_absent: Guard = "honour"
     put_if_match: Guard = "honour"
     copy_source_if_match: Guard = "honour"
@@ -97,6 +98,8 @@ class Faults:
     pause_at: Pause | None = None
     redirect_region: str | None = None
     """Answer 301 PermanentRedirect, naming this region."""
+    endless_listing: Literal["", "last page has a token", "same token", "empty pages"] = ""
+    """A listing that does not end if the client believes its tokens."""
     denied: Callable[[str, str], bool] | None = None
     """Given operation and key, returns whether to answer 403 AccessDenied."""
     allow_small_parts: bool = False

@@ -105,19 +105,29 @@ def list_objects(backend: Backend, request: Request) -> Response:
             cursor = base64.urlsafe_b64decode(token).decode("utf-8", "surrogatepass")
     except ValueError:
         raise S3Error("InvalidArgument") from None
+    endless = backend.faults.endless_listing
+    cursor = "" if endless == "same token" else cursor
     page = bucket.page(query.get("prefix", ""), query.get("delimiter", ""), cursor, limit)
+    truncated = page.cursor is not None or endless in {"same token", "empty pages"}
+    match endless:
+        case "same token" | "last page has a token":
+            page = page._replace(cursor="~")
+        case "empty pages":
+            page = page._replace(keys=[], cursor=f"{cursor}~")
     region = f"x-amz-bucket-region: {backend.state.region}\r\n".encode()
-    return xml_response("ListBucketResult", _listing(request, bucket, page, limit), region)
+    return xml_response(
+        "ListBucketResult", _listing(request, bucket, page, limit, truncated=truncated), region
+    )
 
 
-def _listing(request: Request, bucket: Bucket, page: Page, limit: int) -> str:
+def _listing(request: Request, bucket: Bucket, page: Page, limit: int, *, truncated: bool) -> str:
     query = request.query
     encode = encode_url if query.get("encoding-type") == "url" else escape
     inner = [
         f"<Name>{request.bucket}</Name><Prefix>{encode(query.get('prefix', ''))}</Prefix>",
         f"<KeyCount>{len(page.keys) + len(page.common_prefixes)}</KeyCount>",
         f"<MaxKeys>{limit}</MaxKeys>",
-        f"<IsTruncated>{str(page.cursor is not None).lower()}</IsTruncated>",
+        f"<IsTruncated>{str(truncated).lower()}</IsTruncated>",
     ]
     if query.get("delimiter"):
         inner.append(f"<Delimiter>{encode(query['delimiter'])}</Delimiter>")
@@ -155,8 +165,9 @@ def get_object(backend: Backend, request: Request) -> Response:
     stored, headers = backend.object(request.bucket, request.key), request.headers
     if_match, if_none_match = request.header("if-match"), request.header("if-none-match")
     etag = stored.etag
-    if if_match is not None and not etag_matches(if_match, etag):
-        raise S3Error("PreconditionFailed")
+    if if_match is not None and backend.faults.guards.get_if_match == "honour":
+        if not etag_matches(if_match, etag):
+            raise S3Error("PreconditionFailed")
     about = b"etag: %b\r\nlast-modified: %b\r\n" % (
         etag.encode(),
         http_time(stored.last_modified),

@@ -10,7 +10,7 @@ from asyncagg.errors import StoreError, TransientError
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, Matches, ObjectInfo, StreamedBody
 from asyncagg.store.s3.boto.bucket import BotoBucket, condition_parameters, etag_of
-from asyncagg.store.s3.plane import Page, delete_failures
+from asyncagg.store.s3.plane import Page, check_etag, delete_failures
 
 __all__ = ("BotoPlane",)
 
@@ -40,7 +40,8 @@ class BotoPlane:
             RunFile(each["Key"][skip:], each["Size"], etag_of(each), each["LastModified"])
             for each in response.get("Contents", ())
         ]
-        return Page(files, response.get("NextContinuationToken"))
+        truncated = response.get("IsTruncated")
+        return Page(files, response.get("NextContinuationToken") if truncated else None)
 
     async def head(self, key: str) -> ObjectInfo:
         """HeadObject."""
@@ -60,7 +61,10 @@ class BotoPlane:
             async with response["Body"] as body:
                 data = await body.read()
         self._check_length(key, response["ContentLength"], len(data))
-        return Body(data, etag_of(response), response.get("ContentEncoding", ""))
+        etag = etag_of(response)
+        if if_match is not None:
+            check_etag(key, etag, if_match)
+        return Body(data, etag, response.get("ContentEncoding", ""))
 
     @asynccontextmanager
     async def open(
