@@ -115,9 +115,8 @@ def list_objects(backend: Backend, request: Request) -> Response:
         case "empty pages":
             page = page._replace(keys=[], cursor=f"{cursor}~")
     region = f"x-amz-bucket-region: {backend.state.region}\r\n".encode()
-    return xml_response(
-        "ListBucketResult", _listing(request, bucket, page, limit, truncated=truncated), region
-    )
+    listing = _listing(request, bucket, page, limit, truncated=truncated)
+    return xml_response("ListBucketResult", listing, region)
 
 
 def _listing(request: Request, bucket: Bucket, page: Page, limit: int, *, truncated: bool) -> str:
@@ -165,9 +164,9 @@ def get_object(backend: Backend, request: Request) -> Response:
     stored, headers = backend.object(request.bucket, request.key), request.headers
     if_match, if_none_match = request.header("if-match"), request.header("if-none-match")
     etag = stored.etag
-    if if_match is not None and backend.faults.guards.get_if_match == "honour":
-        if not etag_matches(if_match, etag):
-            raise S3Error("PreconditionFailed")
+    honoured = backend.faults.guards.get_if_match == "honour"
+    if if_match is not None and honoured and not etag_matches(if_match, etag):
+        raise S3Error("PreconditionFailed")
     about = b"etag: %b\r\nlast-modified: %b\r\n" % (
         etag.encode(),
         http_time(stored.last_modified),
