@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Literal
 
 from asyncagg.errors import (
-    ConfigurationError,
+    AccessDeniedError,
     NotFoundError,
     PreconditionFailedError,
     StoreError,
@@ -20,6 +20,7 @@ from asyncagg.errors import (
 )
 from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import Tally
+from asyncagg.job.refusals import Refusals
 from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store import DELETE_BATCH, Store
@@ -42,13 +43,21 @@ class Mover:
         context: Where the files are.
         tally: Where the outcomes are added.
         workers: Copies in flight; default: ``concurrency``.
+        refusals: Where files are noted that the store refuses to move.
     """
 
-    def __init__(self, context: JobContext, tally: Tally, workers: int = 0) -> None:
+    def __init__(
+        self,
+        context: JobContext,
+        tally: Tally,
+        workers: int = 0,
+        refusals: Refusals | None = None,
+    ) -> None:
         self._store = context.store
         self._layout = context.layout
         self._workers = workers or context.settings.concurrency
         self._tally = tally
+        self._refusals = refusals or Refusals()
 
     async def archive(self, files: Iterable[RunFile]) -> None:
         """Move files that a commit has counted to the archive."""
@@ -80,6 +89,7 @@ class Mover:
         async def delete() -> None:
             batch = copied[:]
             copied.clear()
+            self._refusals.accept("copy")
             removed = await self._delete(batch)
             setattr(self._tally, outcome, getattr(self._tally, outcome) + removed)
 
@@ -110,8 +120,6 @@ class Mover:
             self._tally.gone += 1
         except PreconditionFailedError:
             self._tally.changed += 1
-        except ConfigurationError:
-            raise
         except StoreError as error:
             self._defer(file, error)
         else:
@@ -163,12 +171,12 @@ class Mover:
             failures = dict.fromkeys((file.key for file in files), error)
         by_key = {file.key: file for file in files}
         for key, failure in failures.items():
-            if isinstance(failure, ConfigurationError):
-                raise failure
             if isinstance(failure, PreconditionFailedError):
                 self._tally.changed += 1
             else:
                 self._defer(by_key[key], failure)
+        if len(failures) < len(files):
+            self._refusals.accept("delete")
         return len(files) - len(failures)
 
     def _defer(self, file: RunFile, error: StoreError) -> None:
@@ -176,6 +184,8 @@ class Mover:
         _log.warning(
             "deferred", extra={"key": file.key, "operation": error.operation, "reason": str(error)}
         )
+        if isinstance(error, AccessDeniedError):
+            self._refusals.add(error)
 
 
 async def same_content(store: Store, file: RunFile, other: str) -> bool:

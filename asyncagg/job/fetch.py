@@ -11,13 +11,14 @@ import anyio
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.rows import QuarantinedRow, RowSpool, counted_row, quarantined_row
 from asyncagg.errors import (
-    ConfigurationError,
+    AccessDeniedError,
     InvalidRunFileError,
     NotFoundError,
     PreconditionFailedError,
     StoreError,
 )
 from asyncagg.job.outcome import Tally
+from asyncagg.job.refusals import Refusals
 from asyncagg.model import RunFile, RunResult
 from asyncagg.runtime.tasks import for_each
 
@@ -56,9 +57,17 @@ class Fetcher:
         quarantine: Puts a copy of an invalid file into quarantine.
         rows: Where the rows go.
         tally: Where the outcome of the other files is added.
+        refusals: Where files are noted that the store refuses to return.
     """
 
-    def __init__(self, read: Read, quarantine: Quarantine, rows: RowSpool, tally: Tally) -> None:
+    def __init__(
+        self,
+        read: Read,
+        quarantine: Quarantine,
+        rows: RowSpool,
+        tally: Tally,
+        refusals: Refusals | None = None,
+    ) -> None:
         self.accumulator = Accumulator()
         self.counted: list[RunFile] = []
         self.quarantined: list[RunFile] = []
@@ -66,6 +75,7 @@ class Fetcher:
         self._quarantine = quarantine
         self._rows = rows
         self._tally = tally
+        self._refusals = refusals or Refusals()
         self._done: dict[int, bytes | QuarantinedRow | None] = {}
         self._next = 0
 
@@ -92,6 +102,8 @@ class Fetcher:
         with anyio.CancelScope(deadline=until):
             await for_each(enumerate(files), fetch_one, workers=workers)
         self._tally.left += len(files) - finished
+        if self.counted:
+            self._refusals.accept("get")
         await self._keep(len(files))
 
     def _fold(self, file: RunFile, result: RunResult) -> bytes:
@@ -112,11 +124,11 @@ class Fetcher:
                 self._tally.gone += 1
             case PreconditionFailedError():
                 self._tally.changed += 1
-            case ConfigurationError():
-                raise error
             case _:
                 self._tally.deferred += 1
                 _log.warning("deferred", extra={"key": file.key, "reason": str(error)})
+                if isinstance(error, AccessDeniedError):
+                    self._refusals.add(error)
         return None
 
     async def _move_to_quarantine(self, file: RunFile, reason: str) -> QuarantinedRow | None:

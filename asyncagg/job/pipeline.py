@@ -128,6 +128,7 @@ async def run_pipeline(
     if scope.cancelled_caught:
         report.complete = False
     _log.info("run", extra=_summary(report))
+    settler.refusals.check()
     return report
 
 

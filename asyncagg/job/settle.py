@@ -14,7 +14,7 @@ import anyio
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.reader import Known, StoredAggregate
 from asyncagg.aggregate.rows import RowSpool
-from asyncagg.errors import AggregateError, TransientError
+from asyncagg.errors import AccessDeniedError, AggregateError, StoreError
 from asyncagg.job.aggregates import add_to_aggregate, load_aggregate, retry_commit
 from asyncagg.job.archive import Mover
 from asyncagg.job.chunk import WindowBatch
@@ -22,6 +22,7 @@ from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
 from asyncagg.job.fetch import Fetcher
 from asyncagg.job.outcome import RunReport, Tally, WindowReport
+from asyncagg.job.refusals import Refusals
 from asyncagg.job.restored import find_counted
 from asyncagg.job.run_files import RunFileReader
 from asyncagg.model import RunFile, Window
@@ -90,6 +91,7 @@ class Settlement:
         run: The report of the whole run, for the time spent in each step.
         reader: Reads run files.
         deadline: When to stop.
+        refusals: The requests of the run that the store refuses.
         workers: Requests in flight.
     """
 
@@ -100,6 +102,7 @@ class Settlement:
     run: RunReport
     reader: RunFileReader
     deadline: Deadline
+    refusals: Refusals
     workers: int
 
     async def open_rows(self, stack: AsyncExitStack) -> RowSpool:
@@ -134,8 +137,9 @@ class Settlement:
         self, files: Sequence[RunFile], rows: RowSpool, tally: Tally, *, until: float
     ) -> Fetcher:
         """Fetch files, and return what was folded."""
-        mover = Mover(self.context, tally, self.workers)
-        fetcher = Fetcher(self.reader.read, mover.copy_to_quarantine, rows, tally)
+        mover = Mover(self.context, tally, self.workers, self.refusals)
+        read, quarantine = self.reader.read, mover.copy_to_quarantine
+        fetcher = Fetcher(read, quarantine, rows, tally, self.refusals)
         with self.run.timed("fetch"):
             await fetcher.fetch(files, workers=self.workers, until=until)
         return fetcher
@@ -143,7 +147,7 @@ class Settlement:
     async def clear(self, outcomes: Outcomes) -> None:
         """Move the counted files to the archive, and the quarantined ones out of the inbox."""
         tally = outcomes.tally
-        mover = Mover(self.context, tally, self.workers)
+        mover = Mover(self.context, tally, self.workers, self.refusals)
         before = tally.resolved
         try:
             with self.run.timed("archive"):
@@ -180,6 +184,7 @@ class Settler:
         self._deadline = deadline
         self._count = count
         self._reader = RunFileReader(context.store, context.settings)
+        self.refusals = Refusals()
 
     async def settle(
         self, window: Window, files: WindowBatch, report: WindowReport, *, workers: int
@@ -193,6 +198,7 @@ class Settler:
             self._run,
             self._reader,
             self._deadline,
+            self.refusals,
             workers,
         )
         try:
@@ -200,9 +206,11 @@ class Settler:
         except AggregateError as error:
             report.failure = str(error)
             _log.error("window failed", extra={"window": window.name, "reason": str(error)})
-        except TransientError as error:
+        except StoreError as error:
             report.tally.deferred += len(files)
             _log.warning("window deferred", extra={"window": window.name, "reason": str(error)})
+            if isinstance(error, AccessDeniedError):
+                self.refusals.add(error)
         _log.info(
             "window",
             extra={"window": window.name, "revision": report.revision, **asdict(report.tally)},
@@ -252,6 +260,7 @@ class Committer:
             if total.counted or total.quarantined:
                 with settlement.run.timed("commit"):
                     await self._commit(settlement, stored, total, rows)
+                settlement.refusals.accept("put")
         return outcomes
 
     async def _fold(

@@ -1,0 +1,48 @@
+"""Tell a store that refuses one object from a store that refuses all of them."""
+
+from __future__ import annotations
+
+from asyncagg.errors import StoreError
+
+_MAX_REFUSED = 100
+"""Refused requests of one operation, none of which succeeded, after which a run gives up."""
+
+
+class Refusals:
+    """The requests of a run that the store refuses for good, such as those without a permission.
+
+    A refusal of one object (another KMS key or owner, a legal hold, an archived storage class)
+    concerns that object: it is deferred, and the others continue. Only where no request of the same
+    operation succeeds, the set-up is at fault, and the run fails.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, StoreError] = {}
+        self._counts: dict[str, int] = {}
+        self._accepted: set[str] = set()
+
+    def add(self, error: StoreError) -> None:
+        """Note a refused request.
+
+        Raises:
+            StoreError: So many were refused, and none accepted, that the set-up is at fault.
+        """
+        operation = error.operation
+        self._first.setdefault(operation, error)
+        self._counts[operation] = self._counts.get(operation, 0) + 1
+        if self._counts[operation] >= _MAX_REFUSED and operation not in self._accepted:
+            raise self._first[operation]
+
+    def accept(self, operation: str) -> None:
+        """Note that a request of this operation succeeded."""
+        self._accepted.add(operation)
+
+    def check(self) -> None:
+        """Check at the end of a run.
+
+        Raises:
+            StoreError: An operation was refused for every object; this is its first error.
+        """
+        for operation, error in self._first.items():
+            if operation not in self._accepted:
+                raise error
