@@ -23,7 +23,6 @@ class CheckResult:
     """The result of a check.
 
     Attributes:
-        status: Whether the check passed.
         detail: What was found, in a few words.
         advice: What to do about it, or empty.
         missing: The permission that is missing, if any.
@@ -40,7 +39,6 @@ class Diagnosis:
     """The results of all checks of one store.
 
     Attributes:
-        store: The store's URL.
         results: The results by the names of the checks, in the order in which they ran.
         policy: The IAM policy that grants the missing permissions, if any.
     """

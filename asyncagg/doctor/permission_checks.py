@@ -25,7 +25,7 @@ from asyncagg.errors import (
 )
 from asyncagg.model import RunFile
 from asyncagg.store import Matches, Store
-from asyncagg.store.guards import PROBE, WRONG_ETAG, remove
+from asyncagg.store.guards import PROBE, WRONG_ETAG, remove_probe
 
 if TYPE_CHECKING:
     from asyncagg.store.s3.boto import S3Response
@@ -108,18 +108,14 @@ async def _delete(store: Store, key: str) -> None:
 
 
 async def _put(store: Store, key: str) -> None:
-    """Overwrite an object that does not exist; if the store ignores the condition, remove it.
-
-    Raises:
-        StoreError: It cannot be removed.
-    """
+    """Overwrite an object that does not exist; if the store ignores the condition, remove it."""
     try:
         await store.put(key, b"", condition=Matches(WRONG_ETAG))
     except PreconditionFailedError:
         return
     finally:
         with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
-            await remove(store, key)
+            await remove_probe(store, key)
     with suppress(NotFoundError):
         await store.head(key)
         raise StoreError(

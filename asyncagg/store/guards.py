@@ -39,7 +39,7 @@ from asyncagg.store.protocol import (
     Store,
 )
 
-__all__ = ("PROBE", "WRONG_ETAG", "GuardedStore", "Guards", "probe", "remove")
+__all__ = ("PROBE", "WRONG_ETAG", "GuardedStore", "Guards", "probe", "remove_probe")
 
 PROBE = "asyncagg-probe-"
 """The start of the names of a probe's objects."""
@@ -101,8 +101,8 @@ async def probe(store: Store, prefix: str) -> Guards:
         return await _probe(store, first, second)
     finally:
         with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
-            await remove(store, first)
-            await remove(store, second)
+            await remove_probe(store, first)
+            await remove_probe(store, second)
 
 
 async def _probe(store: Store, first: str, second: str) -> Guards:
@@ -123,7 +123,7 @@ async def _probe(store: Store, first: str, second: str) -> Guards:
 
     source_fails = await _honoured(copy(WRONG_ETAG, None), must_hold=False)
     source_holds = await _honoured(copy(etag, None), must_hold=True)
-    await remove(store, second)
+    await remove_probe(store, second)
     target_holds = await _honoured(copy(etag, Absent()), must_hold=True)
     target_fails = await _honoured(copy(etag, Absent()), must_hold=False)
     return Guards(
@@ -159,7 +159,7 @@ async def _delete_honoured(store: Store, key: str) -> bool:
         return False
 
 
-async def remove(store: Store, key: str) -> None:
+async def remove_probe(store: Store, key: str) -> None:
     """Remove a probe's object, if it exists; unconditionally if the store rejects conditions.
 
     This is safe because no other program writes to the key.
@@ -179,12 +179,8 @@ class GuardedStore:
 
     A missing guard is an error if ``required``. Otherwise a HEAD checks the object just before the
     request, which leaves a race with other runners. A missing ``copy_if_absent`` (S3 has it since
-    October 2025) is never an error: the archive is checked before each copy instead.
-
-    Args:
-        store: The store.
-        prefix: The prefix for the probe's objects.
-        required: Whether a missing guard is an error.
+    October 2025) is never an error: the archive is checked before each copy instead. The probe's
+    objects are below ``prefix``.
     """
 
     def __init__(self, store: Store, *, prefix: str, required: bool) -> None:
@@ -211,11 +207,7 @@ class GuardedStore:
         return self._store
 
     async def guards(self) -> Guards:
-        """Return the guards of the store; probe it at the first call.
-
-        Raises:
-            ConfigurationError: A required guard is missing.
-        """
+        """Return the guards, from a probe at the first call; a missing required one is an error."""
         if self._guards is None:
             async with self._probing:
                 if self._guards is None:

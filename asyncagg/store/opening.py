@@ -111,11 +111,7 @@ async def _open_plane(
 
 
 def parse_bucket(url: str) -> tuple[str, str]:
-    """Return the bucket and the key prefix of an ``s3://`` URL.
-
-    Raises:
-        UsageError: It is not such a URL.
-    """
+    """Return the bucket and the key prefix of an ``s3://`` URL, or raise a `UsageError`."""
     parts = urlsplit(url)
     prefix = parts.path.lstrip("/")
     if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:

@@ -36,11 +36,7 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """The condition of a write that the present object has this etag.
-
-    Attributes:
-        etag: The etag, without quotes.
-    """
+    """The condition of a write that the present object has this etag (without quotes)."""
 
     etag: str
 

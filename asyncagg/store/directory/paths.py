@@ -110,11 +110,7 @@ class KeyPath:
 
 
 def parse_key(operation: str, store: str, key: str, *, is_prefix: bool = False) -> KeyPath:
-    """Split a key, or a prefix of keys, into names; reject names that could lead out of the root.
-
-    Raises:
-        StoreError: The key has a name that no file of this store can have.
-    """
+    """Split a key or a prefix into names; a name that could lead out of the root is an error."""
     try:
         *parents, name = key.encode().split(b"/")
         legal = all(map(_is_legal, parents)) and (is_prefix or _is_legal(name))

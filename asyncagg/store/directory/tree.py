@@ -78,12 +78,7 @@ class Tree:
             os.close(lock)
 
     def open_file(self, path: KeyPath, if_match: str | None) -> tuple[io.FileIO, str]:
-        """Open a file for reading, and return it with its etag.
-
-        Raises:
-            NotFoundError: The path is not a regular file.
-            PreconditionFailedError: The etag is not ``if_match``.
-        """
+        """Open a regular file for reading, if its etag is ``if_match``; return it with its etag."""
         with self.open_folder(path.parents) as folder:
             file = io.FileIO(os.open(path.name, _READ_FLAGS, dir_fd=folder))
         try:
@@ -95,11 +90,10 @@ class Tree:
     def check_unchanged(
         self, path: KeyPath, file: io.FileIO, etag: str, if_match: str | None
     ) -> None:
-        """Check that an open file did not change since it was opened with this etag.
+        """Raise an error if an open file has changed since it was opened with this etag.
 
-        Raises:
-            PreconditionFailedError: It has changed, and the caller asked for its etag.
-            TransientError: It has changed otherwise: the next attempt reads the new content.
+        The error is transient, and a new attempt reads the new content, unless the caller asked for
+        the etag.
         """
         if etag_of(os.fstat(file.fileno())) != etag:
             kind = TransientError if if_match is None else PreconditionFailedError

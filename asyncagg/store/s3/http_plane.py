@@ -37,11 +37,8 @@ _CRC32_LINE_OF_S3 = b"\r\nx-amz-checksum-crc32: "
 class HttpDataPlane:
     """`asyncagg.store.s3.plane.DataPlane` over the package's own HTTP client.
 
-    Args:
-        requester: Sends requests to the bucket.
-        prefix: The prefix of all keys, with its slash; empty for the whole bucket.
-        verify_bodies: Whether a body must match its CRC32, or the MD5 in its ETag. Turn it off for
-            a server whose ETags look like an MD5 but are not.
+    With ``verify_bodies``, a body must match its CRC32 or the MD5 in its ETag. Turn it off for a
+    server whose ETags look like an MD5 but are not.
     """
 
     def __init__(

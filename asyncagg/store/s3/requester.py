@@ -44,8 +44,6 @@ _MAX_SKEW_SECONDS = 300.0
 _MAX_HASHED_BYTES = 64 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 _EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
-_CODE_BY_STATUS = {301: "PermanentRedirect"}
-"""The error codes of responses to HEAD, which have no body."""
 
 
 class S3Request(msgspec.Struct, gc=False):
@@ -106,16 +104,8 @@ class _Channel:
 class Requester:
     """Sends requests to one bucket.
 
-    Args:
-        target: The bucket.
-        credentials: The source of credentials; asked every 30 seconds, and when some have expired.
-        limits: The limits of the connections.
-        tls: The TLS context, from `asyncagg.store.s3.http.tls_context`.
-        clock: The time in seconds since the epoch, for signatures.
-        monotonic: The time in seconds, for timeouts.
-
-    Attributes:
-        bucket: The bucket's name.
+    The source of credentials is called every 30 seconds, and when they have expired. ``clock`` is
+    the time for signatures, ``monotonic`` the one for timeouts, both in seconds.
     """
 
     def __init__(
@@ -160,7 +150,7 @@ class Requester:
         channel, credentials = self._channel, self._credentials
         try:
             response = await channel.send(request, credentials, now + self._skew)
-            if response.status >= 300 and self._redirects(channel, response):
+            if response.status >= 300 and self._follow_redirect(channel, response):
                 now = self._clock() + self._skew
                 response = await self._channel.send(request, credentials, now)
             if response.status < 300:
@@ -180,7 +170,7 @@ class Requester:
         async with AsyncExitStack() as stack:
             try:
                 response = await self._open(stack, channel, credentials, request)
-                if response.status >= 300 and self._redirects(channel, response):
+                if response.status >= 300 and self._follow_redirect(channel, response):
                     response = await self._open(stack, self._channel, credentials, request)
                 if response.status < 300:
                     yield response
@@ -219,8 +209,8 @@ class Requester:
 
     # What is learned from error responses
 
-    def _redirects(self, channel: _Channel, response: Response) -> bool:
-        """Whether to send a request again, because the bucket is on another server than asked."""
+    def _follow_redirect(self, channel: _Channel, response: Response) -> bool:
+        """Learn the bucket's server from a response; return whether to send the request again."""
         if channel is self._channel:  # otherwise another request has learned the server meanwhile
             region = parse_error(response.body).region
             moved = redirected(channel.target, response.status, response.headers, region)
@@ -245,12 +235,14 @@ class Requester:
             if credentials is self._credentials:  # otherwise they are refreshed already
                 self._expired = credentials
                 self._refresh_at = -math.inf
+        elif status == 301:
+            code = code or "PermanentRedirect"  # the response to a HEAD has no code
         return s3_error(
             request.operation,
             request.key,
             bucket=self.bucket,
             status=status,
-            code=code or _CODE_BY_STATUS.get(status, ""),
+            code=code,
             message=error.message,
         )
 

@@ -47,12 +47,8 @@ _MAX_EMPTY_PAGES = 1000
 class S3Store:
     """A bucket, or a prefix of one.
 
-    Args:
-        url: The store's name for messages.
-        plane: Sends the requests per file and per page.
-        multipart: Sends the requests of multipart uploads.
-        retry: The one retry layer around both.
-        copy_bytes: The most bytes that one CopyObject copies; larger objects are copied in parts.
+    ``retry`` is the one retry layer around the requests of the data plane and of multipart uploads.
+    Objects larger than ``copy_bytes`` are copied in parts.
     """
 
     def __init__(

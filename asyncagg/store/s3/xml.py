@@ -1,4 +1,7 @@
-"""S3's XML: pages of a listing, errors, and the body of DeleteObjects."""
+"""S3's XML: pages of a listing, errors, and the body of DeleteObjects.
+
+A response that is incomplete or not the expected one raises a `TransientError` without context.
+"""
 
 from __future__ import annotations
 
@@ -58,11 +61,7 @@ _Entry: TypeAlias = tuple[str, str, str, str]
 class ErrorResponse(msgspec.Struct, frozen=True):
     """The content of an ``<Error>`` element; all empty if the response has none.
 
-    Attributes:
-        code: S3's error code.
-        message: S3's message.
-        key: The object's key, in the response to a DeleteObjects.
-        region: The region of the bucket, if the request went to another one.
+    The key is that of one object of a DeleteObjects. The region is the bucket's, if it is wrong.
     """
 
     code: str = ""
@@ -72,11 +71,7 @@ class ErrorResponse(msgspec.Struct, frozen=True):
 
 
 def parse_listing(body: bytes, prefix: str) -> Page:
-    """Return a page of ListObjectsV2, its keys relative to ``prefix``.
-
-    Raises:
-        TransientError: It is not a complete page.
-    """
+    """Return a page of ListObjectsV2, its keys relative to ``prefix``; raise if it is damaged."""
     frame, entries = _split(body)
     root = _parse(frame, "ListBucketResult")
     space = root.tag.removesuffix("ListBucketResult")
@@ -140,11 +135,7 @@ def parse_error(body: bytes) -> ErrorResponse:
 
 
 def parse_copy_error(body: bytes) -> ErrorResponse | None:
-    """Return the error in the 200 response to a CopyObject, or ``None`` if it succeeded.
-
-    Raises:
-        TransientError: The body holds neither a result nor an error.
-    """
+    """Return the error in the 200 response to a CopyObject, or ``None`` if it succeeded."""
     if body.find(b"<CopyObjectResult") >= 0 and body.find(b"</ETag>") >= 0:
         return None
     try:
@@ -154,11 +145,7 @@ def parse_copy_error(body: bytes) -> ErrorResponse | None:
 
 
 def parse_delete_errors(body: bytes) -> Iterator[ErrorResponse]:
-    """Yield the errors in the response to a DeleteObjects.
-
-    Raises:
-        TransientError: The body is not such a response.
-    """
+    """Yield the errors in the response to a DeleteObjects; there are none if all succeeded."""
     root = _parse(body, "DeleteResult")
     for entry in root.iterfind("{*}Error"):
         yield _error(entry)

@@ -47,11 +47,7 @@ class Control:
         self._session = session
 
     async def locate(self, bucket: str) -> Target:
-        """Return where requests for a bucket go: custom endpoints, dual-stack and FIPS included.
-
-        Raises:
-            ConfigurationError: There are no credentials.
-        """
+        """Return where requests for a bucket go: custom endpoints, dual-stack and FIPS included."""
         with BotoBucket(self.client, bucket).translating("locate", bucket):
             url = urlsplit(
                 await self.client.generate_presigned_url(
@@ -75,11 +71,7 @@ class Control:
         return self._session.region_name or ""
 
     async def identity(self) -> tuple[str, str] | None:
-        """Return the access key that was found and its source, such as ``env`` or ``iam-role``.
-
-        Raises:
-            AsyncaggError: The credentials could not be refreshed.
-        """
+        """Return the access key that was found and its source, such as ``env`` or ``iam-role``."""
         with BotoBucket(self.client, "").translating("credentials", ""):
             source = await self._session.get_credentials()
             if source is None:
@@ -88,11 +80,7 @@ class Control:
         return frozen.access_key, source.method
 
     async def ask(self, operation: str, *, bucket: str, **parameters: Any) -> S3Response:
-        """Send one request by a method of the client; return error responses, too.
-
-        Raises:
-            AsyncaggError: There was no response.
-        """
+        """Send one request by a method of the client; return error responses, too."""
         with BotoBucket(self.client, bucket).translating(operation, bucket):
             try:
                 content = await getattr(self.client, operation)(Bucket=bucket, **parameters)
@@ -134,9 +122,7 @@ class Control:
 async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[Control]:
     """Open an S3 client of aioboto3, with its own retries turned off.
 
-    Args:
-        endpoint_url: The URL of an S3 server other than AWS, or empty.
-        connections: The most connections.
+    ``endpoint_url`` is that of an S3 server other than AWS, or empty.
 
     Raises:
         ConfigurationError: There is no region, or the endpoint is not a URL.

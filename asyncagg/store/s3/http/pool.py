@@ -62,10 +62,8 @@ class Limits:
 def tls_context(ca_bundle: str | None = None) -> ssl.SSLContext:
     """Return a TLS context that verifies the host and its certificate.
 
-    It reads files, so call it in a thread rather than on the event loop.
-
-    Args:
-        ca_bundle: A file or directory of the authorities to trust instead of the system's.
+    It reads files, so call it in a thread rather than on the event loop. ``ca_bundle`` is a file or
+    directory of the authorities to trust instead of the system's.
 
     Raises:
         ConfigurationError: The file does not exist, or has no certificate.
