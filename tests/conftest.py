@@ -9,13 +9,14 @@ from pathlib import Path
 
 import botocore.session
 import pytest
-from blockbuster import BlockBuster, blockbuster_ctx
+from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "asyncagg", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("explore", deadline=None, max_examples=2000)
+settings.register_profile("quick", settings.get_profile("asyncagg"), max_examples=15)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "asyncagg"))
 
 
@@ -45,8 +46,8 @@ def no_real_aws(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(autouse=True)
-def no_blocked_loop() -> Iterator[BlockBuster]:
+@pytest.fixture(autouse=True, scope="session")
+def no_blocked_loop() -> Iterator[None]:
     """A blocking call by the package on the event loop fails the test."""
     with blockbuster_ctx("asyncagg") as blocking:
         for function in blocking.functions.values():
@@ -58,7 +59,7 @@ def no_blocked_loop() -> Iterator[BlockBuster]:
                 "asyncagg/store/opening.py", {"open_store", "_open_s3", "_open_plane"}
             )
             function.can_block_in("asyncagg/sample/demo.py", {"_moto"})
-        yield blocking
+        yield
 
 
 @pytest.fixture

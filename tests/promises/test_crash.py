@@ -207,8 +207,8 @@ def test_killed_at_every_request(
         server = threaded.server
         settings = s3_settings(threaded.url, plane, chunk_files=2 * PAGE - 1)
         job = {"settings": msgspec.to_builtins(settings), "at": AT.isoformat()}
-        # The planes send the same requests: half of them are enough for the one that takes long.
-        for number in count(1, 2 if plane == "boto" else 1):
+        # The planes send the same requests: a third of them is enough for the slow one.
+        for number in count(1, 3 if plane == "boto" else 1):
             threaded.call(refill, server)
             killer = Killer(driver.start(job), number, when)
             server.on_request = killer

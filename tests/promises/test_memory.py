@@ -43,7 +43,7 @@ def settle(store: Server, **settings: str) -> Measured:
 def test_peak_memory_does_not_grow_with_the_number_of_files(store: Server, plane: str) -> None:
     """Four times the files, in chunks of the same size, cost less than 10 MB more."""
     peaks = []
-    few = 2_000 if plane == "lean" else 500
+    few = 2_000 if plane == "lean" else 300
     for count in (few, 4 * few):
         exact = store.fill(count, windows(1))
         done = settle(store, ASYNCAGG_DATA_PLANE=plane, ASYNCAGG_CHUNK_FILES=str(few))

@@ -175,7 +175,7 @@ def signed_by_botocore(
     return request.headers
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     credentials=all_credentials,
     moment=moments,
