@@ -106,7 +106,7 @@ class PartialCounter:
                 return
             context, window = settlement.context, settlement.window
             key = context.layout.partial_key(window, _name(folded))
-            with settlement.run.timed("commit"):
+            with settlement.run_report.timed("commit"):
                 await _write_part(context, window, key, fetcher.accumulator, [rows])
         self.parts.append(Part(min(file.key for file in folded), key, window))
 

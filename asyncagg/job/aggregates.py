@@ -34,7 +34,7 @@ __all__ = (
 T = TypeVar("T")
 
 MAX_COMMIT_ATTEMPTS = 10
-"""How often a commit is attempted while other runners commit first."""
+"""The most attempts of a commit while other runners commit first."""
 
 
 async def load_aggregate(
@@ -72,8 +72,8 @@ async def commit_aggregate(
 ) -> str:
     """Write an aggregate in one conditional step and return its etag.
 
-    If the response of a write is lost, its retry fails on the condition. So a failed condition is
-    a success if the aggregate that is there is this very one.
+    If the response of a write is lost, its retry fails on the condition. So if the condition fails
+    but the stored aggregate has the id of this commit, the write succeeded.
 
     Args:
         context: Where to write it.
@@ -81,7 +81,7 @@ async def commit_aggregate(
         total: All that is folded into it.
         sources: Its rows.
         condition: What must hold for it to be written.
-        revision: How often it was committed, this time included.
+        revision: The number of its commits, including this one.
         late: How many of its files were added after its first commit.
         key: The key of a partial aggregate to write instead.
 
@@ -108,7 +108,7 @@ async def _find_commit(context: JobContext, window: Window, key: str, commit_id:
             head = await read_head(key, window, body.chunks)
             return body.etag if head.get("commit_id") == commit_id else None
     except (AggregateError, NotFoundError):
-        return None  # the next load reports it
+        return None  # the next `load_aggregate` raises this error
 
 
 async def add_to_aggregate(
@@ -130,7 +130,7 @@ async def add_to_aggregate(
         fresh: What is folded from the new files.
         sources: Their rows.
         report: The window's; what was counted is added to it.
-        late: Whether the new files came after the aggregate.
+        late: Whether the new files count as late.
 
     Raises:
         PreconditionFailedError: Another runner committed it first.
@@ -170,6 +170,8 @@ async def retry_commit(attempt: Callable[[], Awaitable[T]]) -> T:
     for _ in range(MAX_COMMIT_ATTEMPTS):
         try:
             return await attempt()
-        except (PreconditionFailedError, OverlapError):
+        except (PreconditionFailedError, OverlapError):  # committed, or counted, by another
             continue
-    raise TransientError(f"other runners committed it first {MAX_COMMIT_ATTEMPTS} times")
+    raise TransientError(
+        f"gave up after {MAX_COMMIT_ATTEMPTS} attempts: other runners committed the aggregate first"
+    )

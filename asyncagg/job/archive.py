@@ -43,7 +43,7 @@ class Mover:
         context: Where the files are.
         tally: Where the outcomes are added.
         workers: Copies in flight; default: ``concurrency``.
-        refusals: Where files are noted that the store refuses to move.
+        refusals: Records the files that the store refuses to move.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Mover:
         """Put a copy of a file into quarantine, with the reason in its metadata.
 
         Returns:
-            Its key there, or None if the file stays in the inbox for now; the tally has why.
+            Its key there, or None if the file stays in the inbox; the tally records the reason.
         """
         ascii_reason = reason.encode("ascii", "backslashreplace").decode("ascii")
         modified = file.last_modified.isoformat()
@@ -109,7 +109,7 @@ class Mover:
         """Make sure that a copy of a file is at ``target``, or at its conflict key.
 
         Returns:
-            The key of the copy, or None if the file stays in the inbox for now; the tally has why.
+            The key of the copy, or None if the file stays in the inbox; the tally records why.
         """
         try:
             try:
@@ -129,7 +129,7 @@ class Mover:
     async def _resolve_conflict(
         self, file: RunFile, target: str, metadata: Mapping[str, str] | None
     ) -> str:
-        """Copy a file where a condition failed: the file has changed, or the target is taken."""
+        """Handle a failed condition of a copy: the file has changed, or the target is taken."""
         if await self._is_copied(file, target):
             return target
         conflict = self._layout.conflict_key(target, file.etag)
@@ -141,14 +141,13 @@ class Mover:
         else:
             return conflict
         raise StoreError(
-            f"{target!r} and {conflict!r} have other content than {file.key!r}: expected one of "
-            "them to be free",
+            f"cannot copy {file.key!r}: {target!r} and {conflict!r} both exist with other content",
             operation="copy",
             key=file.key,
         )
 
     async def _is_copied(self, file: RunFile, target: str) -> bool:
-        """Return whether the target has the content of a file, whose copy failed a condition.
+        """Return whether the target already has the content of a file.
 
         Raises:
             PreconditionFailedError: The file itself has changed.

@@ -55,7 +55,7 @@ class ByteLimiter:
         try:
             await turn.wait()
         except BaseException:
-            if turn.is_set():  # granted in the moment of the cancellation
+            if turn.is_set():  # granted just as the task was cancelled
                 self.release(weight)
             else:
                 del self._waiting[turn]

@@ -19,7 +19,7 @@ class WindowBatch:
     """Run files of one window, in key order, to be read as often as needed.
 
     Args:
-        batch: About how many files are read at a time where they do not fit in memory.
+        batch: About how many files are read from disk at a time.
 
     Attributes:
         held: The files in memory; the pipeline appends to it.
@@ -47,7 +47,7 @@ class WindowBatch:
         self.held = [by_key[key] for key in sorted(by_key)]
 
     async def move_to(self, spool: Spool) -> None:
-        """Move the files in memory to a spool, which must be the same each time.
+        """Move the files in memory to a spool; every call must pass the same spool.
 
         Raises:
             ConfigurationError: The disk for temporary files is full.

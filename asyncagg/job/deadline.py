@@ -16,7 +16,7 @@ class Deadline:
 
     Attributes:
         ends: When the run must be over; infinity means no deadline.
-        reserve: How long before that it stops its work, to report what is left.
+        reserve: Seconds before ``ends`` at which work stops, to leave time for the report.
     """
 
     ends: float = math.inf
@@ -35,6 +35,6 @@ class Deadline:
         return self.ends - self.reserve
 
     def intake_ends(self) -> float:
-        """Return when to stop fetching, as of now: archiving takes about as long as fetching."""
+        """Return when to stop fetching: half-way, because archiving takes about as long."""
         now = anyio.current_time()
         return now + max(0.0, self.work_ends - now) / 2

@@ -57,7 +57,7 @@ class Fetcher:
         quarantine: Puts a copy of an invalid file into quarantine.
         rows: Where the rows go.
         tally: Where the outcome of the other files is added.
-        refusals: Where files are noted that the store refuses to return.
+        refusals: Records the files that the store refuses to return.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Fetcher:
         self._next = 0
 
     async def fetch(self, files: Sequence[RunFile], *, workers: int, until: float) -> None:
-        """Fetch files until a moment of the event loop's clock; the tally has how many are left."""
+        """Fetch files until a time of the event loop; the others are added to ``tally.left``."""
         finished = 0
 
         async def fetch_one(item: tuple[int, RunFile]) -> None:
@@ -119,7 +119,7 @@ class Fetcher:
         """Decide what becomes of a file that could not be read."""
         match error:
             case InvalidRunFileError():
-                return await self._move_to_quarantine(file, error.reason[:_REASON_LIMIT])
+                return await self._copy_to_quarantine(file, error.reason[:_REASON_LIMIT])
             case NotFoundError():
                 self._tally.gone += 1
             case PreconditionFailedError():
@@ -131,8 +131,8 @@ class Fetcher:
                     self._refusals.add(error)
         return None
 
-    async def _move_to_quarantine(self, file: RunFile, reason: str) -> QuarantinedRow | None:
-        # Before the commit, so that the aggregate can say where it is.
+    async def _copy_to_quarantine(self, file: RunFile, reason: str) -> QuarantinedRow | None:
+        # Copied before the commit, because the aggregate records the key in quarantine.
         moved_to = await self._quarantine(file, reason)
         if moved_to is None:
             return None
@@ -142,7 +142,7 @@ class Fetcher:
         return quarantined_row(file, reason, moved_to)
 
     async def _keep(self, end: int) -> None:
-        """Keep the rows up to ``end``, and those after it that are done already."""
+        """Write the rows before index ``end``, then later rows that follow without a gap."""
         done, rows = self._done, self._rows
         while self._next in done or self._next < end:
             row = done.pop(self._next, None)

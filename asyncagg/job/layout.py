@@ -1,4 +1,4 @@
-"""The keys of run files, and of everything that is made of them."""
+"""The keys of run files, and of everything made from them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class KeyKind(Enum):
     IGNORED = auto()
     """A folder marker, or a file of another type."""
     INTERNAL = auto()
-    """An aggregate, an archived file or the like, where their prefixes are inside the inbox."""
+    """An aggregate, an archived file or similar, if its prefix is inside the inbox prefix."""
 
 
 class Layout:
@@ -135,12 +135,14 @@ class Layout:
             place_of: `archive_key` or `quarantine_key`.
 
         Returns:
-            The key, or None if it was too long to be kept.
+            The original key, or None if it was shortened and so is lost.
         """
-        if len(file.key.encode()) > _MAX_KEY_BYTES - 4:  # a shortened key is that long, at least
+        if (
+            len(file.key.encode()) > _MAX_KEY_BYTES - 4
+        ):  # shortened: cutting a character loses up to 3
             return None
         key = self.runs_prefix + file.key.removeprefix(place_of(self.runs_prefix))
-        # If the key in between was taken, this one has a suffix of the etag: see `conflict_key`.
+        # If its place was taken, the name contains the start of the etag: see `conflict_key`.
         folder, slash, name = key.rpartition("/")
         stem, suffix, ending = name.rpartition(f".{file.etag[:16]}")
         without_suffix = f"{folder}{slash}{stem}{ending}"
@@ -164,8 +166,8 @@ class Layout:
     def restored_prefixes(self, moved_to: str) -> tuple[str, ...]:
         """Return the prefixes of all keys that a file restored from this key may have.
 
-        The digest after the prefix depends on its content when it was restored. The file is in the
-        inbox, in the archive, or in quarantine again.
+        The digest depends on the content at the time of the restore, so only the prefix is known.
+        The file may now be in the inbox, the archive or quarantine.
         """
         start, _ = self._split_restored(moved_to)
         name = start.removeprefix(self.runs_prefix)

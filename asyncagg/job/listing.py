@@ -36,7 +36,7 @@ async def list_range(store: Store, prefix: str, keys: KeyRange) -> AsyncIterator
             yield page
         return
     async for page in store.list_pages(prefix, start_after=keys.after):
-        # Each key is in one range only, even if the server lists others.
+        # The server may list keys outside the range.
         yield [file for file in page if file.key in keys]
         if keys.last is not None and page and page[-1].key > keys.last:
             return
@@ -56,7 +56,7 @@ async def list_aggregate_windows(
     )
     async for page in store.list_pages(layout.aggregate_prefix, start_after=start):
         named = (layout.aggregate_window(file.key) for file in page)
-        # Compared first: the earliest possible window has no start that a datetime can hold.
+        # `end` first: the start of the earliest window does not fit in a datetime.
         windows = [
             window
             for window in named

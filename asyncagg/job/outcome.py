@@ -24,9 +24,9 @@ class Tally:
         counted: Folded into an aggregate by this run.
         archived: Moved to the archive, or found there already.
         quarantined: Moved to quarantine.
-        deferred: Left in the inbox after a transient error; the next run takes them.
-        left: Not taken, or counted but not archived, because time ran out.
-        late: Added to an aggregate that existed before this run.
+        deferred: Left in the inbox after an error; the next run takes them.
+        left: Not taken, or counted but not archived: time ran out, or it was a dry run.
+        late: Added to an aggregate that this run did not create.
         gone: Moved by another runner in the meantime.
         changed: Overwritten in the meantime; the next run takes the new version.
         bytes: Bytes of the files counted.
@@ -54,7 +54,7 @@ class Tally:
 
     @property
     def resolved(self) -> int:
-        """Files that left the inbox, or stay there for a reason that is in this tally."""
+        """Files with a final outcome in this run: moved, or left in the inbox for a reason."""
         return self.archived + self.quarantined + self.deferred + self.gone + self.changed
 
     def add(self, other: Tally) -> None:
@@ -98,11 +98,11 @@ class RunReport:
 
     Attributes:
         at: Windows that ended by this moment were settled, ISO 8601.
-        dry_run: Whether nothing was changed on purpose.
+        dry_run: Whether the job only listed files and changed nothing.
         windows: The windows with files, by name.
         ignored: Objects in the inbox that are not run files.
         waiting: Run files whose window has not ended.
-        complete: Whether the whole inbox was listed.
+        complete: Whether the whole inbox was listed and worked on.
         oldest_seconds: Age of the oldest run file seen; 0 if there was none.
         seconds: Seconds spent in each step, summed over windows that are settled at once.
     """
@@ -142,7 +142,7 @@ class RunReport:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Add the time that the context takes to a step."""
+        """Measure the ``with`` block and add its duration to a step."""
         before = perf_counter()
         try:
             yield

@@ -17,12 +17,13 @@ from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
 from asyncagg.aggregate.spool import Spool
 from asyncagg.job.chunk import WindowBatch
+from asyncagg.job.committer import Committer
 from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
 from asyncagg.job.layout import KeyKind
 from asyncagg.job.listing import KeyRange, list_range
 from asyncagg.job.outcome import RunReport
-from asyncagg.job.settle import Committer, Count, Settler
+from asyncagg.job.settle import Count, Settler
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.clock import utc_now
 from asyncagg.runtime.tasks import for_each, task_group
@@ -34,10 +35,10 @@ __all__ = ("run", "run_pipeline")
 _log = logging.getLogger(__name__)
 
 WINDOWS_AT_ONCE = 4
-"""Windows settled at the same time: a window with few files does not use all requests."""
+"""Windows settled at once: one window with few files would leave most requests unused."""
 
 CHUNK_GROWTH = 4
-"""A chunk of one window has up to a quarter of the files that its aggregate has already."""
+"""A chunk with a single window may grow to a quarter of what this run has committed of it."""
 
 MAX_CHUNK_GROWTH = 10
 """A chunk has at most ten times ``chunk_files``."""
@@ -61,8 +62,8 @@ async def run(
     Args:
         store: Where the objects are.
         settings: The prefixes, the window and the bounds.
-        at: Windows that ended by this moment are settled; default: now. The same moment does the
-            same work again, so a retried event passes the same moment.
+        at: Windows that ended by this moment are settled; default: now. Pass the same moment when
+            you retry an event: the run then selects the same windows.
         deadline: When to be done; the report has what is left.
         dry_run: Only list and report; change nothing.
         only: Settle only the windows for which it returns true.
@@ -110,7 +111,7 @@ async def run_pipeline(
         context: The dependencies.
         count: How the files of a window become counted.
         committed: Returns how many files of a window are committed by now.
-        at: See `run`, as for all that follow.
+        at: This and the following arguments are those of `run`.
         deadline: When to be done.
         dry_run: Only list and report.
         only: Which windows to settle.
@@ -169,7 +170,7 @@ class _Planner:
         self.in_order = True
 
     def check_order(self, page: Sequence[RunFile]) -> None:
-        """Notice a page that is not in key order, or repeats a key: `in_order` is false from then.
+        """Set `in_order` to false if a page is out of key order or repeats a key.
 
         Amazon S3 lists in key order, except directory buckets; some other servers do not.
         """
@@ -195,7 +196,7 @@ class _Planner:
             elif self._only is None or self._only(window):
                 if file.last_modified < self._oldest:
                     self._note_age(file)
-                if window is not held_window:  # mostly it is that of the previous file
+                if window is not held_window:  # usually the same as for the previous file
                     if window not in chunk:
                         chunk[window] = WindowBatch(self._chunk_files)
                     held_window, held = window, chunk[window].held
@@ -206,9 +207,8 @@ class _Planner:
     def chunk_size(self, chunk: dict[Window, WindowBatch]) -> int:
         """Return how many files fill a chunk.
 
-        Each commit writes the whole aggregate of its window again. So a chunk of one window grows
-        with what this run has committed of it, and a large window costs as much per file as a
-        small one.
+        Each commit writes the whole aggregate of its window again. So the chunks of a large window
+        grow with what this run has committed of it, which keeps the cost per file constant.
         """
         if len(chunk) > 1 or not self.in_order:
             return self._chunk_files
@@ -237,7 +237,7 @@ class _Pipeline:
         async with task_group() as group:
             send, receive = anyio.create_memory_object_stream[Sequence[RunFile]](1)
             group.start_soon(self._list, send)
-            # Both are tasks: a cancellation of this task itself would break their shields.
+            # Both are child tasks: to cancel the task that holds a shield would interrupt it.
             group.start_soon(self._settle_chunks, receive, group.cancel_scope)
 
     async def _list(self, pages: ObjectSendStream[Sequence[RunFile]]) -> None:
@@ -281,9 +281,9 @@ class _Pipeline:
         held: list[Sequence[RunFile]],
         stack: AsyncExitStack,
     ) -> bool:
-        """Fill a chunk from the listing; return whether there may be more of it.
+        """Fill a chunk from the listing; return whether the listing may have more pages.
 
-        A page that cannot be added is held for the next chunk.
+        A page that cannot be added goes into ``held``, for the next chunk.
         """
         spool: Spool | None = None
         size = sum(self.planner.add(page, chunk) for page in held)

@@ -1,19 +1,19 @@
-"""Tell a store that refuses one object from a store that refuses all of them."""
+"""Distinguish a refusal of one object from a refusal of every object."""
 
 from __future__ import annotations
 
 from asyncagg.errors import StoreError
 
 _MAX_REFUSED = 100
-"""Refused requests of one operation, none of which succeeded, after which a run gives up."""
+"""If so many requests of one operation are refused and none has succeeded, the run fails."""
 
 
 class Refusals:
     """The requests of a run that the store refuses for good, such as those without a permission.
 
     A refusal of one object (another KMS key or owner, a legal hold, an archived storage class)
-    concerns that object: it is deferred, and the others continue. Only where no request of the same
-    operation succeeds, the set-up is at fault, and the run fails.
+    concerns that object: it is deferred, and the others continue. If no request of the same
+    operation succeeds, the set-up is wrong and the run fails.
     """
 
     def __init__(self) -> None:

@@ -3,9 +3,9 @@
 A producer may deliver the same bytes again under the same key. Their etag differs in a directory,
 for encrypted objects and for multipart uploads.
 
-After a lost response, an operator cannot tell whether a file was already restored, and a run may
-have counted it since. That run put its content into the archive before it deleted the file from
-the inbox. So the archive is checked before such a file is counted.
+If the response to a restore is lost, an operator may restore a file twice, and a run may already
+have counted the first copy. If so, the content is in the archive. So the archive is checked before
+such a file is counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ("find_counted", "is_archived")
 async def is_archived(
     store: Store, layout: Layout, file: RunFile, key: str, etags: Iterable[str] = ()
 ) -> bool:
-    """Return whether the archive has a file's content where it keeps a key of the inbox.
+    """Return whether a file's content is in the archive, under the archive key of an inbox key.
 
     Args:
         store: Where the file is.
@@ -60,7 +60,7 @@ async def find_counted(
             if await is_archived(store, layout, file, file.key, files[file]):
                 counted.add(file.key)
         except (NotFoundError, PreconditionFailedError):
-            return  # moved or overwritten; the fetch sees that too
+            return  # moved or overwritten; the fetch will notice this
 
-    await for_each(files, check, workers=min(workers, len(files)))  # mostly none
+    await for_each(files, check, workers=min(workers, len(files)))  # usually there are none
     return counted

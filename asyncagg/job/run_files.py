@@ -37,7 +37,7 @@ class RunFileReader:
 
         Args:
             file: Its reference.
-            key: The key where it is now, if not its own.
+            key: Read from this key instead of ``file.key``, if the file was moved.
             top_cutoff: Matches with a lower score may be left out.
 
         Raises:

@@ -1,21 +1,28 @@
-"""Settle: bring one window's files of one chunk from the inbox to counted and archived."""
+"""Settle: bring one window's files of one chunk from the inbox to counted and archived.
+
+The order of the calls:
+
+    Settler.settle
+      retry_commit -> Committer.count      again if another runner commits first
+        Settlement.load                    the aggregate and its etag
+        Committer._fold                    for each batch: find_known, then fetch
+        Committer._commit                  the files become counted here
+      Settlement.move_files                copy, then delete
+"""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
 
 import anyio
 
-from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.reader import Known, StoredAggregate
 from asyncagg.aggregate.rows import RowSpool
 from asyncagg.errors import AccessDeniedError, AggregateError, StoreError
-from asyncagg.job.aggregates import add_to_aggregate, load_aggregate, retry_commit
+from asyncagg.job.aggregates import load_aggregate, retry_commit
 from asyncagg.job.archive import Mover
 from asyncagg.job.chunk import WindowBatch
 from asyncagg.job.context import JobContext
@@ -27,7 +34,7 @@ from asyncagg.job.restored import find_counted
 from asyncagg.job.run_files import RunFileReader
 from asyncagg.model import RunFile, Window
 
-__all__ = ("Committer", "Count", "Outcomes", "Settlement", "Settler")
+__all__ = ("Count", "Outcomes", "Settlement", "Settler")
 
 _log = logging.getLogger(__name__)
 
@@ -38,15 +45,16 @@ class Outcomes:
     """Which files of a batch are counted or quarantined, in their order.
 
     Attributes:
-        tally: The outcomes of the other files.
+        tally: The numbers of the other files; `Settlement.move_files` adds the moved files.
     """
 
     def __init__(self) -> None:
         self.tally = Tally()
         self._marks = bytearray()
 
-    def __len__(self) -> int:
-        """Return how many files are counted or quarantined."""
+    @property
+    def to_move(self) -> int:
+        """How many files are counted or quarantined, so that they leave the inbox."""
         return len(self._marks) - self._marks.count(_PENDING)
 
     def add(
@@ -88,7 +96,7 @@ class Settlement:
         window: The window.
         files: Some of its run files.
         report: The window's.
-        run: The report of the whole run, for the time spent in each step.
+        run_report: The report of the run, for the time spent in each step.
         reader: Reads run files.
         deadline: When to stop.
         refusals: The requests of the run that the store refuses.
@@ -99,7 +107,7 @@ class Settlement:
     window: Window
     files: WindowBatch
     report: WindowReport
-    run: RunReport
+    run_report: RunReport
     reader: RunFileReader
     deadline: Deadline
     refusals: Refusals
@@ -112,7 +120,7 @@ class Settlement:
 
     async def load(self, stack: AsyncExitStack) -> StoredAggregate | None:
         """Read the aggregate of the window, if there is one."""
-        with self.run.timed("load"):
+        with self.run_report.timed("load"):
             spool = await stack.enter_async_context(self.context.open_spool())
             return await load_aggregate(self.context, self.window, spool)
 
@@ -120,7 +128,7 @@ class Settlement:
         self, files: Sequence[RunFile], stored: StoredAggregate | None
     ) -> tuple[set[str], set[str]]:
         """Return the keys of files that were settled before: (counted, quarantined)."""
-        with self.run.timed("load"):
+        with self.run_report.timed("load"):
             known = await stored.known(files) if stored else Known(set(), set(), {})
             layout = self.context.layout
             doubtful = {
@@ -140,29 +148,29 @@ class Settlement:
         mover = Mover(self.context, tally, self.workers, self.refusals)
         read, quarantine = self.reader.read, mover.copy_to_quarantine
         fetcher = Fetcher(read, quarantine, rows, tally, self.refusals)
-        with self.run.timed("fetch"):
+        with self.run_report.timed("fetch"):
             await fetcher.fetch(files, workers=self.workers, until=until)
         return fetcher
 
-    async def clear(self, outcomes: Outcomes) -> None:
+    async def move_files(self, outcomes: Outcomes) -> None:
         """Move the counted files to the archive, and the quarantined ones out of the inbox."""
         tally = outcomes.tally
         mover = Mover(self.context, tally, self.workers, self.refusals)
         before = tally.resolved
         try:
-            with self.run.timed("archive"):
+            with self.run_report.timed("archive"):
                 async for counted, quarantined in outcomes.split(self.files):
                     await mover.archive(counted)
                     await mover.move_to_quarantine(quarantined)
-        finally:  # even if the deadline cancels it: report the files that left the inbox
-            tally.left += len(outcomes) - (tally.resolved - before)
+        finally:  # also on cancellation: report the files that are moved
+            tally.left += outcomes.to_move - (tally.resolved - before)
             self.report.tally.add(tally)
 
 
 Count = Callable[[Settlement], Awaitable[Outcomes]]
 """Counts the files of a settlement that are not counted yet, and returns the outcomes of all.
 
-It raises `PreconditionFailedError` if another runner was faster, and is called again.
+If another runner commits first, it raises `PreconditionFailedError` and is called again.
 """
 
 
@@ -202,7 +210,7 @@ class Settler:
             workers,
         )
         try:
-            await settlement.clear(await self._count_files(settlement))
+            outcomes = await self._count_files(settlement)
         except AggregateError as error:
             report.failure = str(error)
             _log.error("window failed", extra={"window": window.name, "reason": str(error)})
@@ -211,6 +219,8 @@ class Settler:
             _log.warning("window deferred", extra={"window": window.name, "reason": str(error)})
             if isinstance(error, AccessDeniedError):
                 self.refusals.add(error)
+        else:
+            await settlement.move_files(outcomes)
         _log.info(
             "window",
             extra={"window": window.name, "revision": report.revision, **asdict(report.tally)},
@@ -222,92 +232,3 @@ class Settler:
         except anyio.get_cancelled_exc_class():
             settlement.report.tally.left += len(settlement.files)
             raise
-
-
-class _Committed(NamedTuple):
-    etag: str
-    files: int
-
-
-_NEVER = _Committed("", 0)
-
-
-@dataclass(slots=True)
-class Committer:
-    """Counts files by a commit to the aggregate of their window.
-
-    It remembers the aggregates that this run committed: files that it adds to them are not late.
-    """
-
-    _committed: dict[Window, _Committed] = field(default_factory=dict)
-
-    def committed(self, window: Window) -> int:
-        """Return how many files the aggregate has that this run committed, else 0."""
-        return self._committed.get(window, _NEVER).files
-
-    async def count(self, settlement: Settlement) -> Outcomes:
-        """Fetch the files that are not counted yet, and commit them.
-
-        Raises:
-            PreconditionFailedError: Another runner committed the window first.
-            AggregateError: The aggregate is damaged, or is not an aggregate.
-            TransientError: The store failed.
-        """
-        async with AsyncExitStack() as stack:
-            stored = await settlement.load(stack)
-            rows = await settlement.open_rows(stack)
-            total, outcomes = await self._fold(settlement, stored, rows)
-            if total.counted or total.quarantined:
-                with settlement.run.timed("commit"):
-                    await self._commit(settlement, stored, total, rows)
-                settlement.refusals.accept("put")
-        return outcomes
-
-    async def _fold(
-        self, settlement: Settlement, stored: StoredAggregate | None, rows: RowSpool
-    ) -> tuple[Accumulator, Outcomes]:
-        """Fetch and fold the files that the aggregate does not have."""
-        total, outcomes = Accumulator(), Outcomes()
-        if stored is not None and self._is_own(settlement.window, stored):
-            # Keys are listed in order: later chunks usually follow what this run committed.
-            stored = stored if settlement.files.first_key <= stored.last_key else None
-        until = math.inf
-        async for files in settlement.files.batches():
-            if anyio.current_time() >= until:
-                outcomes.add_left(files)
-                continue
-            counted, quarantined = await settlement.find_known(files, stored)
-            known = counted | quarantined
-            fresh = [file for file in files if file.key not in known]
-            # Set by the first batch, once it is loaded: loading is not part of the intake.
-            until = min(until, settlement.deadline.intake_ends())
-            fetcher = await settlement.fetch(fresh, rows, outcomes.tally, until=until)
-            total.merge(fetcher.accumulator)
-            counted.update(file.key for file in fetcher.counted)
-            quarantined.update(file.key for file in fetcher.quarantined)
-            outcomes.add(files, counted, quarantined)
-        return total, outcomes
-
-    async def _commit(
-        self,
-        settlement: Settlement,
-        stored: StoredAggregate | None,
-        fresh: Accumulator,
-        rows: RowSpool,
-    ) -> None:
-        window = settlement.window
-        etag = await add_to_aggregate(
-            settlement.context,
-            window,
-            stored,
-            fresh,
-            [rows],
-            report=settlement.report,
-            late=stored is not None and not self._is_own(window, stored),
-        )
-        totals = [fresh, stored.accumulator] if stored else [fresh]
-        files = sum(each.counted + each.quarantined for each in totals)
-        self._committed[window] = _Committed(etag, files)
-
-    def _is_own(self, window: Window, stored: StoredAggregate) -> bool:
-        return self._committed.get(window, _NEVER).etag == stored.etag
