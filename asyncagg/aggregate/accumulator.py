@@ -17,8 +17,6 @@ import orjson
 from asyncagg.aggregate.sketch import Sketch
 from asyncagg.model import TOP, Match, RunResult
 
-__all__ = ("TOP", "Accumulator", "RankedMatch", "best", "rank")
-
 RankedMatch: TypeAlias = tuple[float, str, int, bytes]
 """A match with its sort key: minus its score, its file's key, its position there, its JSON.
 

@@ -34,8 +34,6 @@ from typing import Any
 
 from asyncagg.model import Window
 
-__all__ = ("END", "MARKS", "SCHEMA_VERSION", "Table", "schema", "window_member")
-
 SCHEMA_VERSION = 1
 """Raised when the format changes."""
 

@@ -11,8 +11,6 @@ import orjson
 from asyncagg.aggregate.accumulator import RESERVED, Accumulator, RankedMatch
 from asyncagg.aggregate.sketch import Sketch
 
-__all__ = ("accumulator_of", "top_matches", "totals")
-
 
 def totals(total: Accumulator, late: int) -> dict[str, Any]:
     """Return the members of a head for an accumulator, without the matches, ready for JSON."""

@@ -15,8 +15,6 @@ from asyncagg.aggregate.format import Table
 from asyncagg.aggregate.rows import CountedRow, QuarantinedRow
 from asyncagg.errors import OverlapError
 
-__all__ = ("RowSource", "merge_rows")
-
 Row = TypeVar("Row", CountedRow, QuarantinedRow, CountedRow | QuarantinedRow)
 
 

@@ -20,8 +20,6 @@ from asyncagg.aggregate.spool import LONGEST_LINE, Spool
 from asyncagg.errors import AggregateError
 from asyncagg.model import RunFile, Window
 
-__all__ = ("Known", "StoredAggregate", "read_aggregate", "read_head", "read_quarantined")
-
 T = TypeVar("T")
 
 _LONGEST_HEAD = 16 * 1024 * 1024

@@ -11,8 +11,6 @@ from asyncagg.aggregate.format import Table
 from asyncagg.aggregate.spool import Spool
 from asyncagg.model import RunFile, RunResult
 
-__all__ = ("CountedRow", "QuarantinedRow", "RowSpool", "counted_row", "quarantined_row")
-
 
 class CountedRow(NamedTuple):
     """The two rows of a counted file, as JSON without a line break."""

@@ -6,8 +6,6 @@ import math
 import sys
 from typing import Any
 
-__all__ = ("Sketch",)
-
 
 class Sketch:
     """A DDSketch: quantiles with a bounded relative error, mergeable without loss.

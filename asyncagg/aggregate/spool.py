@@ -13,8 +13,6 @@ from aiofiles.tempfile import SpooledTemporaryFile
 
 from asyncagg.errors import ConfigurationError
 
-__all__ = ("BLOCK", "LONGEST_LINE", "Spool", "open_spool")
-
 BLOCK = 256 * 1024
 """How many bytes go to and from the temporary file at a time."""
 

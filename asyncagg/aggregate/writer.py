@@ -17,8 +17,6 @@ from asyncagg.aggregate.merge import RowSource, merge_rows
 from asyncagg.aggregate.spool import BLOCK
 from asyncagg.model import Window
 
-__all__ = ("AggregateWriter",)
-
 
 @dataclass(frozen=True, slots=True)
 class AggregateWriter:

@@ -11,8 +11,6 @@ from asyncagg.errors import UsageError
 from asyncagg.model import Window
 from asyncagg.windows import check_interval, parse_time, parse_window
 
-__all__ = ("RunRequest", "parse_event")
-
 _FIELDS = {"time", "window", "since", "until", "dry_run"}
 _EVENTBRIDGE_FIELDS = {
     "version",

@@ -19,8 +19,6 @@ from aws_lambda_powertools.metrics import EphemeralMetrics
 from asyncagg.job.outcome import RunReport
 from asyncagg.store.retry import Retry
 
-__all__ = ("OPERATIONS", "PRICES", "Meter", "Usage", "emit", "measurements")
-
 PRICES = {
     "list": 0.005 / 1000,
     "put": 0.005 / 1000,

@@ -28,8 +28,6 @@ from asyncagg.runtime.loops import KeptLoop
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
 
-__all__ = ("ClusterEngine", "dask_setup", "join_cluster", "perform", "start_cluster")
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -9,8 +9,6 @@ import anyio
 
 from asyncagg.job.context import JobContext
 
-__all__ = ("Engine", "LocalEngine")
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -9,8 +9,6 @@ from asyncagg.model import Interval
 from asyncagg.settings import Settings
 from asyncagg.windows import check_interval, window_of
 
-__all__ = ("interval_of",)
-
 
 def interval_of(
     settings: Settings, since: datetime, until: datetime | None, *, now: datetime | None = None
@@ -35,7 +33,7 @@ def interval_of(
     if first + minutes > last:
         raise UsageError(
             f"since {since.isoformat()} until {(until or now).isoformat()}: expected {length} "
-            "between them",
+            "to lie between them",
             setting="since",
         )
     return Interval(first, last)

@@ -30,8 +30,6 @@ from asyncagg.runtime.tasks import for_each, task_group
 from asyncagg.settings import Settings
 from asyncagg.verify.recompute import RecomputeReport
 
-__all__ = ("BackfillProgress", "backfill", "recompute_all")
-
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")

@@ -33,16 +33,6 @@ from asyncagg.job.settle import Outcomes, Settlement
 from asyncagg.model import Interval, RunFile, Window
 from asyncagg.store import DELETE_BATCH, Absent, Store
 
-__all__ = (
-    "FAN_IN",
-    "Part",
-    "PartialCounter",
-    "archive_part",
-    "commit_parts",
-    "merge_parts",
-    "remove_parts",
-)
-
 FAN_IN = 32
 """Partial aggregates merged at a time: each needs a temporary file during the merge."""
 

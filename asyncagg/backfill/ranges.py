@@ -9,8 +9,6 @@ from string import ascii_letters, digits
 
 from asyncagg.job.listing import KeyRange
 
-__all__ = ("MOST_TIMES", "ranges", "remainder")
-
 MOST_TIMES = 168
 """The most points in time that divide a listing: a week by the hour, half a year by the day."""
 

@@ -20,8 +20,6 @@ from asyncagg.job.layout import KeyKind
 from asyncagg.job.listing import KeyRange, list_range
 from asyncagg.model import Interval, RunFile, Window
 
-__all__ = ("SEGMENT", "Piece", "Segment", "Surveyed", "plan", "survey")
-
 SEGMENT = 1000
 """The most files of a segment, and the most other keys that it skips: one page of S3."""
 

@@ -13,10 +13,6 @@ from datetime import datetime
 from asyncagg.backfill.partial import (
     Part,
     PartialCounter,
-    archive_part,
-    commit_parts,
-    merge_parts,
-    remove_parts,
 )
 from asyncagg.backfill.survey import Piece, Surveyed, survey
 from asyncagg.job.context import JobContext
@@ -25,21 +21,6 @@ from asyncagg.job.outcome import RunReport
 from asyncagg.job.pipeline import run, run_pipeline
 from asyncagg.model import Interval, Window
 from asyncagg.runtime.tasks import for_each
-from asyncagg.verify.recompute import recompute
-
-__all__ = (
-    "LISTINGS",
-    "Folded",
-    "archive_part",
-    "commit_parts",
-    "fold_windows",
-    "list_windows",
-    "merge_parts",
-    "recompute",
-    "remove_parts",
-    "settle_windows",
-    "survey_ranges",
-)
 
 LISTINGS = 8
 """Ranges that one survey lists at the same time."""

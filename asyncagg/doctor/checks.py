@@ -11,8 +11,6 @@ import anyio
 from asyncagg.doctor.permissions import Grant
 from asyncagg.errors import AsyncaggError
 
-__all__ = ("CheckResult", "CheckStatus", "Diagnosis", "Examination")
-
 CheckStatus: TypeAlias = Literal["ok", "warn", "fail", "skipped"]
 
 _CHECK_SECONDS = 30.0

@@ -31,8 +31,6 @@ from asyncagg.store.opening import open_store, parse_bucket
 if TYPE_CHECKING:
     from asyncagg.doctor.s3_checks import S3Checks
 
-__all__ = ("diagnose",)
-
 _ATTEMPTS = 2
 _LATENCY_REQUESTS = 5
 _SLOW_SECONDS = 0.2

@@ -13,8 +13,6 @@ from pathlib import Path
 from asyncagg.doctor.checks import CheckResult
 from asyncagg.store.directory.writing import NO_LINKS
 
-__all__ = ("file_system", "folder", "root_folder", "space")
-
 _LOW_SPACE_BYTES = 1024**3
 _ACCESS = os.R_OK | os.W_OK | os.X_OK
 

@@ -30,8 +30,6 @@ from asyncagg.store.guards import PROBE, WRONG_ETAG, remove_probe
 if TYPE_CHECKING:
     from asyncagg.store.s3.boto import S3Response
 
-__all__ = ("RequestFactory", "check_permission", "prerequisites")
-
 _CLEANUP_SECONDS = 5.0
 _OPTIONAL = {
     "s3:AbortMultipartUpload": "without it, the parts of a failed large upload stay and cost money",

@@ -10,8 +10,6 @@ from typing import Any
 from asyncagg.settings import Settings
 from asyncagg.store.guards import PROBE
 
-__all__ = ("Grant", "grants", "policy")
-
 
 @dataclass(frozen=True, slots=True, order=True)
 class Grant:

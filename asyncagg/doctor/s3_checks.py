@@ -18,8 +18,6 @@ from asyncagg.settings import Settings
 from asyncagg.store.s3.boto import Control, S3Response
 from asyncagg.store.s3.http import Endpoint, tls_context
 
-__all__ = ("S3Checks",)
-
 _ACCEPTED_SKEW = timedelta(minutes=15)
 """S3 rejects signatures of clocks that are further off."""
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 from asyncagg.errors import InvalidRunFileError
 
-__all__ = ("Inflater", "inflate", "is_gzipped")
-
 
 def is_gzipped(key: str, content_encoding: str) -> bool:
     """Return whether an object's bytes are gzip, by its key or its ``Content-Encoding``."""

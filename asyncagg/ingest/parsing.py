@@ -16,8 +16,6 @@ from asyncagg.ingest.shape import (
 )
 from asyncagg.model import Match, RunFile, RunResult
 
-__all__ = ("is_run_file", "parse")
-
 _MAX_GROWTH = 4
 """How many times longer JSON can be when it is written again: 1e15 as 1000000000000000.0."""
 

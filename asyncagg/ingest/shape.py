@@ -13,17 +13,6 @@ from msgspec import Meta
 from asyncagg.errors import InvalidRunFileError
 from asyncagg.model import Match, RunFile, RunResult
 
-__all__ = (
-    "FIELDS",
-    "MAX_MATCH_BYTES",
-    "MAX_MATCH_DEPTH",
-    "RunShape",
-    "check_match",
-    "match_score",
-    "result_of",
-    "shape_of",
-)
-
 T = TypeVar("T")
 
 MAX_MATCH_BYTES = 256 * 1024

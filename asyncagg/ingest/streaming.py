@@ -28,8 +28,6 @@ from asyncagg.ingest.shape import (
 )
 from asyncagg.model import TOP, Match, RunFile, RunResult
 
-__all__ = ("MAX_VALUE_BYTES", "parse_stream")
-
 MAX_VALUE_BYTES = 1024 * 1024
 """The size of the longest string of a streamed file: the parser holds it whole."""
 

@@ -22,15 +22,6 @@ from asyncagg.job.outcome import WindowReport
 from asyncagg.model import Window
 from asyncagg.store import Absent, Condition, Matches
 
-__all__ = (
-    "MAX_COMMIT_ATTEMPTS",
-    "add_to_aggregate",
-    "commit_aggregate",
-    "load_aggregate",
-    "merge_accumulators",
-    "retry_commit",
-)
-
 T = TypeVar("T")
 
 MAX_COMMIT_ATTEMPTS = 10

@@ -25,8 +25,6 @@ from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store import DELETE_BATCH, Store
 
-__all__ = ("MODIFIED", "REASON", "Mover", "same_bytes", "same_content")
-
 REASON = "asyncagg-reason"
 """Metadata of a quarantined object: why it is in quarantine."""
 

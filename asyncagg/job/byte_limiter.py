@@ -8,8 +8,6 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-__all__ = ("ByteLimiter",)
-
 
 class ByteLimiter:
     """Bounds the bytes of bodies in flight: first come, first served.

@@ -9,8 +9,6 @@ import msgspec
 from asyncagg.aggregate.spool import Spool
 from asyncagg.model import RunFile
 
-__all__ = ("WindowBatch",)
-
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(RunFile).decode
 

@@ -18,8 +18,6 @@ from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.windows import window_selector
 
-__all__ = ("JobContext",)
-
 
 def _random_id() -> str:
     return token_hex(8)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import anyio
 
-__all__ = ("Deadline",)
-
 
 @dataclass(frozen=True, slots=True)
 class Deadline:

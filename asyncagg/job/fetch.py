@@ -22,8 +22,6 @@ from asyncagg.job.refusals import Refusals
 from asyncagg.model import RunFile, RunResult
 from asyncagg.runtime.tasks import for_each
 
-__all__ = ("Fetcher", "Quarantine", "Read")
-
 _log = logging.getLogger(__name__)
 _REASON_LIMIT = 500
 

@@ -13,8 +13,6 @@ from asyncagg.model import RunFile, Window
 from asyncagg.settings import Settings
 from asyncagg.windows import parse_window
 
-__all__ = ("KeyKind", "Layout")
-
 _MAX_KEY_BYTES = 1024
 """The longest key that S3 accepts, in bytes of UTF-8."""
 

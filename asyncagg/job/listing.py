@@ -10,8 +10,6 @@ from asyncagg.model import Interval, RunFile, Window
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 
-__all__ = ("KeyRange", "list_aggregate_windows", "list_range")
-
 
 class KeyRange(NamedTuple):
     """The keys after one key, up to and including another.

@@ -11,8 +11,6 @@ from typing import Any
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.model import Window
 
-__all__ = ("STEPS", "RunReport", "Tally", "WindowReport")
-
 STEPS = ("list", "load", "fetch", "commit", "archive")
 
 

@@ -30,8 +30,6 @@ from asyncagg.runtime.tasks import for_each, task_group
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 
-__all__ = ("run", "run_pipeline")
-
 _log = logging.getLogger(__name__)
 
 WINDOWS_AT_ONCE = 4

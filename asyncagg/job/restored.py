@@ -19,8 +19,6 @@ from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store import Store
 
-__all__ = ("find_counted", "is_archived")
-
 
 async def is_archived(
     store: Store, layout: Layout, file: RunFile, key: str, etags: Iterable[str] = ()

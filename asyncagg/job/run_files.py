@@ -13,8 +13,6 @@ from asyncagg.model import RunFile, RunResult
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 
-__all__ = ("RunFileReader",)
-
 
 class RunFileReader:
     """Reads run files, within one bound for the bytes in flight.

@@ -34,8 +34,6 @@ from asyncagg.job.restored import find_counted
 from asyncagg.job.run_files import RunFileReader
 from asyncagg.model import RunFile, Window
 
-__all__ = ("Count", "Outcomes", "Settlement", "Settler")
-
 _log = logging.getLogger(__name__)
 
 _PENDING, _COUNTED, _QUARANTINED = range(3)  # bytes(n) is n pending files

@@ -16,8 +16,6 @@ from asyncagg.model import RunFile
 from asyncagg.quarantine.listing import QuarantinedFile, check_key, find_entries, look_up
 from asyncagg.store import StreamedBody
 
-__all__ = ("EXCERPT_BYTES", "FileDetails", "file_details", "quarantine_reason")
-
 EXCERPT_BYTES = 512
 """How much of a file's content is shown."""
 

@@ -21,8 +21,6 @@ from asyncagg.runtime.tasks import map_each
 from asyncagg.settings import Settings
 from asyncagg.windows import stamp_of
 
-__all__ = ("QuarantinedFile", "check_key", "find_entries", "list_quarantined", "look_up")
-
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedFile:

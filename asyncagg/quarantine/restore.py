@@ -33,8 +33,6 @@ from asyncagg.quarantine.listing import check_key
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store import Matches, Store
 
-__all__ = ("RestoreResult", "Restorer")
-
 _OVERWRITTEN = "it was overwritten meanwhile: try again"
 
 

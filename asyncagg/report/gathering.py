@@ -30,8 +30,6 @@ from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.windows import check_interval
 
-__all__ = ("MAX_QUARANTINED", "gather")
-
 MAX_QUARANTINED = 200
 """How many quarantined files a report shows: those of the newest windows."""
 

@@ -13,8 +13,6 @@ import orjson
 from asyncagg.aggregate.accumulator import RankedMatch
 from asyncagg.model import Window
 
-__all__ = ("MAX_MATCHES", "BestMatches", "truncate")
-
 MAX_MATCHES = 200
 """How many matches a report shows."""
 

@@ -15,8 +15,6 @@ from importlib import metadata, resources
 from string import Template
 from typing import Any
 
-__all__ = ("build_page",)
-
 _STYLES = ("uplot/uPlot.min.css", "style.css")
 _SCRIPTS = ("uplot/uPlot.iife.min.js", "format.js", "tables.js", "charts.js", "app.js")
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}

@@ -15,18 +15,6 @@ from asyncagg.model import Window
 from asyncagg.report.matches import BestMatches
 from asyncagg.windows import MINUTES_A_DAY, window_of
 
-__all__ = (
-    "MAX_GAPS",
-    "MAX_POINTS",
-    "MAX_UNREADABLE",
-    "Gap",
-    "Gaps",
-    "Report",
-    "TimeBucket",
-    "Unreadable",
-    "bucket_minutes",
-)
-
 MAX_POINTS = 600
 """How many points a chart has; more windows than that are merged."""
 

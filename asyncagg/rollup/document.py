@@ -14,8 +14,6 @@ from asyncagg.aggregate.head import accumulator_of, top_matches, totals
 from asyncagg.errors import AggregateError
 from asyncagg.rollup.periods import Span
 
-__all__ = ("SCHEMA_VERSION", "build", "dump", "load", "schema", "to_input")
-
 SCHEMA_VERSION = 1
 
 _INPUT_FIELDS = (

@@ -29,8 +29,6 @@ from asyncagg.settings import Settings
 from asyncagg.store import Absent, Matches, Store
 from asyncagg.windows import check_interval
 
-__all__ = ("RolledUp", "RollupReport", "rollup")
-
 _ROLLUPS_AT_ONCE = 4
 
 

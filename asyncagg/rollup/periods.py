@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from asyncagg.errors import UsageError
 
-__all__ = ("NAME_FORMATS", "Period", "Span", "levels")
-
 
 class Period(StrEnum):
     """What a rollup covers, in UTC."""

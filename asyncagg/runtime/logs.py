@@ -7,8 +7,6 @@ import sys
 from contextvars import ContextVar
 from typing import TextIO
 
-__all__ = ("configure", "correlation_id")
-
 correlation_id: ContextVar[str] = ContextVar("correlation_id", default="")
 """Names the run in each line that is logged during it."""
 

@@ -8,8 +8,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from contextvars import copy_context
 from typing import Generic, TypeVar
 
-__all__ = ("KeptLoop", "loop_factory")
-
 R = TypeVar("R")
 T = TypeVar("T")
 

@@ -9,8 +9,6 @@ from typing import TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
-__all__ = ("for_each", "map_each", "task_group")
-
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -39,8 +39,6 @@ from asyncagg.store.protocol import (
     Store,
 )
 
-__all__ = ("PROBE", "WRONG_ETAG", "GuardedStore", "Guards", "probe", "remove_probe")
-
 PROBE = "asyncagg-probe-"
 """The start of the names of a probe's objects."""
 

@@ -24,8 +24,6 @@ from asyncagg.store.protocol import (
     lower_keys,
 )
 
-__all__ = ("MemoryStore",)
-
 _PAGE = 1000
 _BLOCK = 256 * 1024
 _MAX_KEY_BYTES = 1024

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from asyncagg.store.s3.boto import Control
     from asyncagg.store.s3.plane import DataPlane
 
-__all__ = ("open_store", "parse_bucket")
-
 _CLEANUP_SECONDS = 5.0
 _MAX_PAGE_BYTES = 16 * 1024 * 1024
 

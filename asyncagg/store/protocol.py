@@ -12,19 +12,6 @@ import msgspec
 from asyncagg.errors import StoreError
 from asyncagg.model import RunFile
 
-__all__ = (
-    "DELETE_BATCH",
-    "Absent",
-    "Body",
-    "Condition",
-    "Matches",
-    "ObjectInfo",
-    "Store",
-    "StreamedBody",
-    "check_batch",
-    "lower_keys",
-)
-
 DELETE_BATCH = 1000
 """The most objects that one ``delete`` takes (the limit of S3's DeleteObjects)."""
 

@@ -12,8 +12,6 @@ import anyio
 
 from asyncagg.errors import ThrottledError, TransientError
 
-__all__ = ("Retry", "RetryPolicy")
-
 T = TypeVar("T")
 
 

@@ -26,8 +26,6 @@ from asyncagg.verify.inventory import AGGREGATES_AT_ONCE, Inventory
 from asyncagg.verify.rebuild import assign_unnamed_files, rebuild_blocker
 from asyncagg.verify.recompute import Recomputed, recompute_or_raise
 
-__all__ = ("verify",)
-
 T = TypeVar("T")
 
 _NEED_ALL_AGGREGATES = (

@@ -19,8 +19,6 @@ from asyncagg.model import RunFile, Window
 from asyncagg.store import StreamedBody
 from asyncagg.verify.database import QuarantinedEntry
 
-__all__ = ("DamagedAggregate", "parse_source")
-
 # A row has exactly these fields; a match in the top 10 has others, so it is never read as a row.
 _COUNTED_FIELDS = {"key", "timestamp", "size", "etag", "last_modified"}
 _QUARANTINED_FIELDS = {"key", "reason", "moved_to", "etag"}

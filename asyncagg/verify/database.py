@@ -21,8 +21,6 @@ from asyncagg.job.layout import Layout
 from asyncagg.model import RunFile
 from asyncagg.verify import queries
 
-__all__ = ("PAGE", "Counts", "Database", "QuarantinedEntry", "UnfinishedMove", "open_database")
-
 T = TypeVar("T")
 
 PAGE = 1000

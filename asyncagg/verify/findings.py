@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 from asyncagg.verify.database import Counts
 
-__all__ = ("MAX_EXAMPLES", "Finding", "FindingKind", "Plan", "RepairReport", "VerifyReport")
-
 MAX_EXAMPLES = 10
 """How many examples of one kind a report has."""
 

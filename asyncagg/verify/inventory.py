@@ -23,8 +23,6 @@ from asyncagg.runtime.tasks import for_each
 from asyncagg.verify.damaged import DamagedAggregate, parse_source
 from asyncagg.verify.database import PAGE, Database, QuarantinedEntry
 
-__all__ = ("AGGREGATES_AT_ONCE", "Inventory")
-
 T = TypeVar("T")
 
 AGGREGATES_AT_ONCE = 4

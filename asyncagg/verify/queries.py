@@ -2,22 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = (
-    "CONFLICTS",
-    "COUNTED_ELSEWHERE",
-    "COUNTED_TWICE",
-    "COUNTS",
-    "INDEXES",
-    "ORPHAN_ENTRIES",
-    "SALVAGED_COUNTED",
-    "SALVAGED_QUARANTINED",
-    "TABLES",
-    "UNCOUNTED",
-    "UNFINISHED_COUNTED",
-    "UNFINISHED_QUARANTINED",
-    "WITHOUT_ENTRY",
-)
-
 TABLES = """
 CREATE TABLE aggregates (window TEXT PRIMARY KEY, etag TEXT) WITHOUT ROWID;
 CREATE TABLE counted (key TEXT, size INT, etag TEXT, modified INT, window TEXT, intact INT,

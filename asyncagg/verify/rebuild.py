@@ -18,8 +18,6 @@ from asyncagg.verify.database import QuarantinedEntry
 from asyncagg.verify.inventory import Inventory
 from asyncagg.windows import stamp_of
 
-__all__ = ("assign_unnamed_files", "rebuild_blocker")
-
 
 async def assign_unnamed_files(context: JobContext, inventory: Inventory) -> int:
     """Assign each file that no aggregate names to the damaged aggregate of its window.

@@ -29,15 +29,6 @@ from asyncagg.job.run_files import RunFileReader
 from asyncagg.model import RunFile, RunResult, Window
 from asyncagg.store import Matches
 
-__all__ = (
-    "SHOWN",
-    "RecomputeReport",
-    "Recomputed",
-    "fold_archived",
-    "recompute",
-    "recompute_or_raise",
-)
-
 SHOWN = 10
 """The most keys that are shown of a window."""
 

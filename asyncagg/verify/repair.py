@@ -26,8 +26,6 @@ from asyncagg.verify.rebuild import assign_unnamed_files, rebuild_blocker
 from asyncagg.verify.recompute import Recomputed, fold_archived, recompute_or_raise
 from asyncagg.windows import parse_window
 
-__all__ = ("repair",)
-
 _OVERTAKEN = "another runner committed it in the meantime: verify again"
 
 

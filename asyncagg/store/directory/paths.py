@@ -21,17 +21,6 @@ from asyncagg.errors import (
 )
 from asyncagg.model import RunFile
 
-__all__ = (
-    "LOCK_NAME",
-    "TRASH_NAME",
-    "KeyPath",
-    "etag_of",
-    "is_hidden",
-    "parse_key",
-    "reference",
-    "temp_name",
-)
-
 _HIDDEN = b".asyncagg-"
 LOCK_NAME = _HIDDEN + b"lock"
 TRASH_NAME = _HIDDEN + b"aside"

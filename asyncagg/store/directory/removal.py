@@ -20,8 +20,6 @@ from asyncagg.store.directory.paths import TRASH_NAME, KeyPath, etag_of
 from asyncagg.store.directory.tree import FOLDER_FLAGS, Tree, find
 from asyncagg.store.directory.writing import NO_LINKS
 
-__all__ = ("remove", "restore")
-
 _log = logging.getLogger(__name__)
 
 

@@ -15,8 +15,6 @@ from contextlib import suppress
 
 import msgspec
 
-__all__ = ("Sidecar", "read", "remove", "write")
-
 _log = logging.getLogger(__name__)
 
 

@@ -30,8 +30,6 @@ from asyncagg.store.protocol import (
     lower_keys,
 )
 
-__all__ = ("DirectoryStore",)
-
 T = TypeVar("T")
 P = ParamSpec("P")
 

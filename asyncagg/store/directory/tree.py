@@ -28,8 +28,6 @@ from asyncagg.store.directory import sidecar
 from asyncagg.store.directory.paths import LOCK_NAME, KeyPath, etag_of, reference
 from asyncagg.store.protocol import Body, ObjectInfo
 
-__all__ = ("FOLDER_FLAGS", "Tree", "find")
-
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # O_NONBLOCK: opening a named pipe must not wait for a writer.
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -15,8 +15,6 @@ from asyncagg.store.directory.paths import KeyPath, is_hidden, reference
 from asyncagg.store.directory.removal import restore
 from asyncagg.store.directory.tree import Tree, find
 
-__all__ = ("walk",)
-
 _log = logging.getLogger(__name__)
 
 _MAX_SCANNED = 100_000

@@ -17,8 +17,6 @@ from asyncagg.store.directory.sidecar import Sidecar
 from asyncagg.store.directory.tree import Tree, find
 from asyncagg.store.protocol import Absent, Condition, Matches
 
-__all__ = ("NO_LINKS", "copy", "create_temp", "discard_temp", "publish")
-
 _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _COPY_BLOCK = 256 * 1024
 _COARSEST_TICK = 2_000_000_000

@@ -25,8 +25,6 @@ from asyncagg.store.s3.plane import Page, check_etag, delete_failures, s3_error
 from asyncagg.store.s3.requester import Requester, S3Request
 from asyncagg.store.s3.sigv4 import canonical_query, encode_path
 
-__all__ = ("HttpDataPlane",)
-
 _MD5 = re.compile("[0-9a-f]{32}")
 _RANGE = re.compile(rb"bytes (\d+)-")
 _META = b"x-amz-meta-"

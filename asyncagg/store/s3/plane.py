@@ -26,8 +26,6 @@ from asyncagg.errors import (
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, ObjectInfo, StreamedBody
 
-__all__ = ("DataPlane", "Page", "check_etag", "delete_failures", "make_error", "s3_error")
-
 
 class Page(msgspec.Struct, frozen=True):
     """One page of a listing, in key order, and the token that requests the next one, if any."""

@@ -31,8 +31,6 @@ from asyncagg.store.s3.sigv4 import (
 from asyncagg.store.s3.target import Target, redirected
 from asyncagg.store.s3.xml import parse_error
 
-__all__ = ("CredentialsSource", "Requester", "S3Request")
-
 T = TypeVar("T")
 
 CredentialsSource = Callable[[Credentials | None], Awaitable[Credentials]]

@@ -20,16 +20,6 @@ import msgspec
 
 from asyncagg.errors import UsageError
 
-__all__ = (
-    "EMPTY_PAYLOAD",
-    "UNSIGNED_PAYLOAD",
-    "Credentials",
-    "Signer",
-    "canonical_query",
-    "encode_path",
-    "payload_hash",
-)
-
 EMPTY_PAYLOAD = sha256(b"").hexdigest()
 """The payload hash of a request without a body."""
 

@@ -33,8 +33,6 @@ from asyncagg.store.s3.plane import DataPlane, check_etag
 if TYPE_CHECKING:
     from asyncagg.store.s3.boto import BotoMultipart
 
-__all__ = ("PART_BYTES", "S3Store")
-
 PART_BYTES = 5 * 1024 * 1024
 """S3's minimum size of a part, except the last one; an upload has at most 10,000 parts."""
 

@@ -10,8 +10,6 @@ from urllib.parse import urlsplit
 from asyncagg.store.s3.http import Endpoint
 from asyncagg.store.s3.sigv4 import encode_path
 
-__all__ = ("Target", "redirected")
-
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
 # S3's own host names only: another host below amazonaws.com, such as a load balancer, can belong to
 # anybody.

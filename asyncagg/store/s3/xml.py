@@ -20,16 +20,6 @@ from asyncagg.errors import TransientError
 from asyncagg.model import RunFile
 from asyncagg.store.s3.plane import Page
 
-__all__ = (
-    "ErrorResponse",
-    "delete_body",
-    "fits_xml",
-    "parse_copy_error",
-    "parse_delete_errors",
-    "parse_error",
-    "parse_listing",
-)
-
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f]+")

@@ -13,8 +13,6 @@ from asyncagg.errors import AsyncaggError, ConfigurationError, StoreError, Trans
 from asyncagg.store.protocol import Condition, Matches
 from asyncagg.store.s3.plane import make_error, s3_error
 
-__all__ = ("CREDENTIALS_ADVICE", "BotoBucket", "condition_parameters", "etag_of")
-
 CREDENTIALS_ADVICE = (
     "expected those of the AWS environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, a role)"
 )

@@ -18,8 +18,6 @@ from asyncagg.store.s3.http import Endpoint
 from asyncagg.store.s3.sigv4 import Credentials
 from asyncagg.store.s3.target import Target
 
-__all__ = ("Control", "S3Response", "open_control")
-
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 30.0
 

@@ -9,8 +9,6 @@ from asyncagg.model import RunFile
 from asyncagg.store.protocol import Condition
 from asyncagg.store.s3.boto.bucket import BotoBucket, condition_parameters, etag_of
 
-__all__ = ("BotoMultipart",)
-
 
 class BotoMultipart:
     """Sends each request of a multipart upload once, through aioboto3."""

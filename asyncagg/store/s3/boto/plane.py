@@ -12,8 +12,6 @@ from asyncagg.store.protocol import Absent, Body, Condition, Matches, ObjectInfo
 from asyncagg.store.s3.boto.bucket import BotoBucket, condition_parameters, etag_of
 from asyncagg.store.s3.plane import Page, check_etag, delete_failures
 
-__all__ = ("BotoPlane",)
-
 _BLOCK = 256 * 1024
 
 

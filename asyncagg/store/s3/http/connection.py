@@ -18,8 +18,6 @@ import msgspec
 
 from asyncagg.errors import TransientError
 
-__all__ = ("BodyStream", "Connection", "Owner", "Response")
-
 _MAX_HEAD_BYTES = 64 * 1024
 _ONE_WRITE_BYTES = 64 * 1024
 _PAUSE_BYTES = 256 * 1024

@@ -14,8 +14,6 @@ from pathlib import Path
 from asyncagg.errors import ConfigurationError, TransientError
 from asyncagg.store.s3.http.connection import Connection, Response
 
-__all__ = ("Endpoint", "HttpPool", "Limits", "tls_context")
-
 _RECEIVE_BYTES = 64 * 1024
 
 
