@@ -17,7 +17,14 @@ import anyio
 
 from asyncagg.backfill import tasks
 from asyncagg.backfill.engine import Engine
-from asyncagg.backfill.partial import FAN_IN, Part
+from asyncagg.backfill.partial import (
+    FAN_IN,
+    Part,
+    archive_part,
+    commit_parts,
+    merge_parts,
+    remove_parts,
+)
 from asyncagg.backfill.ranges import ranges
 from asyncagg.backfill.survey import Piece, Segment, plan
 from asyncagg.errors import TransientError
@@ -28,7 +35,7 @@ from asyncagg.job.outcome import RunReport, WindowReport
 from asyncagg.model import Interval, Window
 from asyncagg.runtime.tasks import for_each, task_group
 from asyncagg.settings import Settings
-from asyncagg.verify.recompute import RecomputeReport
+from asyncagg.verify.recompute import RecomputeReport, recompute
 
 _log = logging.getLogger(__name__)
 
@@ -120,8 +127,8 @@ async def recompute_all(
     report = RecomputeReport()
     status = BackfillProgress()
 
-    async def recompute(window: Window) -> None:
-        result = await engine.run(tasks.recompute, window, write=write)
+    async def recompute_one(window: Window) -> None:
+        result = await engine.run(recompute, window, write=write)
         report.windows.append(result)
         status.windows_done += 1
         status.files_done += result.files
@@ -134,7 +141,7 @@ async def recompute_all(
     with anyio.move_on_after(settings.max_seconds) as scope:
         windows = await engine.run(tasks.list_windows, interval)
         status.windows = len(windows)
-        await for_each(windows, recompute, workers=2 * engine.workers)
+        await for_each(windows, recompute_one, workers=2 * engine.workers)
     report.complete = not scope.cancelled_caught
     report.windows.sort(key=lambda each: each.window)
     return report
@@ -200,7 +207,7 @@ class _Backfill:
 
             await for_each(pieces, work_on, workers=self._at_once)
         await self._engine.run(
-            tasks.remove_parts, self._layout.work_prefix, self._interval, frozenset(self._shared)
+            remove_parts, self._layout.work_prefix, self._interval, frozenset(self._shared)
         )
 
     async def _survey(self) -> list[Segment]:
@@ -309,20 +316,20 @@ class _Backfill:
         shared.stale = True  # unless this attempt succeeds
         if shared.parts:
             keys = await self._merge(window, [part.key for part in sorted(shared.parts)])
-            committed = await self._engine.run(tasks.commit_parts, window, keys)
+            committed = await self._engine.run(commit_parts, window, keys)
             self.report.add_window(committed)
             if committed.failure:
                 return
             await self._archive(window)
         work_folder = self._layout.work_folder(window)
-        await self._engine.run(tasks.remove_parts, work_folder, self._interval)
+        await self._engine.run(remove_parts, work_folder, self._interval)
         del self._shared[window]
 
     async def _archive(self, window: Window) -> None:
         shared = self._shared[window]
 
         async def archive(part: Part) -> None:
-            report = await self._engine.run(tasks.archive_part, window, part.key)
+            report = await self._engine.run(archive_part, window, part.key)
             self.report.add_window(report)
             shared.archived += report.tally.resolved
             self._status.files_cleared += report.tally.resolved
@@ -336,7 +343,7 @@ class _Backfill:
             # Neighbours are merged, so that the results do not overlap either.
             share = math.ceil(len(keys) / math.ceil(len(keys) / FAN_IN))
             keys = await self._all(
-                partial(self._engine.run, tasks.merge_parts, window, keys[start : start + share])
+                partial(self._engine.run, merge_parts, window, keys[start : start + share])
                 for start in range(0, len(keys), share)
             )
         return keys

@@ -1,6 +1,6 @@
 """The tasks of a backfill, which run here or on other machines.
 
-A task is a function of this module and its arguments, so that it can be pickled. It may run twice,
+A task is a function of a module and its arguments, so that it can be pickled. It may run twice,
 or half and then again: what it does is idempotent.
 """
 

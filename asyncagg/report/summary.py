@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from asyncagg.aggregate.accumulator import TOP, Accumulator
+from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.head import totals
-from asyncagg.model import Window
+from asyncagg.model import TOP, Window
 from asyncagg.report.matches import BestMatches
 from asyncagg.windows import MINUTES_A_DAY, window_of
 

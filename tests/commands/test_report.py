@@ -18,11 +18,11 @@ from testkit.hooked import HookedStore
 from testkit.reports import HOSTILE, NOW, START, block, gathered, nth, stored
 from testkit.strategies import chunkings, run_results
 
-from asyncagg.aggregate.accumulator import TOP, Accumulator
+from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.head import top_matches, totals
 from asyncagg.aggregate.reader import read_quarantined
 from asyncagg.errors import AccessDeniedError, AggregateError, NotFoundError, UsageError
-from asyncagg.model import Match, RunFile, RunResult
+from asyncagg.model import TOP, Match, RunFile, RunResult
 from asyncagg.report import Report, build_page
 from asyncagg.report.gathering import MAX_QUARANTINED
 from asyncagg.report.matches import MAX_MATCHES
