@@ -181,17 +181,15 @@ def _progress(*, json: bool) -> Iterator[Callable[[BackfillProgress], None] | No
 
 
 def _print_lines() -> Callable[[BackfillProgress], None]:
-    started = time.monotonic()
-    last = 0.0
+    started = last = time.monotonic()
 
     def show(progress: BackfillProgress) -> None:
         nonlocal last
-        elapsed = time.monotonic() - started
-        if elapsed - last < _LINE_SECONDS:
-            return
-        last = elapsed
-        numbers = {"elapsed_seconds": round(elapsed, 3), **msgspec.to_builtins(progress)}
-        base.print_json({"event": "progress", **numbers})
+        now = time.monotonic()
+        if now - last >= _LINE_SECONDS:
+            last = now
+            numbers = {"elapsed_seconds": round(now - started, 3), **msgspec.to_builtins(progress)}
+            base.print_json({"event": "progress", **numbers})
 
     return show
 

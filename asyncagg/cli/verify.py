@@ -56,7 +56,10 @@ def verify(
       asyncagg verify s3://matching-out-runs --repair
     """
     selected = None if since is None and until is None else check_interval(since, until).holds
-    _check(repair=repair, yes=yes)
+    if yes and not repair:
+        raise UsageError("--yes without --repair: expected both, or neither to only look")
+    if repair and not yes and not sys.stdin.isatty():
+        raise UsageError("--repair asks before it changes anything: expected --yes or a terminal")
 
     async def look(store: Store) -> VerifyReport:
         with base.spinner(_progress) as progress:
@@ -76,16 +79,6 @@ def verify(
             return await repair_found(context, found, wanted=selected, progress=progress)
 
     base.finish(base.execute_with_store(settings, fix, json=json), _print_repaired, json=json)
-
-
-def _check(*, repair: bool, yes: bool) -> None:
-    if yes and not repair:
-        raise UsageError("--yes without --repair: expected both, or neither to only look")
-    if repair and not yes and not sys.stdin.isatty():
-        raise UsageError(
-            "--repair asks before it changes anything, and standard input is not a terminal: "
-            "expected --yes too, or a terminal"
-        )
 
 
 def _confirmed(plan: Plan, *, yes: bool, json: bool) -> bool:

@@ -68,7 +68,7 @@ def watch(
     once.
     """
     base.configure_logs(settings, json=json)
-    show = _print_line if json else _print
+    show = (lambda done: base.print_json(done.as_dict())) if json else _print
     base.run_async(lambda: _watch(settings, delay=delay, listen=listen, show=show))
 
 
@@ -118,10 +118,6 @@ async def _endpoint(
     url = await stack.enter_async_context(serve(address_of(listen), health, exporter))
     base.err.print(f"listening on {url}", soft_wrap=True)
     return health.note, exporter.note
-
-
-def _print_line(done: WatchedRun) -> None:
-    base.print_json(done.as_dict())
 
 
 def _print(done: WatchedRun) -> None:

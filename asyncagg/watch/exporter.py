@@ -13,7 +13,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from asyncagg.job.outcome import RunReport
 from asyncagg.store.retry import Retry
 from asyncagg.watch.watcher import WatchedRun
 
@@ -94,10 +93,9 @@ class Exporter:
         self._last_run.set(self._clock())
         if not done.trouble:
             self._last_success.set(self._clock())
-        if done.report is not None:
-            self._note_report(done.report)
-
-    def _note_report(self, report: RunReport) -> None:
+        report = done.report
+        if report is None:
+            return
         total = report.total
         for field, counter in self._tallied.items():
             counter.inc(getattr(total, field))
