@@ -33,8 +33,6 @@ from asyncagg.store import Store
 from asyncagg.store.opening import open_store
 from asyncagg.store.retry import Retry, RetryPolicy
 
-__all__ = ("close", "lambda_handler")
-
 _log = logging.getLogger(__name__)
 
 _RESERVED_SECONDS = 2.0

@@ -7,8 +7,6 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-__all__ = ("TOP", "Interval", "Match", "RunFile", "RunResult", "Window")
-
 TOP: Final = 10
 """How many of the best matches are kept."""
 
@@ -48,12 +46,12 @@ class RunResult(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         run_id: The run's name; the file's key if it has none.
-        timestamp: When the run took place (ISO 8601); the file's ``last_modified`` if it says none.
+        timestamp: When the run took place (ISO 8601); the file's ``last_modified`` if it has none.
         opportunities: How many opportunities the run examined.
         matches: How many of them matched.
         no_matches: How many did not.
         errors: How many failed.
-        processing_time: How long the run took, in seconds; None if it says nothing.
+        processing_time: How long the run took, in seconds; None if unknown.
         top_matches: The matches that may be among the aggregate's best.
     """
 

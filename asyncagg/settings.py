@@ -18,17 +18,6 @@ from msgspec import Meta
 from asyncagg.errors import UsageError
 from asyncagg.windows import MINUTES_A_DAY, WindowBy
 
-__all__ = (
-    "ENV_BUCKET",
-    "ENV_PREFIX",
-    "Setting",
-    "Settings",
-    "all_settings",
-    "from_environment",
-    "settings_from",
-    "unknown_variables",
-)
-
 ENV_PREFIX = "ASYNCAGG_"
 ENV_BUCKET = "SAM_MATCHING_OUT_RUNS_BUCKET"
 """The matching service's own variable; it names the bucket if ``ASYNCAGG_STORE`` is not set."""
@@ -71,27 +60,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     chunk_files: Annotated[
         int,
         _number(
-            "Run files held at a time; one commit may count ten times as many.",
-            "files",
-            1,
-            1_000_000,
+            "Run files held at a time; a commit may count 10 times as many.", "files", 1, 10**6
         ),
     ] = 10_000
     max_inflight_bytes: Annotated[
         int, _number("Bytes of file contents in memory at a time.", "bytes", 1024)
     ] = 16 * _MIB
     stream_bytes: Annotated[
-        int, _number("A run file larger than this is parsed as a stream.", "bytes", 1024)
+        int, _number("A larger run file is parsed as a stream.", "bytes", 1024)
     ] = 4 * _MIB
     max_file_bytes: Annotated[
-        int,
-        _number("A run file larger than this, as stored or unzipped, is quarantined.", "bytes", 1),
+        int, _number("A larger run file, as stored or unzipped, is quarantined.", "bytes", 1)
     ] = 256 * _MIB
     spool_bytes: Annotated[
-        int,
-        _number(
-            "Rows of an aggregate held in memory before they go to a temporary file.", "bytes", 0
-        ),
+        int, _number("Rows of an aggregate in memory, before a temporary file is used.", "bytes", 0)
     ] = _MIB
     max_seconds: Annotated[
         float | None,
@@ -161,14 +143,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The declaration of one setting.
-
-    Attributes:
-        name: Its name in `Settings`.
-        kind: The Python type of its value, without annotations.
-        meta: Its range, unit and description.
-        default: Its default.
-    """
+    """The declaration of one setting: its name, type, range and description, and its default."""
 
     name: str
     kind: Any

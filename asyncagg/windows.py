@@ -11,17 +11,6 @@ from typing import Literal, TypeAlias
 from asyncagg.errors import UsageError
 from asyncagg.model import Interval, RunFile, Window
 
-__all__ = (
-    "MINUTES_A_DAY",
-    "WindowBy",
-    "check_interval",
-    "parse_time",
-    "parse_window",
-    "stamp_of",
-    "window_of",
-    "window_selector",
-)
-
 WindowBy: TypeAlias = Literal["last_modified", "name"]
 """What decides a file's window: the store's clock, or the time stamp in the file's name."""
 

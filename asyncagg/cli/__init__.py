@@ -1,4 +1,4 @@
-"""The command line: a thin face over the library, one module a command."""
+"""The command line: one module per command, on top of the library."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ("main",)
 
 
 def main() -> None:
-    """Run the command line; an error is one sentence, a traceback only where it is asked for."""
+    """Run the command line; an error is one sentence, with a traceback only after ``--debug``."""
     _open_standard_streams()
     words, debug = _without_debug(sys.argv[1:])
     try:
         sys.exit(_exit_code(words, debug=debug))
     except BrokenPipeError:
-        # Whoever read the output has gone (`| head`). Python would meet it again at its end.
+        # The reader of the output is gone (`| head`). Without this, Python fails again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
@@ -28,27 +28,17 @@ def main() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Give what was closed (`>&-`) a place to go, or the next socket has its number."""
+    """Open the standard streams that are closed (`>&-`): a socket must not get their number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - it stays open
 
 
 def _without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
-    """Take ``--debug`` out, wherever it stands before a ``--``; tell whether it was there."""
+    """Remove ``--debug`` before any ``--``; return the other words and whether it was there."""
     end = words.index("--") if "--" in words else len(words)
     kept = [word for word in words[:end] if word != "--debug"]
     return [*kept, *words[end:]], len(kept) < end
-
-
-def _run(words: list[str]) -> None:
-    # Imported here: the workers of a cluster import what started them, and run no command.
-    from asyncagg.cli.application import application  # noqa: PLC0415
-
-    try:
-        application()(args=words, prog_name="asyncagg")
-    finally:
-        sys.stdout.flush()
 
 
 def _exit_code(words: list[str], *, debug: bool) -> int:
@@ -57,13 +47,23 @@ def _exit_code(words: list[str], *, debug: bool) -> int:
     except BrokenPipeError:
         raise
     except AsyncaggError as error:
-        _tell(f"error: {error}{_option(error)}", debug=debug)
+        _print_error(f"{error}{_option(error)}", debug=debug)
         return 2 if isinstance(error, UsageError) else 1
-    except Exception as error:  # noqa: BLE001 - here a traceback would meet a person
+    except Exception as error:  # noqa: BLE001 - people get a sentence, not a traceback
         hint = "" if debug else "; --debug shows where"
-        _tell(f"error: unexpected {type(error).__name__}: {error}{hint}", debug=debug)
+        _print_error(f"unexpected {type(error).__name__}: {error}{hint}", debug=debug)
         return 1
     return 0
+
+
+def _run(words: list[str]) -> None:
+    # Imported here: the workers of a cluster import this package, but run no command.
+    from asyncagg.cli.application import application  # noqa: PLC0415
+
+    try:
+        application()(args=words, prog_name="asyncagg")
+    finally:
+        sys.stdout.flush()
 
 
 def _option(error: AsyncaggError) -> str:
@@ -73,11 +73,9 @@ def _option(error: AsyncaggError) -> str:
     return f" (--{setting.replace('_', '-')})" if setting not in {"", "store"} else ""
 
 
-def _tell(sentence: str, *, debug: bool) -> None:
-    from rich.text import Text  # noqa: PLC0415 - as in _run
-
-    from asyncagg.cli.base import err  # noqa: PLC0415 - likewise
+def _print_error(message: str, *, debug: bool) -> None:
+    from asyncagg.cli.base import err, print_text  # noqa: PLC0415 - as in _run
 
     if debug:
         traceback.print_exc()
-    err.print(Text(sentence), soft_wrap=True)
+    print_text(f"error: {message}", to=err)

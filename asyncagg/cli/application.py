@@ -1,4 +1,4 @@
-"""The application: every command there is, and what all of them have in common."""
+"""The application: all commands, and the options that they share."""
 
 from __future__ import annotations
 
@@ -23,17 +23,15 @@ from asyncagg.cli import (
 )
 from asyncagg.cli.base import Command
 
-__all__ = ("EXIT_CODES", "app", "application", "commands")
-
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but something is left or was refused; "
-    "130 and 143 stopped by Ctrl-C and SIGTERM."
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but files were deferred, left or "
+    "quarantined; 130 and 143 stopped by Ctrl-C and SIGTERM."
 )
-"""What the help of a command says that does not say it itself."""
+"""The last paragraph of the help of a command that has no exit codes of its own."""
 
 app = typer.Typer(
-    help="Aggregate many small JSON run files on S3, or in a directory, and archive them: "
-    "each counted once, none lost.",
+    help="Aggregate many small JSON run files on S3 or in a directory, and archive them: "
+    "each is counted once, and none is lost.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -70,14 +68,14 @@ def _common(
         ),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show where an error comes from; also after a command.")
+        bool, typer.Option("--debug", help="Show the traceback of an error; also after a command.")
     ] = False,
 ) -> None:
     pass
 
 
 def application() -> Any:
-    """Return the application as a click command, the help of all its commands completed."""
+    """Return the application as a click command, with the help of all commands completed."""
     whole = typer.main.get_command(app)
     for _, command in commands(whole):
         command.help = _EXAMPLES.sub(_kept_as_lines, command.help or "")
@@ -87,7 +85,7 @@ def application() -> Any:
 
 
 def commands(command: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the names and the click command of everything that can be run, groups left out."""
+    """Yield the names and the click command of every command, without the groups."""
     inner = getattr(command, "commands", None)
     if inner is None:
         yield names, command
@@ -100,6 +98,6 @@ _EXAMPLES = re.compile(r"^Examples:\n((?:[ ]+\S.*(?:\n|\Z)|\n)+)", re.MULTILINE)
 
 
 def _kept_as_lines(found: re.Match[str]) -> str:
-    """Mark the examples as not to be wrapped, as click wants it: a line with a backspace."""
+    """Mark the examples so that click does not wrap them: with a backspace on a line."""
     lines = [f"  {line.strip()}" for line in found[1].splitlines() if line.strip()]
     return "\n".join(["\b", "Examples:", *lines, "", ""])

@@ -8,31 +8,15 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
-from rich.text import Text
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from asyncagg.backfill import BackfillProgress, Engine, LocalEngine, interval_of, recompute_all
 from asyncagg.backfill import backfill as settle_all
-from asyncagg.cli.base import (
-    configure_logs,
-    err,
-    execute,
-    out,
-    print_json,
-    time_option,
-    with_settings,
-)
+from asyncagg.cli import base
 from asyncagg.errors import ConfigurationError, UsageError
 from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import RunReport
@@ -41,10 +25,8 @@ from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
 from asyncagg.verify.recompute import RecomputeReport
 
-__all__ = ("BackfillSource", "backfill")
-
 _LINE_SECONDS = 1.0
-"""The least time between two lines for machines."""
+"""The shortest time between two lines of progress for machines."""
 
 
 class BackfillSource(StrEnum):
@@ -54,13 +36,13 @@ class BackfillSource(StrEnum):
     ARCHIVE = "archive"
 
 
-@with_settings
+@base.with_settings
 def backfill(
     *,
     settings: Settings,
-    since: Annotated[datetime, time_option("--since", "Windows that start then or later.")],
+    since: Annotated[datetime, base.time_option("--since", "Windows that start then or later.")],
     until: Annotated[
-        datetime | None, time_option("--until", "Windows that end by then; default: now.")
+        datetime | None, base.time_option("--until", "Windows that end by then; default: now.")
     ] = None,
     workers: Annotated[
         int | None,
@@ -72,25 +54,27 @@ def backfill(
     ] = None,
     source: Annotated[
         BackfillSource,
-        typer.Option(help="Settle the inbox, or compute again from the archive, moving nothing."),
+        typer.Option(
+            help="Settle the inbox, or recompute aggregates from the archive, moving nothing."
+        ),
     ] = BackfillSource.RUNS,
     write: Annotated[
         bool,
         typer.Option("--write", help="With --source archive: replace aggregates that differ."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list the inbox, change nothing.")
+        bool, typer.Option("--dry-run", help="List the inbox, change nothing.")
     ] = False,
     json: Annotated[
-        bool, typer.Option("--json", help="Print lines of JSON as it goes, the last is the report.")
+        bool, typer.Option("--json", help="Print progress as lines of JSON, then the report.")
     ] = False,
 ) -> None:
     """Settle every window of an interval, however long.
 
-    Run it again to go on where it stopped.
+    If it is stopped, run it again to continue.
 
-    With --workers or --scheduler (which need the extra "cluster") windows are settled side by side;
-    one with more files than --chunk-files is counted in parts and committed once.
+    With --workers or --scheduler (which need the extra "cluster") windows are settled in parallel;
+    a window with more files than --chunk-files is counted in parts and committed once.
 
     Examples:
       asyncagg backfill ./data --since 2025-10-21T00:00:00Z --window-by name
@@ -100,49 +84,37 @@ def backfill(
       asyncagg backfill s3://bucket --since 20251001t0000Z --source archive --json
     """
     interval = interval_of(settings, since, until)
-    _check(workers, scheduler, source, write=write, dry_run=dry_run)
+    archive = source is BackfillSource.ARCHIVE
+    if workers is not None and scheduler is not None:
+        raise UsageError(f"--workers {workers} and --scheduler {scheduler}: expected one of them")
+    if write and not archive:
+        raise UsageError(f"--write with --source {source}: expected --source archive")
+    if dry_run and archive:
+        raise UsageError("--dry-run with --source archive: without --write, it changes nothing")
     if settings.store and "://" not in settings.store:
-        # A worker may run in another folder.
+        # A worker may run in another directory.
         settings = msgspec.structs.replace(settings, store=str(Path(settings.store).absolute()))
 
     async def work() -> RunReport | RecomputeReport:
-        with _told(json=json) as told:
+        with _progress(json=json) as progress:
             async with _engine(settings, workers, scheduler) as engine:
-                if source is BackfillSource.ARCHIVE:
+                if archive:
                     return await recompute_all(
-                        engine, settings, interval, write=write, progress=told
+                        engine, settings, interval, write=write, progress=progress
                     )
-                return await settle_all(engine, settings, interval, dry_run=dry_run, progress=told)
+                return await settle_all(
+                    engine, settings, interval, dry_run=dry_run, progress=progress
+                )
 
-    configure_logs(settings, json=json)
-    report = execute(work)
+    base.configure_logs(settings, json=json)
+    report = base.execute(work)
     if json:
-        print_json({"event": "done", **report.as_dict()})
+        base.print_json({"event": "done", **report.as_dict()})
     elif isinstance(report, RunReport):
         _print_settled(report, interval)
     else:
         _print_recomputed(report)
     raise typer.Exit(report.exit_code)
-
-
-def _check(
-    workers: int | None,
-    scheduler: str | None,
-    source: BackfillSource,
-    *,
-    write: bool,
-    dry_run: bool,
-) -> None:
-    if workers is not None and scheduler is not None:
-        raise UsageError(
-            f"--workers {workers} and --scheduler {scheduler}: expected one of the two"
-        )
-    if write and source is not BackfillSource.ARCHIVE:
-        raise UsageError(f"--write with --source {source}: expected --source archive")
-    if dry_run and source is BackfillSource.ARCHIVE:
-        raise UsageError(
-            "--dry-run with --source archive: expected neither --dry-run nor --write to only look"
-        )
 
 
 @asynccontextmanager
@@ -160,45 +132,21 @@ async def _engine(
             f"Dask: {error}; expected the extra: pip install 'asyncagg[cluster]', or neither "
             "--workers nor --scheduler"
         ) from error
-    opened = (
+    opening = (
         cluster.start_cluster(settings, workers)
         if workers is not None
         else cluster.join_cluster(settings, scheduler or "")
     )
-    async with opened as engine:
+    async with opening as engine:
         yield engine
 
 
 @contextmanager
-def _told(*, json: bool) -> Iterator[Callable[[BackfillProgress], None] | None]:
-    """Tell how far it is: lines for machines, a bar on a terminal."""
+def _progress(*, json: bool) -> Iterator[Callable[[BackfillProgress], None] | None]:
+    """Show the progress: as lines for machines, or as a bar on a terminal."""
     if json:
-        yield _lines()
-    elif err.is_terminal:
-        with _bar() as told:
-            yield told
-    else:
-        yield None
-
-
-def _lines() -> Callable[[BackfillProgress], None]:
-    started = time.monotonic()
-    last = 0.0
-
-    def told(status: BackfillProgress) -> None:
-        nonlocal last
-        elapsed = time.monotonic() - started
-        if elapsed - last < _LINE_SECONDS:
-            return
-        last = elapsed
-        numbers = {"elapsed_seconds": round(elapsed, 3), **msgspec.to_builtins(status)}
-        print_json({"event": "progress", **numbers})
-
-    return told
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[BackfillProgress], None]]:
+        yield _print_lines()
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -209,71 +157,75 @@ def _bar() -> Iterator[Callable[[BackfillProgress], None]]:
         TextColumn("{task.fields[troubles]}", style="red"),
     )
     started = time.monotonic()
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("listing", total=None, rate="", troubles="")
+    with base.progress_bar(*columns, rate="", troubles="") as update:
 
-        def told(status: BackfillProgress) -> None:
+        def show(progress: BackfillProgress) -> None:
+            if update is None:
+                return
             seconds = time.monotonic() - started
-            # Of a file half of the way is to be fetched, the other half to be cleared away.
-            way = (status.files_done + status.files_cleared) / 2
-            size = status.bytes * way / max(1, status.files)
-            bar.update(
-                task,
-                description=_description(status),
-                total=status.files or None,
-                completed=way,
-                rate=f"{way / seconds:,.0f} files/s {size / seconds / 1e6:,.1f} MB/s",
-                troubles=f"{status.troubles:,} in trouble" if status.troubles else "",
+            # Half of the work on a file is to fetch it, the other half to archive it.
+            done = (progress.files_done + progress.files_cleared) / 2
+            size = progress.bytes * done / max(1, progress.files)
+            windows = f"{progress.windows_done:,}/{progress.windows:,} windows"
+            update(
+                description=windows if progress.windows else "listing",
+                total=progress.files or None,
+                completed=done,
+                rate=f"{done / seconds:,.0f} files/s {size / seconds / 1e6:,.1f} MB/s",
+                troubles=f"{progress.troubles:,} in trouble" if progress.troubles else "",
             )
 
-        yield told
+        yield show if update else None
 
 
-def _description(status: BackfillProgress) -> str:
-    if not status.windows:
-        return "listing"
-    return f"{status.windows_done:,}/{status.windows:,} windows"
+def _print_lines() -> Callable[[BackfillProgress], None]:
+    started = last = time.monotonic()
+
+    def show(progress: BackfillProgress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _LINE_SECONDS:
+            last = now
+            numbers = {"elapsed_seconds": round(now - started, 3), **msgspec.to_builtins(progress)}
+            base.print_json({"event": "progress", **numbers})
+
+    return show
 
 
 def _print_settled(report: RunReport, interval: Interval) -> None:
-    """Print the sums, and the windows that need a look: there may be thousands of others."""
-    total = report.total
-    told = f"from {interval.since.isoformat()} to {interval.until.isoformat()}"
+    """Print the sums, and the windows with failures: there may be thousands of others."""
+    span = f"from {interval.since.isoformat()} to {interval.until.isoformat()}"
     if not report.windows and report.complete:
-        out.print(f"the inbox has no run file of a window {told}")
+        base.out.print(f"the inbox has no run files for the windows {span}")
         return
-    out.print(told)
-    table = Table()
-    rows: dict[str, Any] = {"windows": len(report.windows)}
+    base.out.print(span)
     names = ("counted", "late", "archived", "quarantined", "deferred", "left", "bytes")
-    rows |= {name: getattr(total, name) for name in names}
-    table.add_column("what")
-    table.add_column("number", justify="right")
-    for name, number in rows.items():
-        table.add_row(name, f"{number:,}")
-    out.print(table)
+    rows = [(name, getattr(report.total, name)) for name in names]
+    base.print_table([("windows", len(report.windows)), *rows], "field", "value")
     for each in report.windows.values():
         if each.failure:
-            out.print(Text(f"window {each.window} failed: {each.failure}", style="red"))
+            base.print_text(f"window {each.window} failed: {each.failure}", style="red")
         elif each.tally.deferred:
-            out.print(f"window {each.window}: {each.tally.deferred:,} files deferred")
+            base.out.print(f"window {each.window}: {each.tally.deferred:,} files deferred")
     if not report.complete:
-        out.print("time ran out: run it again to go on")
+        base.out.print("time ran out: run it again to continue")
 
 
 def _print_recomputed(report: RecomputeReport) -> None:
+    count = len(report.windows)
     bad = [each for each in report.windows if each.differences or each.failure]
-    out.print(f"{len(report.windows):,} aggregates, {len(bad):,} of them not as they should be")
+    aggregates = f"{count:,} aggregate{'s' if count != 1 else ''} checked"
+    base.out.print(f"{aggregates}, {f'{len(bad):,} with problems' if bad else 'no differences'}")
     for each in bad:
         if each.failure:
-            out.print(Text(f"window {each.window}: {each.failure}", style="red"))
+            base.print_text(f"window {each.window}: {each.failure}", style="red")
         for key in each.missing:
-            out.print(Text(f"  {key}"))
-        for name, (stands, true) in each.differences.items():
-            numbers = isinstance(true, int | float)
-            told = f"{stands} stands, {true} is true" if numbers else "differs"
-            out.print(Text(f"window {each.window}: {name}: {told}"))
+            base.print_text(f"  {key}")
+        for name, (actual, expected) in each.differences.items():
+            numbers = isinstance(expected, int | float)
+            what = f"is {actual}, expected {expected}" if numbers else "differs"
+            base.print_text(f"window {each.window}: {name} {what}")
         if each.written:
-            out.print(f"window {each.window}: written anew")
+            base.out.print(f"window {each.window}: replaced")
     if any(each.differences and not each.written for each in bad):
-        out.print("with --write those that differ are replaced")
+        base.out.print("pass --write to replace those that differ")

@@ -1,4 +1,4 @@
-"""What the commands share: the options, and how work is run and shown."""
+"""What the commands share: options, the settings, running the work, and output."""
 
 from __future__ import annotations
 
@@ -7,19 +7,28 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from functools import partial
+from typing import Annotated, Any, NoReturn, Protocol, TypeVar
 
 import anyio
 import orjson
 import typer
 from anyio.abc import TaskStatus
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from typer.core import TyperCommand
 
@@ -28,87 +37,65 @@ from asyncagg.job.outcome import RunReport
 from asyncagg.runtime import logs
 from asyncagg.runtime.loops import loop_factory
 from asyncagg.runtime.tasks import task_group
-from asyncagg.settings import Setting, Settings, all_settings, from_environment, unknown_variables
+from asyncagg.settings import Settings, all_settings, from_environment, unknown_variables
+from asyncagg.store import Store
+from asyncagg.store.opening import open_store
 from asyncagg.windows import parse_time
-
-__all__ = (
-    "Command",
-    "JsonOption",
-    "configure_logs",
-    "err",
-    "execute",
-    "out",
-    "print_json",
-    "print_report",
-    "run_async",
-    "spinner",
-    "time_option",
-    "visible",
-    "with_settings",
-)
 
 T = TypeVar("T")
 
 _SETTINGS = "Settings (each is a variable too: --window-by is ASYNCAGG_WINDOW_BY)"
 
 _PIPE_WIDTH = 10_000
-"""A pipe has no width: a table that goes into one is not cut to that of some terminal."""
-
+"""The width of output that is not a terminal: tables are not cut."""
 
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-"""A key may hold them; a terminal would obey."""
+"""Control characters that a key may contain and that a terminal must not get."""
+
+# ------------------------------------------------------------------------------ options
 
 
-class _Console(Console):
-    """A console that takes what is printed for text: no markup, no escapes, no width in a pipe."""
+def time_option(name: str, description: str) -> Any:
+    """Return an option whose value is a time in UTC."""
 
-    def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, emoji=False)
-        if not self.is_terminal:
-            self.width = _PIPE_WIDTH
-
-    def render(
-        self, renderable: RenderableType, options: ConsoleOptions | None = None
-    ) -> Iterable[Segment]:
-        for segment in super().render(renderable, options):
-            if segment.control:
-                yield segment  # of a progress bar
-            else:
-                yield Segment(segment.text.translate(_CONTROLS), segment.style)
-
-
-out = _Console()
-err = _Console(stderr=True)
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
-
-
-def time_option(name: str, told: str) -> Any:
-    """Return an option whose value is a moment in UTC; ``told`` is its help."""
-
-    def moment(text: str) -> datetime:
+    def parse(text: str) -> datetime:
         return parse_time(text, name)
 
-    return typer.Option(name, help=told, metavar="TIME", parser=moment)
+    return typer.Option(name, help=description, metavar="TIME", parser=parse)
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
+SinceOption = Annotated[
+    datetime | None, time_option("--since", "Only windows that start then or later.")
+]
+UntilOption = Annotated[datetime | None, time_option("--until", "Only windows that end by then.")]
+_StoreArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="s3://bucket[/prefix] or a directory; default: ASYNCAGG_STORE.", metavar="STORE"
+    ),
+]
 
 
 def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the store and an option for every setting; it receives their `Settings`."""
+    """Add the store and an option per setting to a command, which is passed their `Settings`."""
     parameters = dict(inspect.signature(command, eval_str=True).parameters)
-    store = parameters["settings"].replace(name="store", default=None, annotation=_store_argument())
+    store = parameters["settings"].replace(name="store", default=None, annotation=_StoreArgument)
     parameters = {"store": store} | {n: each for n, each in parameters.items() if n != "settings"}
     options = {setting.name: setting for setting in all_settings() if setting.name != "store"}
 
     def wrapped(**given: Any) -> Any:
         values = {name: given.pop(name) for name in ("store", *options)}
         for name in unknown_variables(os.environ):
-            err.print(f"warning: {name} is no setting, and does nothing; all are in --help")
+            err.print(f"warning: {name} is not a setting and is ignored; see --help")
         return command(settings=from_environment(os.environ, **values), **given)
 
     for setting in options.values():
+        default = "none" if setting.default in (None, "") else setting.default
+        accepted = "" if setting.kind is str else f"{setting.accepted}; "
         option = typer.Option(
             setting.option,
-            help=_help_of(setting),
+            help=f"{setting.description} [{accepted}default: {default}]",
             show_default=False,
             metavar=setting.unit.upper() or "TEXT",
             rich_help_panel=_SETTINGS,
@@ -128,15 +115,8 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _help_of(setting: Setting) -> str:
-    default = "none" if setting.default in (None, "") else setting.default
-    # That a text accepts any text goes without saying.
-    accepted = "" if setting.kind is str else f"{setting.accepted}; "
-    return f"{setting.description} [{accepted}default: {default}]"
-
-
 class Command(TyperCommand):
-    """A command whose help tells its own options first, then the settings that all have."""
+    """A command whose help lists its own options before the settings of all commands."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each kind of parameter, with those of the command first."""
@@ -152,18 +132,16 @@ class Command(TyperCommand):
                 formatter.write_dl(sections[name])
 
 
-def _store_argument() -> Any:
-    told = "s3://bucket[/prefix] or a directory; default: ASYNCAGG_STORE."
-    return Annotated[str | None, typer.Argument(help=told, metavar="STORE")]
+# ------------------------------------------------------------------------------ running
 
 
 def run_async(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run async work to its end; what signals do to it is its own business."""
+    """Run async work, which handles signals by itself."""
     return anyio.run(work, backend_options={"loop_factory": loop_factory()})
 
 
 def execute(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run async work to its end; Ctrl-C and SIGTERM cancel it cleanly, with 130 or 143."""
+    """Run async work; Ctrl-C and SIGTERM cancel it and exit with 130 or 143."""
     stopped_by: list[signal.Signals] = []
 
     async def supervised() -> T:
@@ -171,7 +149,7 @@ def execute(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
             async with _cancelled_by_signals(stopped_by):
                 return await work()
         except AsyncaggError:
-            # A request that fails in the moment of the signal is not tried again.
+            # The signal may cancel the retry of a request that has just failed.
             if not stopped_by:
                 raise
         raise typer.Exit(128 + stopped_by[0])
@@ -187,7 +165,9 @@ async def _cancelled_by_signals(stopped_by: list[signal.Signals]) -> AsyncIterat
             with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
                 task_status.started()
                 async for number in received:
-                    err.print(f"stopping on {number.name}: nothing is lost, run it again to go on")
+                    err.print(
+                        f"stopping on {number.name}: nothing is lost, run it again to continue"
+                    )
                     stopped_by.append(number)
                     group.cancel_scope.cancel()
 
@@ -196,34 +176,106 @@ async def _cancelled_by_signals(stopped_by: list[signal.Signals]) -> AsyncIterat
         group.cancel_scope.cancel()
 
 
+def execute_with_store(
+    settings: Settings, work: Callable[[Store], Awaitable[T]], *, json: bool
+) -> T:
+    """Configure the log, open the store, and run async work with it as `execute` does."""
+
+    async def opened() -> T:
+        async with open_store(settings) as store:
+            return await work(store)
+
+    configure_logs(settings, json=json)
+    return execute(opened)
+
+
 def configure_logs(settings: Settings, *, json: bool) -> None:
-    """Send the log to standard error, with an id for what is about to be done."""
-    # The table tells people what the summary lines tell machines.
+    """Send the log to standard error, with a new correlation id."""
+    # People get a table instead of the summary lines for machines.
     quieter = "warning" if settings.log_level == "info" else settings.log_level
     logs.configure(settings.log_level if json else quieter, json=json)
     logs.correlation_id.set(uuid.uuid4().hex)
 
 
-@contextmanager
-def spinner(describe: Callable[[T], str]) -> Iterator[Callable[[T], None] | None]:
-    """On a terminal, show how far it is, as ``describe`` says of what the work tells meanwhile."""
-    if not err.is_terminal:
-        yield None
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("listing")
-        yield lambda told: bar.update(task, description=describe(told))
+# ------------------------------------------------------------------------------ output
+
+
+class _Console(Console):
+    """A console that prints plain text: no markup, no control characters, no width in a pipe."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+        if not self.is_terminal:
+            self.width = _PIPE_WIDTH
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment  # of a progress bar
+            else:
+                yield Segment(segment.text.translate(_CONTROLS), segment.style)
+
+
+out = _Console()
+err = _Console(stderr=True)
+
+
+class _Report(Protocol):
+    @property
+    def exit_code(self) -> int: ...
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+R = TypeVar("R", bound=_Report)
+
+
+def finish(report: R, show: Callable[[R], object], *, json: bool) -> NoReturn:
+    """Print a report, as JSON or with ``show``, and exit with its code."""
+    if json:
+        print_json(report.as_dict())
+    else:
+        show(report)
+    raise typer.Exit(report.exit_code)
 
 
 def print_json(document: Any) -> None:
-    """Print a document in one line, at once."""
+    """Print a document on one line, and flush it."""
     sys.stdout.write(orjson.dumps(document).decode() + "\n")
     sys.stdout.flush()
 
 
+def print_text(text: str, *, style: str = "", to: Console = out) -> None:
+    """Print text as one line, however wide the terminal."""
+    to.print(Text(text, style), soft_wrap=True)
+
+
+def print_table(
+    rows: Iterable[Sequence[object]], *columns: str | Column, title: str | None = None
+) -> None:
+    """Print a table, with integers on the right, and a name as the header of each column."""
+    table = Table(
+        *(Column(each, overflow="fold") if isinstance(each, str) else each for each in columns),
+        title=title,
+    )
+    for row in rows:
+        for column, cell in zip(table.columns, row, strict=True):
+            if isinstance(cell, int):
+                column.justify = "right"
+        table.add_row(*map(_cell, row))
+    out.print(table)
+
+
+def _cell(value: object) -> Text:
+    if isinstance(value, Text):
+        return value
+    return Text(f"{value:,}" if isinstance(value, int) else str(value))
+
+
 def visible(text: str) -> str:
-    """Return a text whose every character shows as itself, or as an escape: none steers."""
+    """Return text with every character that is not printable as an escape."""
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode("ascii")
         for each in text
@@ -232,30 +284,46 @@ def visible(text: str) -> str:
 
 def print_report(report: RunReport) -> None:
     """Print what a run did, window by window."""
+    names = ("counted", "late", "quarantined", "deferred", "left", "archived")
     if report.windows:
-        out.print(_table(report))
+        print_table(
+            [
+                (each.window, each.revision or "-", *(getattr(each.tally, name) for name in names))
+                for each in report.windows.values()
+            ],
+            Column("window", no_wrap=True),
+            Column("rev.", justify="right"),
+            *names,
+            title=f"windows that ended by {report.at}",
+        )
     else:
         out.print(f"no window that ended by {report.at} has new run files")
     for window, reason in report.failures.items():
-        out.print(Text(f"window {window} failed: {reason}", style="red"))
+        print_text(f"window {window} failed: {reason}", style="red")
     notes = []
     if report.waiting:
         notes.append(f"{report.waiting} files wait for their window to end")
     if report.ignored:
-        notes.append(f"{report.ignored} keys are no run files")
+        notes.append(f"{report.ignored} objects ignored (not .json or .json.gz)")
     if not report.complete:
-        notes.append("time ran out before the whole inbox was listed: run again to go on")
+        notes.append("time ran out before the whole inbox was listed: run it again to continue")
     if notes:
         out.print("; ".join(notes))
 
 
-def _table(report: RunReport) -> Table:
-    table = Table(title=f"windows that ended by {report.at}")
-    table.add_column("window", no_wrap=True)
-    names = ("counted", "late", "quarantined", "deferred", "left", "archived")
-    for name in ("rev.", *names):
-        table.add_column(name, justify="right", overflow="fold")
-    for each in report.windows.values():
-        numbers = [str(getattr(each.tally, name)) for name in names]
-        table.add_row(each.window, str(each.revision or "-"), *numbers)
-    return table
+@contextmanager
+def progress_bar(*columns: ProgressColumn, **fields: Any) -> Iterator[Callable[..., None] | None]:
+    """On a terminal, show a progress bar; the context yields the function that updates it."""
+    if not err.is_terminal:
+        yield None
+        return
+    with Progress(*columns, console=err, transient=True) as bar:
+        yield partial(bar.update, bar.add_task("listing", total=None, **fields))
+
+
+@contextmanager
+def spinner(describe: Callable[[T], str]) -> Iterator[Callable[[T], None] | None]:
+    """On a terminal, show a progress report as ``describe`` words it, as often as it is passed."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with progress_bar(*columns) as update:
+        yield update and (lambda report: update(description=describe(report)))

@@ -22,8 +22,6 @@ from asyncagg.doctor import diagnose
 from asyncagg.doctor.checks import CheckStatus, Diagnosis
 from asyncagg.settings import Settings
 
-__all__ = ("doctor",)
-
 _STYLES: dict[CheckStatus, str] = {
     "ok": "green",
     "warn": "yellow",

@@ -1,9 +1,8 @@
-"""``asyncagg quarantine``: what could not be counted, why, and back into the inbox once mended."""
+"""``asyncagg quarantine``: list, show and put back quarantined files."""
 
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -11,27 +10,16 @@ import msgspec
 import typer
 from rich.text import Text
 
-from asyncagg.cli.base import (
-    Command,
-    JsonOption,
-    configure_logs,
-    execute,
-    out,
-    print_json,
-    time_option,
-    visible,
-    with_settings,
-)
+from asyncagg.cli import base
 from asyncagg.errors import UsageError
 from asyncagg.job.context import JobContext
 from asyncagg.quarantine.details import FileDetails, file_details
 from asyncagg.quarantine.listing import QuarantinedFile, check_key, list_quarantined
 from asyncagg.quarantine.restore import Restorer, RestoreResult
 from asyncagg.settings import Settings
+from asyncagg.store import Store
 from asyncagg.store.opening import open_store
 from asyncagg.windows import check_interval
-
-__all__ = ("list_files", "quarantine", "retry", "show")
 
 quarantine = typer.Typer(
     help="List, show and put back files that could not be counted.",
@@ -41,17 +29,13 @@ quarantine = typer.Typer(
 )
 
 
-@quarantine.command("list", cls=Command)
-@with_settings
+@quarantine.command("list", cls=base.Command)
+@base.with_settings
 def list_files(
     *,
     settings: Settings,
-    since: Annotated[
-        datetime | None, time_option("--since", "Only files of windows that start then or later.")
-    ] = None,
-    until: Annotated[
-        datetime | None, time_option("--until", "Only files of windows that end by then.")
-    ] = None,
+    since: base.SinceOption = None,
+    until: base.UntilOption = None,
     reason: Annotated[
         str, typer.Option(help="Only files whose reason contains this.", metavar="TEXT")
     ] = "",
@@ -59,13 +43,13 @@ def list_files(
         bool, typer.Option("--json", help="Print one line of JSON per file, for machines.")
     ] = False,
 ) -> None:
-    """List what is in quarantine, and why.
+    """List the quarantined files and the reasons.
 
-    A line has key, time, window and size; below it is the reason.
+    A line has the key, time, window and size of a file; the next line has the reason.
 
-    A file that was overwritten in quarantine has lost the time that it came at: its window is
-    known from its name alone (with --window-by name), and else it is told as "-" and --since and
-    --until look at the time of the overwriting.
+    A file that was overwritten in quarantine has lost its original time: only its name can give its
+    window (with --window-by name). Else its window is shown as "-", and --since and --until are
+    compared with the time of the overwriting.
 
     Examples:
       asyncagg quarantine list ./data
@@ -74,57 +58,53 @@ def list_files(
     """
     check_interval(since, until)
 
-    async def work() -> int:
+    async def work(store: Store) -> int:
         number = 0
-        async with open_store(settings) as store:
-            context = JobContext(store, settings)
-            async for each in list_quarantined(context, since=since, until=until, reason=reason):
-                number += 1
-                if json:
-                    print_json(each.as_dict())
-                else:
-                    _print_held(each)
+        context = JobContext(store, settings)
+        async for each in list_quarantined(context, since=since, until=until, reason=reason):
+            number += 1
+            if json:
+                base.print_json(each.as_dict())
+            else:
+                _print_held(each)
         return number
 
-    configure_logs(settings, json=json)
-    if not execute(work) and not json:
+    if not base.execute_with_store(settings, work, json=json) and not json:
         filtered = since or until or reason
-        out.print("nothing of that is there" if filtered else "nothing is in quarantine")
+        base.out.print("no file matches" if filtered else "no file is quarantined")
 
 
-@quarantine.command("show", cls=Command)
-@with_settings
+@quarantine.command("show", cls=base.Command)
+@base.with_settings
 def show(
     *,
     settings: Settings,
     key: Annotated[
         str, typer.Argument(help="Its key, as `list` prints it.", metavar="KEY", show_default=False)
     ],
-    json: JsonOption = False,
+    json: base.JsonOption = False,
 ) -> None:
-    """Show one file: why it was refused, and what is in it.
+    """Show one file: why it is quarantined, and its content.
 
-    Also where it came from, and whether it would be accepted now: it is read again by today's rules
-    and settings. Of its content the first bytes are shown, unzipped where it is gzip.
+    Also its original key, and whether it would be accepted now: it is read again with today's
+    version and settings. Only the first bytes of the content are shown, unzipped if it is gzip.
 
     Examples:
       asyncagg quarantine show ./data quarantine/20251021t1302Z_run.json
     """
 
-    async def work() -> FileDetails:
-        async with open_store(settings) as store:
-            return await file_details(JobContext(store, settings), key)
+    async def work(store: Store) -> FileDetails:
+        return await file_details(JobContext(store, settings), key)
 
-    configure_logs(settings, json=json)
-    shown = execute(work)
+    shown = base.execute_with_store(settings, work, json=json)
     if json:
-        print_json(shown.as_dict())
+        base.print_json(shown.as_dict())
     else:
         _print_shown(shown)
 
 
-@quarantine.command("retry", cls=Command)
-@with_settings
+@quarantine.command("retry", cls=base.Command)
+@base.with_settings
 def retry(
     *,
     settings: Settings,
@@ -133,7 +113,7 @@ def retry(
         typer.Argument(help="Keys, as `list` prints them.", metavar="KEY", show_default=False),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Every file in quarantine that would be accepted now.")
+        bool, typer.Option("--all", help="Every quarantined file that would be accepted now.")
     ] = False,
     replacement: Annotated[
         Path | None,
@@ -147,61 +127,59 @@ def retry(
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Put back even what would be refused again.")
+        bool, typer.Option("--force", help="Put back even files that would not be accepted.")
     ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON per file, then the sums.")
     ] = False,
 ) -> None:
-    """Put mended files back into the inbox.
+    """Put corrected files back into the inbox.
 
-    The next run counts them. Mended is a file that was overwritten in quarantine, one that
-    --replace mends, or one that today's rules and settings accept as it is. Each is read first, and
-    left where it is if it would be refused again. It goes back under a name of its own (x.json
-    comes back as x.putback-0123456789abcdef.json), and is counted in the window of that name's time
-    with --window-by name, else in the window of the moment (in a directory: of the file's own
-    time). Stopped half way, run it again: no file is lost, and none is counted twice. On S3 it
-    needs PutObject below the inbox and DeleteObject below quarantine, which the job itself has not.
+    The next run counts them. Correct a file with --replace, or overwrite it in quarantine; or it
+    is accepted as it is by today's version and settings. Each file is read first, and stays in
+    quarantine if it would not be accepted. It gets a new name in the inbox (x.json becomes
+    x.putback-0123456789abcdef.json), and is counted in the window of that name's time with
+    --window-by name, else in the current window (in a directory: the window of the file's time).
+    If it is stopped, run it again: no file is lost, and none is counted twice. On S3 it needs
+    PutObject for the inbox and DeleteObject for quarantine, which the job itself does not have.
 
-    The exit code is 3 where a file is left in quarantine.
+    The exit code is 3 if a file stays in quarantine.
 
     Examples:
-      asyncagg quarantine retry ./data quarantine/20251021t1302Z_run.json --replace mended.json
+      asyncagg quarantine retry ./data quarantine/20251021t1302Z_run.json --replace fixed.json
 
       asyncagg quarantine retry s3://bucket --all --max-file-bytes 1000000000 --json
     """
     chosen = list(dict.fromkeys(keys or ()))
     _check(settings, chosen, everything=everything, replacement=replacement)
-    told = Counter[str]()
+    counts = Counter[str]()
 
-    def tell(outcome: RestoreResult) -> None:
-        told[outcome.status] += 1
+    def note(result: RestoreResult) -> None:
+        counts[result.status] += 1
         if json:
-            print_json({"event": "file", **outcome.as_dict()})
+            base.print_json({"event": "file", **result.as_dict()})
         else:
-            _print_outcome(outcome)
+            _print_outcome(result)
 
-    async def work() -> None:
-        async with open_store(settings) as store:
-            putter = Restorer(JobContext(store, settings), force=force)
-            if everything:
-                await putter.restore_all(tell)
-            elif replacement is not None:
-                local = msgspec.structs.replace(settings, store=str(replacement.parent))
-                async with open_store(local) as source:
-                    tell(await putter.replace(chosen[0], source, replacement.name))
-            else:
-                for key in chosen:
-                    tell(await putter.restore(key))
+    async def work(store: Store) -> None:
+        restorer = Restorer(JobContext(store, settings), force=force)
+        if everything:
+            await restorer.restore_all(note)
+        elif replacement is not None:
+            local = msgspec.structs.replace(settings, store=str(replacement.parent))
+            async with open_store(local) as source:
+                note(await restorer.replace(chosen[0], source, replacement.name))
+        else:
+            for key in chosen:
+                note(await restorer.restore(key))
 
-    configure_logs(settings, json=json)
-    execute(work)
-    code = 3 if told["left"] else 0
-    sums = {name: told[name] for name in ("put_back", "counted", "left")}
+    base.execute_with_store(settings, work, json=json)
+    code = 3 if counts["left"] else 0
+    sums = {name: counts[name] for name in ("put_back", "counted", "left")}
     if json:
-        print_json({"event": "done", **sums, "exit_code": code})
+        base.print_json({"event": "done", **sums, "exit_code": code})
     else:
-        out.print(
+        base.out.print(
             f"{sums['put_back']:,} put back, {sums['counted']:,} counted before, "
             f"{sums['left']:,} left in quarantine"
         )
@@ -211,10 +189,10 @@ def retry(
 def _check(
     settings: Settings, keys: list[str], *, everything: bool, replacement: Path | None
 ) -> None:
-    if everything == bool(keys):
-        raise UsageError(
-            f"{len(keys)} keys {'with' if everything else 'without'} --all: expected keys, or --all"
-        )
+    if not keys and not everything:
+        raise UsageError("name at least one key, or pass --all")
+    if keys and everything:
+        raise UsageError(f"{len(keys)} keys and --all: name keys or pass --all, not both")
     if replacement is not None and len(keys) != 1:
         raise UsageError(f"--replace with {len(keys)} keys: expected one key")
     for key in keys:
@@ -222,49 +200,39 @@ def _check(
 
 
 def _print_held(each: QuarantinedFile) -> None:
+    line = Text(base.visible(each.file.key), style="bold")
     window = each.window.name if each.window else "-"
-    line = Text(visible(each.file.key), style="bold")
-    line.append(
-        f"  {each.file.last_modified:%Y-%m-%dT%H:%M:%SZ}  window {window}", style="not bold"
-    )
-    line.append(f"  {each.file.size:,} bytes", style="not bold")
-    out.print(line, soft_wrap=True)
-    out.print(Text(f"    {visible(each.reason) or 'no reason is known'}"), soft_wrap=True)
+    time = f"{each.file.last_modified:%Y-%m-%dT%H:%M:%SZ}"
+    line.append(f"  {time}  window {window}  {each.file.size:,} bytes", style="not bold")
+    base.out.print(line, soft_wrap=True)
+    base.print_text(f"    {base.visible(each.reason) or 'no reason is known'}")
 
 
 def _print_shown(shown: FileDetails) -> None:
     _print_held(shown.quarantined)
-    lines = [f"came from     {visible(shown.original_key)}"]
+    base.print_text(f"came from     {base.visible(shown.original_key)}")
     if shown.entry is None:
-        lines.append("aggregate     does not name it, or its window is not known")
+        base.print_text("aggregate     does not name it, or its window is not known")
     else:
         changed = shown.entry.get("etag") != shown.quarantined.file.etag
-        told = "another version of it" if changed else "it"
-        lines.append(f"aggregate     names {told}: {visible(str(shown.entry.get('reason', '')))}")
-    judged = (
-        f"no: {visible(shown.reason_now)}" if shown.reason_now else "yes: put it back with `retry`"
-    )
-    lines.append(f"accepted now  {judged}")
-    of = "unzipped content" if shown.unzipped else "content"
-    more = len(shown.excerpt) < shown.quarantined.file.size and not shown.unzipped
-    lines.append(f"first bytes of its {of}:")
-    lines += [
-        f"    {visible(line)}"
-        for line in shown.excerpt.decode("utf-8", "backslashreplace").split("\n")
-    ]
-    if more:
-        lines.append("    …")
-    for line in lines:
-        out.print(Text(line), soft_wrap=True)
+        version = "another version of it" if changed else "it"
+        reason = base.visible(str(shown.entry.get("reason", "")))
+        base.print_text(f"aggregate     names {version}: {reason}")
+    answer = f"no: {base.visible(shown.reason_now)}" if shown.reason_now else "yes: use `retry`"
+    base.print_text(f"accepted now  {answer}")
+    base.print_text(f"first bytes of its {'unzipped ' if shown.unzipped else ''}content:")
+    for line in shown.excerpt.decode("utf-8", "backslashreplace").split("\n"):
+        base.print_text(f"    {base.visible(line)}")
+    if len(shown.excerpt) < shown.quarantined.file.size and not shown.unzipped:
+        base.print_text("    …")
 
 
 def _print_outcome(outcome: RestoreResult) -> None:
-    key = visible(outcome.key)
+    key = base.visible(outcome.key)
     match outcome.status:
         case "put_back":
-            out.print(Text(f"put back  {key}  as {visible(outcome.inbox_key)}"), soft_wrap=True)
+            base.print_text(f"put back  {key}  as {base.visible(outcome.inbox_key)}")
         case "counted":
-            out.print(Text(f"counted   {key}  before: no more to do"), soft_wrap=True)
+            base.print_text(f"counted   {key}  before: nothing to do")
         case "left":
-            line = Text(f"left      {key}: {visible(outcome.reason)}", style="yellow")
-            out.print(line, soft_wrap=True)
+            base.print_text(f"left      {key}: {base.visible(outcome.reason)}", style="yellow")

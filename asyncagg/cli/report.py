@@ -1,59 +1,43 @@
-"""``asyncagg report``: one HTML page that shows what the aggregates say."""
+"""``asyncagg report``: one HTML page of the aggregates."""
 
 from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-from asyncagg.cli.base import (
-    JsonOption,
-    configure_logs,
-    err,
-    execute,
-    out,
-    print_json,
-    time_option,
-    with_settings,
-)
+from asyncagg.cli import base
 from asyncagg.errors import ConfigurationError, UsageError
 from asyncagg.report import Report, build_page, gather
 from asyncagg.settings import Settings
-from asyncagg.store.opening import open_store
-
-__all__ = ("report",)
+from asyncagg.store import Store
 
 _STDOUT = "-"
 
 
-@with_settings
+@base.with_settings
 def report(
     *,
     settings: Settings,
     to: Annotated[
         str,
-        typer.Option("--out", help="Where to write it; - for standard output.", metavar="FILE"),
+        typer.Option("--out", help="The file to write; - for standard output.", metavar="FILE"),
     ] = "report.html",
-    since: Annotated[
-        datetime | None, time_option("--since", "Windows that start then or later.")
-    ] = None,
-    until: Annotated[datetime | None, time_option("--until", "Windows that end by then.")] = None,
-    json: JsonOption = False,
+    since: base.SinceOption = None,
+    until: base.UntilOption = None,
+    json: base.JsonOption = False,
 ) -> None:
-    """Write one HTML page that shows what the aggregates say.
+    """Write one HTML page about the aggregates of an interval.
 
-    It needs no network to be read. Totals over time, matches against no matches, errors, processing
-    times, late and quarantined files, the top matches, and the windows that are missing. It only
-    reads.
+    It shows totals over time, matches and no matches, errors, processing times, late and
+    quarantined files, the top matches, and the missing windows. The page needs no network. The
+    store is only read.
 
     Examples:
       asyncagg report ./data --out report.html
@@ -61,14 +45,14 @@ def report(
       asyncagg report s3://matching-out-runs --since 2025-10-21 --until 2025-10-22 --json
     """
     _check(to, json=json)
+    columns = (TextColumn("aggregates"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
 
-    async def work() -> Report:
-        async with open_store(settings) as store:
-            with _progress() as told:
-                return await gather(store, settings, since=since, until=until, progress=told)
+    async def work(store: Store) -> Report:
+        with base.progress_bar(*columns) as update:
+            progress = update and (lambda done, count: update(completed=done, total=count))
+            return await gather(store, settings, since=since, until=until, progress=progress)
 
-    configure_logs(settings, json=json)
-    made = execute(work)
+    made = base.execute_with_store(settings, work, json=json)
     data = made.as_dict()
     page = build_page(data)
     if to == _STDOUT:
@@ -76,14 +60,14 @@ def report(
     else:
         _write(Path(to), page)
     if json:
-        print_json(data | {"out": to, "exit_code": made.exit_code})
+        base.print_json(data | {"out": to, "exit_code": made.exit_code})
     elif to != _STDOUT:
         _print(made, to, len(page))
     raise typer.Exit(made.exit_code)
 
 
 def _check(to: str, *, json: bool) -> None:
-    """See before the work that its outcome has a place to go."""
+    """Check before the work that its output can be written."""
     if to == _STDOUT:
         if json:
             raise UsageError("--out - with --json: expected one of the two on standard output")
@@ -91,7 +75,7 @@ def _check(to: str, *, json: bool) -> None:
     path = Path(to)
     with _translated(path):
         if path.exists() and not path.is_file():
-            kind = "a directory" if path.is_dir() else "no regular file"
+            kind = "a directory" if path.is_dir() else "not a regular file"
             raise UsageError(
                 f"--out {to!r} is {kind}: expected the name of a file, or - for standard output"
             )
@@ -100,7 +84,7 @@ def _check(to: str, *, json: bool) -> None:
 
 
 def _write(path: Path, page: bytes) -> None:
-    """Write a file in one step: who reads it sees the old page or the new one, whole."""
+    """Replace a file in one step: a reader sees the old page or the new one, whole."""
     draft = path.with_name(f".asyncagg-report-{secrets.token_hex(8)}")
     with _translated(path):
         try:
@@ -116,21 +100,9 @@ def _translated(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigurationError(
-            f"--out {str(path)!r}: {error.strerror}; expected a directory with room, in which this "
-            "user may write"
+            f"--out {str(path)!r}: {error.strerror}; expected a directory with free space that "
+            "this user may write to"
         ) from error
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """Show how many aggregates were read, on a terminal."""
-    if not err.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("aggregates"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, count: bar.update(task, completed=done, total=count)
 
 
 def _print(made: Report, to: str, size: int) -> None:
@@ -138,10 +110,7 @@ def _print(made: Report, to: str, size: int) -> None:
     title = "no aggregate in the interval"
     if made.first and made.last:
         title = f"{made.first:%Y-%m-%d %H:%M} to {made.last:%Y-%m-%d %H:%M} UTC"
-    out.print(title)
-    table = Table()
-    table.add_column("what")
-    table.add_column("number", justify="right")
+    base.out.print(title)
     rows = {
         "aggregates": made.windows,
         "windows missing": made.gaps.windows,
@@ -153,9 +122,7 @@ def _print(made: Report, to: str, size: int) -> None:
         "no matches": total.no_matches,
         "errors": total.errors,
     }
-    for name, number in rows.items():
-        table.add_row(name, f"{number:,}")
-    out.print(table)
+    base.print_table(rows.items(), "field", "value")
     for each in made.unreadable:
-        out.print(Text(f"{each.key}: {each.reason}", style="red"))
-    out.print(Text(f"wrote {to} ({size:,} bytes): open it in a browser"), soft_wrap=True)
+        base.print_text(f"{each.key}: {each.reason}", style="red")
+    base.print_text(f"wrote {to} ({size:,} bytes): open it in a browser")

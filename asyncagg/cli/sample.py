@@ -1,4 +1,4 @@
-"""``asyncagg sample``: run files to try things out on."""
+"""``asyncagg sample``: write sample run files."""
 
 from __future__ import annotations
 
@@ -8,29 +8,26 @@ from typing import Annotated
 import msgspec
 import typer
 
-from asyncagg.cli.base import JsonOption, execute, out, print_json, with_settings
-from asyncagg.sample import SampleTotals, last_windows, samples, write_samples
+from asyncagg.cli import base
+from asyncagg.sample import last_windows, samples, write_samples
 from asyncagg.settings import Settings
-from asyncagg.store.opening import open_store
-
-__all__ = ("sample",)
 
 
-@with_settings
+@base.with_settings
 def sample(
     *,
     settings: Settings,
     files: Annotated[int, typer.Option(help="How many files.", min=1)] = 1000,
-    windows: Annotated[int, typer.Option(help="Spread over so many past windows.", min=1)] = 1,
+    windows: Annotated[int, typer.Option(help="Over how many past windows.", min=1)] = 1,
     bad_fraction: Annotated[
         float, typer.Option(help="Share of files that can never be counted.", min=0, max=1)
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="The same seed writes the same files.")] = 0,
-    json: JsonOption = False,
+    json: base.JsonOption = False,
 ) -> None:
     """Write realistic run files, to try things out.
 
-    Their names say that they are of windows that have just ended, so settle them with
+    Their names start with times in windows that have just ended, so settle them with
     --window-by name.
 
     Examples:
@@ -38,24 +35,22 @@ def sample(
     """
     if settings.store and "://" not in settings.store:
         Path(settings.store).mkdir(parents=True, exist_ok=True)
-
-    async def work() -> SampleTotals:
-        spread = last_windows(windows, settings.window_minutes)
-        made = samples(
-            files=files,
-            windows=spread,
-            prefix=settings.runs_prefix,
-            bad_fraction=bad_fraction,
-            seed=seed,
-        )
-        async with open_store(settings) as opened:
-            return await write_samples(opened, made, workers=settings.concurrency)
-
-    totals = execute(work)
+    made = samples(
+        files=files,
+        windows=last_windows(windows, settings.window_minutes),
+        prefix=settings.runs_prefix,
+        bad_fraction=bad_fraction,
+        seed=seed,
+    )
+    totals = base.execute_with_store(
+        settings,
+        lambda store: write_samples(store, made, workers=settings.concurrency),
+        json=json,
+    )
     if json:
-        print_json(msgspec.to_builtins(totals))
+        base.print_json(msgspec.to_builtins(totals))
     else:
-        out.print(
+        base.out.print(
             f"wrote {totals.files} run files, {totals.bad} of them bad, {totals.bytes} bytes; "
             f"now: asyncagg run {settings.store} --window-by name"
         )

@@ -100,7 +100,7 @@ def _translated() -> Iterator[None]:
     except UnicodeDecodeError:
         raise InvalidRunFileError("not JSON: str is not valid UTF-8") from None
     except (ValueError, ArithmeticError, SystemError):
-        # ijson builds each number as an int or a Decimal, which have limits of their own.
+        # ijson builds each number as an int or a Decimal; both have limits.
         raise InvalidRunFileError("number out of range") from None
 
 
@@ -127,7 +127,8 @@ def _steps(blocks: Iterable[bytes]) -> Iterator[bytes]:
         for start in range(0, len(block), _STEP):
             step = block[start : start + _STEP]
             # yajl does not report a string that begins after the end of the object and is never
-            # closed. So a byte that may be the end is passed alone, and what follows is looked at.
+            # closed. So the last byte of a step, which may be that end, is passed on alone, and
+            # `parse_stream` checks what follows it.
             last = max(0, len(step.rstrip(_WHITE)) - 1)
             if last:
                 yield step[:last]

@@ -1,10 +1,9 @@
-"""The whole job on sample files, on a store of its own: moto's S3 server, or a directory."""
+"""The whole job on sample files, in a temporary store: moto's S3 server, or a directory."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -23,8 +22,6 @@ from asyncagg.settings import Settings, settings_from
 from asyncagg.store import Store
 from asyncagg.store.opening import open_store
 
-__all__ = ("Shown", "run_demo")
-
 BAD_FRACTION = 0.005
 WINDOWS = 3
 _BUCKET = "demo-matching-out-runs"
@@ -32,16 +29,16 @@ _TOTALS = ("total_opportunities", "total_matches", "total_no_matches", "total_er
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What the demo shows.
+class DemoResult:
+    """The result of the demo.
 
     Attributes:
         headline: What was done, in a sentence.
-        first: The run over the files that came in time.
+        first: The run over the files that are in time.
         second: The run after the late file.
-        totals: Sums over the aggregates as they stand in the end.
-        top_matches: The best over the aggregates.
-        objects: How many objects stand under each prefix in the end.
+        totals: The sums over the aggregates in the end.
+        top_matches: The best matches of the aggregates.
+        objects: How many objects are under each prefix in the end.
     """
 
     headline: str
@@ -57,18 +54,18 @@ class Shown:
         return asdict(self) | runs
 
 
-async def run_demo(*, on_s3: bool, files: int, seed: int) -> Shown:
-    """Write sample files, one of them late, settle them in two runs, and look at the outcome.
+async def run_demo(*, on_s3: bool, files: int, seed: int) -> DemoResult:
+    """Write sample files, one of them late, settle them in two runs, and read the outcome.
 
     Args:
-        on_s3: Whether to start moto's S3 server, or to take a temporary directory.
-        files: How many files in all.
+        on_s3: Whether to use moto's S3 server, or else a temporary directory.
+        files: How many files.
         seed: The same seed gives the same files.
 
     Raises:
         ConfigurationError: moto is not installed.
     """
-    async with _own_store(on_s3=on_s3) as (store, settings):
+    async with _temporary_store(on_s3=on_s3) as (store, settings):
         windows = last_windows(WINDOWS, settings.window_minutes)
         late, *in_time = samples(
             files=files,
@@ -82,7 +79,7 @@ async def run_demo(*, on_s3: bool, files: int, seed: int) -> Shown:
         await write_samples(store, [late])
         second = await run(store, settings, at=windows[-1].end)
         aggregates = [await _read(store, key) for key in _aggregate_keys(first, second)]
-        return Shown(
+        return DemoResult(
             headline=f"wrote {totals.files} run files over {WINDOWS} windows to {store.url}, "
             f"{totals.bad} of them bad, and settled them:",
             first=first,
@@ -114,15 +111,13 @@ async def _count_objects(store: Store, settings: Settings) -> dict[str, int]:
         settings.archive_prefix,
         settings.quarantine_prefix,
     )
-    counts = Counter(dict.fromkeys(prefixes, 0))
-    for prefix in prefixes:
-        async for page in store.list_pages(prefix):
-            counts[prefix] += len(page)
-    return dict(counts)
+    return {
+        prefix: sum([len(page) async for page in store.list_pages(prefix)]) for prefix in prefixes
+    }
 
 
 @asynccontextmanager
-async def _own_store(*, on_s3: bool) -> AsyncIterator[tuple[Store, Settings]]:
+async def _temporary_store(*, on_s3: bool) -> AsyncIterator[tuple[Store, Settings]]:
     if on_s3:
         async with _moto() as settings, open_store(settings) as store:
             yield store, settings
@@ -141,11 +136,11 @@ async def _moto() -> AsyncIterator[Settings]:
     except ImportError as error:
         raise ConfigurationError(
             f"the demo's S3 server: {error}; expected the extra: pip install 'asyncagg[demo]', "
-            "or run the demo with --on directory"
+            "or run the demo on a directory"
         ) from error
-    from asyncagg.store.s3.boto import open_control  # noqa: PLC0415 - a directory needs no S3
+    from asyncagg.store.s3.boto import open_control  # noqa: PLC0415 - only for S3
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request else
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs a line per request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     await anyio.to_thread.run_sync(server.start)
     try:
@@ -159,7 +154,7 @@ async def _moto() -> AsyncIterator[Settings]:
                 "store": f"s3://{_BUCKET}",
                 "endpoint_url": endpoint,
                 "window_by": "name",
-                # moto takes conditions on copies and deletes, and does not look at them.
+                # moto accepts conditions on copies and deletes, but ignores them.
                 "conditional_writes": "off",
             }
         )
@@ -168,7 +163,7 @@ async def _moto() -> AsyncIterator[Settings]:
 
 
 def _forget_real_credentials() -> None:
-    """See to it that nothing of the demo can reach a real account."""
+    """Replace all AWS settings of the environment, so that nothing reaches a real account."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
     os.environ |= {

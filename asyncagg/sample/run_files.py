@@ -1,4 +1,4 @@
-"""Realistic run files, made from a seed: for trying things out, for tests and for benchmarks."""
+"""Realistic run files, generated from a seed, for trying things out, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from asyncagg.errors import UsageError
 from asyncagg.model import Window
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store import Store
-
-__all__ = ("SampleFile", "SampleTotals", "last_windows", "samples", "write_samples")
+from asyncagg.windows import window_of
 
 _AGENCIES = ("DARPA", "NASA", "NIH", "DOE", "NSF", "NOAA", "USDA", "DOT")
 _SUBJECTS = ("Autonomous", "Resilient", "Distributed", "Quantum", "Adaptive", "Secure")
@@ -23,12 +22,12 @@ _BAD = (b"{not json", b"[1, 2, 3]", b'{"errors": "none"}', b'{"total_opportuniti
 
 
 class SampleFile(msgspec.Struct, frozen=True):
-    """One file to be written.
+    """A file to write.
 
     Attributes:
-        key: Its key below the store.
+        key: Its key.
         data: Its content.
-        good: Whether it is one that can be counted.
+        good: Whether it can be counted.
     """
 
     key: str
@@ -37,12 +36,12 @@ class SampleFile(msgspec.Struct, frozen=True):
 
 
 class SampleTotals(msgspec.Struct):
-    """What was written.
+    """The totals of the written files.
 
     Attributes:
-        files: Files in all.
-        bad: Those that can never be counted.
-        bytes: Bytes in all.
+        files: The number of files.
+        bad: The number of files that can never be counted.
+        bytes: Their total size.
     """
 
     files: int = 0
@@ -53,25 +52,25 @@ class SampleTotals(msgspec.Struct):
 def samples(
     *, files: int, windows: list[Window], prefix: str, bad_fraction: float = 0.0, seed: int = 0
 ) -> Iterator[SampleFile]:
-    """Yield files whose names and contents follow from the seed alone.
+    """Yield files whose names and contents depend on the arguments alone.
 
     Args:
-        files: How many in all.
+        files: How many files.
         windows: The windows that their names are spread over, evenly.
         prefix: What their keys start with.
         bad_fraction: The share of files that can never be counted, from 0 to 1.
         seed: The same seed gives the same files.
 
     Raises:
-        UsageError: A number is out of its range.
+        UsageError: A number is out of range.
     """
     if files < 0 or not windows:
-        raise UsageError(
-            f"{files} files over {len(windows)} windows: expected 0 and 1 at the least"
-        )
+        raise UsageError(f"{files} files over {len(windows)} windows: expected at least 0 and 1")
     if not 0 <= bad_fraction <= 1:
-        raise UsageError(f"bad fraction {bad_fraction!r}: expected a number from 0 to 1")
-    dice = random.Random(seed)  # noqa: S311 - repeatable on purpose, nothing secret
+        raise UsageError(
+            f"bad_fraction {bad_fraction!r}: expected a number from 0 to 1", setting="bad_fraction"
+        )
+    dice = random.Random(seed)  # noqa: S311 - repeatable on purpose, not secret
     for number in range(files):
         window = windows[number * len(windows) // files]
         seconds = dice.uniform(0, window.minutes * 60 - 1)
@@ -95,15 +94,15 @@ def _run(dice: random.Random, topic: str, moment: datetime) -> bytes:
         "no_matches": no_matches,
         "errors": errors,
         "processing_time_seconds": round(dice.lognormvariate(0.5, 0.8), 3),
-        "top_matches": [_match(dice, topic, place) for place in range(matches)],
+        "top_matches": [_match(dice, topic, number) for number in range(matches)],
     }
     return orjson.dumps(run)
 
 
-def _match(dice: random.Random, topic: str, place: int) -> dict[str, object]:
+def _match(dice: random.Random, topic: str, number: int) -> dict[str, object]:
     subject = f"{dice.choice(_SUBJECTS)} {dice.choice(_OBJECTS)}"
     return {
-        "solicitation_id": f"{topic}-{place}",
+        "solicitation_id": f"{topic}-{number}",
         "title": subject,
         "match_score": round(dice.betavariate(5, 2), 4),
         "rationale": f"{subject} fits the company's work on {dice.choice(_OBJECTS).lower()}. " * 3,
@@ -113,16 +112,15 @@ def _match(dice: random.Random, topic: str, place: int) -> dict[str, object]:
 
 def last_windows(count: int, minutes: int, at: datetime | None = None) -> list[Window]:
     """Return the ``count`` windows that ended last, the oldest first."""
+    end = window_of(at or datetime.now(UTC), minutes).start
     length = timedelta(minutes=minutes)
-    epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    end = epoch + ((at or datetime.now(UTC)) - epoch) // length * length
     return [Window(end - length * back, minutes) for back in reversed(range(count))]
 
 
 async def write_samples(
     store: Store, files: Iterable[SampleFile], *, workers: int = 16
 ) -> SampleTotals:
-    """Write sample files to a store, and return how many there were."""
+    """Write sample files to a store, and return their totals."""
     totals = SampleTotals()
 
     async def write(file: SampleFile) -> None:

@@ -13,18 +13,16 @@ from asyncagg.errors import ConfigurationError, UsageError
 from asyncagg.watch.exporter import Exporter
 from asyncagg.watch.health import Health
 
-__all__ = ("address_of", "serve")
-
 _CLOSING_SECONDS = 1.0
 
 
 def address_of(text: str) -> tuple[str, int]:
     """Return the host and port of ``PORT``, ``HOST:PORT`` or ``[IPv6]:PORT``.
 
-    Without a host it is this machine only, 127.0.0.1. Port 0 takes a free one.
+    The default host is 127.0.0.1, which only this machine can reach. Port 0 means a free port.
 
     Raises:
-        UsageError: It is none of these.
+        UsageError: It has none of these forms.
     """
     host, _, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
@@ -32,24 +30,25 @@ def address_of(text: str) -> tuple[str, int]:
         ":" in host and not bracketed
     ):
         raise UsageError(
-            f"listen {text!r}: expected PORT or HOST:PORT, such as 9464, 0.0.0.0:9464 or [::1]:9464"
+            f"listen {text!r}: expected PORT or HOST:PORT, such as 9464, 0.0.0.0:9464, [::1]:9464",
+            setting="listen",
         )
     return (host[1:-1] if bracketed else host) or "127.0.0.1", int(port)
 
 
 @asynccontextmanager
 async def serve(address: tuple[str, int], health: Health, exporter: Exporter) -> AsyncIterator[str]:
-    """Answer on an address for as long as the context lasts; yields the URL.
+    """Serve on an address as long as the context is open, which yields the URL.
 
-    ``/healthz`` answers 200 or 503 with the state as JSON, ``/metrics`` what Prometheus reads.
+    ``/healthz`` answers 200 or 503 with the state as JSON, ``/metrics`` in Prometheus' format.
 
     Args:
         address: Host and port.
-        health: What says whether all is well.
-        exporter: What keeps the metrics.
+        health: The state.
+        exporter: The metrics.
 
     Raises:
-        ConfigurationError: The address cannot be had.
+        ConfigurationError: The address is not available.
     """
 
     async def healthz(_: web.Request) -> web.Response:
@@ -62,12 +61,8 @@ async def serve(address: tuple[str, int], health: Health, exporter: Exporter) ->
         )
 
     application = web.Application()
-    application.add_routes(
-        [
-            web.get("/healthz", healthz),
-            web.get("/metrics", make_aiohttp_handler(exporter.registry)),
-        ]
-    )
+    application.router.add_get("/healthz", healthz)
+    application.router.add_get("/metrics", make_aiohttp_handler(exporter.registry))
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=_CLOSING_SECONDS)
     await runner.setup()
     try:

@@ -1,4 +1,4 @@
-"""What a Lambda event may ask for, and what is refused."""
+"""The Lambda events that are accepted, and the errors for others."""
 
 from __future__ import annotations
 
@@ -32,40 +32,42 @@ RULE = SCHEDULER | {
 }
 
 
-def asked(event: Any) -> RunRequest:
-    """Return what an event asks for."""
+def parsed(event: Any) -> RunRequest:
+    """Return the request of an event."""
     return parse_event(event, 5, now=NOW)
 
 
 def windows(request: RunRequest) -> list[str]:
-    """Return which of the windows that end from 13:50 to 14:10 are asked for."""
+    """Return which of the windows that end from 13:50 to 14:10 are selected."""
     ends = [TWO + timedelta(minutes=minutes) for minutes in range(-10, 15, 5)]
     chosen = [Window(end, 5) for end in ends]
     return [each.name[9:13] for each in chosen if request.only is None or request.only(each)]
 
 
 @pytest.mark.parametrize("event", [SCHEDULER, RULE], ids=["scheduler", "rule"])
-def test_an_eventbridge_event_asks_for_all_that_ended_by_its_time(event: dict[str, Any]) -> None:
-    """Both kinds of schedule are accepted as AWS sends them; the id names the run in the log."""
-    request = asked(event)
+def test_an_eventbridge_event_selects_what_ended_by_its_time(
+    event: dict[str, Any],
+) -> None:
+    """Both kinds of schedule events are accepted; the id becomes the correlation id."""
+    request = parsed(event)
     assert (request.at, request.only, request.dry_run) == (TWO, None, False)
     assert request.correlation_id == event["id"]
 
 
-def test_an_empty_event_asks_for_all_that_ended_by_now() -> None:
-    """A direct invocation needs no words."""
-    assert asked({}) == RunRequest(NOW)
+def test_an_empty_event_selects_what_ended_by_now() -> None:
+    """A direct invocation needs no fields."""
+    assert parsed({}) == RunRequest(NOW)
 
 
-def test_a_null_field_is_one_that_is_not_there() -> None:
-    """A caller may send every field, empty or not."""
+def test_a_null_field_is_a_missing_field() -> None:
+    """A caller may send every field as null."""
     event = dict.fromkeys(("time", "window", "since", "until"))
-    assert asked(event) == RunRequest(NOW)
+    assert parsed(event) == RunRequest(NOW)
 
 
-def test_a_window_is_asked_for_by_name() -> None:
-    """Only that one is settled, by now, so that it has ended."""
-    request = asked({"window": "20251021t1400Z"})
+def test_an_event_selects_a_window_by_name() -> None:
+    """Only that window is selected, and it must have ended by now."""
+    request = parsed({"window": "20251021t1400Z"})
     assert (request.at, windows(request)) == (NOW, ["1400"])
 
 
@@ -77,21 +79,21 @@ def test_a_window_is_asked_for_by_name() -> None:
         ({"until": "2025-10-21T13:59:59Z"}, ["1350", "1355"]),
     ],
 )
-def test_a_span_asks_for_the_windows_that_lie_in_it(
+def test_an_event_selects_the_windows_of_an_interval(
     event: dict[str, Any], chosen: list[str]
 ) -> None:
-    """As a backfill of the command line does; either end may be left out."""
-    assert windows(asked(event)) == chosen
+    """The windows must lie in the interval; either end may be left out."""
+    assert windows(parsed(event)) == chosen
 
 
-def test_a_dry_run_is_asked_for_with_anything_else() -> None:
-    """It changes nothing about what is looked at."""
-    request = asked({"window": "20251021t1400Z", "dry_run": True})
+def test_a_dry_run_combines_with_any_selection() -> None:
+    """A dry run selects the same windows."""
+    request = parsed({"window": "20251021t1400Z", "dry_run": True})
     assert (request.dry_run, windows(request)) == (True, ["1400"])
 
 
 @pytest.mark.parametrize(
-    ("event", "told"),
+    ("event", "message"),
     [
         ([], r"event \[\]: expected an object"),
         ("{}", "event '{}': expected an object"),
@@ -109,7 +111,7 @@ def test_a_dry_run_is_asked_for_with_anything_else() -> None:
         ({"dry_run": "yes"}, "event dry_run 'yes': expected true or false"),
     ],
 )
-def test_anything_else_is_refused_with_what_is_accepted(event: Any, told: str) -> None:
-    """The message names the field, the value seen, and what is accepted."""
-    with pytest.raises(UsageError, match=told):
-        asked(event)
+def test_anything_else_is_an_error(event: Any, message: str) -> None:
+    """The message has the field, the value and what is accepted."""
+    with pytest.raises(UsageError, match=message):
+        parsed(event)

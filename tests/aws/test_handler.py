@@ -35,8 +35,8 @@ def keys(server: ThreadedS3Server) -> list[str]:
     return list(server.call(lambda: server.server.keys(BUCKET)))
 
 
-def test_the_answer_has_the_shape_its_callers_know(server: ThreadedS3Server) -> None:
-    """StatusCode, a JSON body with message and results, and the correlation id."""
+def test_the_answer_has_the_documented_shape(server: ThreadedS3Server) -> None:
+    """The answer has a status code, a JSON body and the correlation id."""
     answer = handler.lambda_handler(EVENT, Context())
     body = json.loads(answer["body"])
     assert (answer["statusCode"], answer["correlation_id"]) == (200, "5a1c7b4e")
@@ -54,8 +54,8 @@ def test_the_answer_has_the_shape_its_callers_know(server: ThreadedS3Server) -> 
     ]
 
 
-def test_a_warm_invocation_goes_on_with_the_same_loop_and_client(server: ThreadedS3Server) -> None:
-    """Two invocations in a row work, the second merging what came late."""
+def test_a_warm_invocation_uses_the_same_loop_and_client(server: ThreadedS3Server) -> None:
+    """A second invocation works, and merges a late file."""
     handler.lambda_handler(EVENT, Context())
     put(server, "runs/4.json", run_file(4))
     answer = handler.lambda_handler(EVENT, Context(aws_request_id="second"))
@@ -68,7 +68,7 @@ def test_a_warm_invocation_goes_on_with_the_same_loop_and_client(server: Threade
 
 
 def test_the_same_event_twice_does_the_work_once(server: ThreadedS3Server) -> None:
-    """EventBridge may deliver an event twice: the second finds nothing to do."""
+    """EventBridge may deliver an event twice; the second finds nothing to do."""
     handler.lambda_handler(EVENT, Context())
     before = server.call(lambda: server.server.get(BUCKET, "aggregates/20251021t1400Z.json").body)
     answer = handler.lambda_handler(EVENT, Context())
@@ -78,15 +78,15 @@ def test_the_same_event_twice_does_the_work_once(server: ThreadedS3Server) -> No
 
 
 def test_the_time_of_the_event_decides_not_the_clock(server: ThreadedS3Server) -> None:
-    """A window that had not ended at the event's time is left for the next event."""
+    """A window that has not ended at the event's time waits for the next event."""
     early = EVENT | {"time": "2025-10-21T13:59:59Z"}
     answer = handler.lambda_handler(early, Context())
     assert json.loads(answer["body"])["results"]["processed_files"] == 0
     assert len(keys(server)) == 3
 
 
-def test_a_window_is_settled_when_it_is_asked_for(server: ThreadedS3Server) -> None:
-    """A direct invocation replays one window, or a span, and leaves the others."""
+def test_a_direct_invocation_selects_windows(server: ThreadedS3Server) -> None:
+    """A direct invocation settles one window, or an interval, and no others."""
     answer = handler.lambda_handler({"window": "20251021t1355Z"}, Context())
     assert json.loads(answer["body"])["results"]["processed_files"] == 0
     assert len(keys(server)) == 3
@@ -98,7 +98,7 @@ def test_a_window_is_settled_when_it_is_asked_for(server: ThreadedS3Server) -> N
 def test_a_dry_run_changes_nothing_and_publishes_nothing(
     server: ThreadedS3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It answers what there is to do; metrics of it would ring the alarms."""
+    """It answers what there is to do, and publishes no metrics, which would trigger alarms."""
     answer = handler.lambda_handler(EVENT | {"dry_run": True}, Context())
     body = json.loads(answer["body"])
     assert body["message"] == "dry run: 3 files of 1 windows to settle"
@@ -109,7 +109,7 @@ def test_a_dry_run_changes_nothing_and_publishes_nothing(
 
 @pytest.mark.usefixtures("server")
 def test_each_invocation_publishes_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
-    """One line each; the second is not charged what the first one sent."""
+    """Each invocation publishes one line with its own numbers."""
     counted = []
     for event in (EVENT, EVENT):
         handler.lambda_handler(event, Context())
@@ -120,12 +120,12 @@ def test_each_invocation_publishes_what_it_did(capsys: pytest.CaptureFixture[str
         assert values["PeakMemory"][0] > 0
         assert values["ListRequests"] == [1.0]
     assert counted[0][0] == 3
-    assert counted[0][1] > 3  # the probe of the guards copies too
+    assert counted[0][1] > 3  # the probe of the conditions copies too
     assert counted[1] == [0, 0]
 
 
 def test_sigterm_ends_the_work_and_says_so(server: ThreadedS3Server) -> None:
-    """What was asked for is cancelled; the same process can go on, and nothing is lost."""
+    """The work is cancelled, nothing is lost, and the same process can continue."""
 
     async def never_answer(request: Request) -> None:
         if request.operation == "CopyObject" and request.key.startswith("archive/2"):
@@ -143,7 +143,7 @@ def test_sigterm_ends_the_work_and_says_so(server: ThreadedS3Server) -> None:
 
 
 def test_connections_that_died_in_a_freeze_are_replaced(server: ThreadedS3Server) -> None:
-    """What the server closed while Lambda slept is tried again on a new connection."""
+    """A request on a connection that the server has closed is retried on a new one."""
     handler.lambda_handler(EVENT, Context())
     put(server, "runs/4.json", run_file(4))
     server.call(server.server.drop_connections)
@@ -152,7 +152,7 @@ def test_connections_that_died_in_a_freeze_are_replaced(server: ThreadedS3Server
 
 
 @pytest.mark.parametrize(
-    ("event", "told"),
+    ("event", "message"),
     [
         ({"time": 5}, "event time 5: expected text"),
         ({"time": "noon"}, "event time 'noon': expected a time"),
@@ -160,11 +160,11 @@ def test_connections_that_died_in_a_freeze_are_replaced(server: ThreadedS3Server
         (None, "event None: expected an object"),
     ],
 )
-def test_a_malformed_event_is_refused_and_nothing_touched(
-    server: ThreadedS3Server, event: Any, told: str
+def test_a_malformed_event_is_an_error_and_changes_nothing(
+    server: ThreadedS3Server, event: Any, message: str
 ) -> None:
     """The error names the value and what is accepted."""
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         handler.lambda_handler(event, Context())
     assert len(keys(server)) == 3
 
@@ -180,7 +180,7 @@ def test_a_missing_bucket_fails_loudly(
 
 
 def test_a_short_time_left_leaves_the_rest_for_the_next_event(server: ThreadedS3Server) -> None:
-    """With a file that never answers and little time, the others are settled."""
+    """If one file never answers and the time is short, the others are settled."""
     server.call(lambda: server.server.faults.slow_keys.update({"runs/2.json": None}))
     answer = handler.lambda_handler(EVENT, Context(milliseconds=2_000))
     results = json.loads(answer["body"])["results"]

@@ -1,4 +1,4 @@
-"""The metrics of an invocation: the numbers are right, and the line is what CloudWatch reads."""
+"""The metrics of an invocation: right numbers, in the format of CloudWatch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ UNITS += [f"{unit}/Second" for unit in RATES]
 
 
 def usage(**given: Any) -> Usage:
-    """Return a usage with the numbers given."""
+    """Return a usage with the given numbers."""
     nothing: dict[str, Any] = {"cpu_seconds": 0.0, "peak_bytes": 0, "requests": {}, "retries": {}}
     return Usage(**nothing | given)
 
 
 def report() -> RunReport:
-    """Return a report in which every number is another one."""
+    """Return a report in which all numbers differ."""
     tally = Tally(
         counted=101,
         archived=102,
@@ -44,7 +44,7 @@ def report() -> RunReport:
 
 
 def test_the_line_is_embedded_metric_format(capsys: pytest.CaptureFixture[str]) -> None:
-    """One line on standard output, valid, with one dimension and the request's id beside it."""
+    """The metrics are one valid line, with one dimension and the request id as a property."""
     used = usage(requests={"get": 7}, retries={"get": 2}, peak_bytes=5)
     emit(report(), used, service="stack", properties={"function_request_id": "5a1c"})
     (line,) = capsys.readouterr().out.splitlines()
@@ -56,8 +56,8 @@ def test_the_line_is_embedded_metric_format(capsys: pytest.CaptureFixture[str]) 
     assert values == {name: value for name, _, value in measurements(report(), used)}
 
 
-def test_every_number_stands_under_its_own_name() -> None:
-    """No two are mixed up, and all that operators were promised are there."""
+def test_every_metric_has_its_own_number() -> None:
+    """No two metrics are mixed up, and all documented ones exist."""
     used = usage(
         cpu_seconds=1.5,
         peak_bytes=99,
@@ -97,14 +97,14 @@ def test_every_number_stands_under_its_own_name() -> None:
 
 
 def test_a_million_files_cost_what_the_documentation_says() -> None:
-    """A GET and a COPY each, 1,000 to a listing page; deletes are free."""
+    """A file costs a GET, a COPY and a thousandth of a LIST; deletes are free."""
     million = 10**6
     requests = {"get": million, "copy": million, "list": 1000, "delete": 1000}
     assert usage(requests=requests).request_cost == pytest.approx(5.405)
 
 
 def test_the_meter_counts_tries_from_the_start_of_the_invocation() -> None:
-    """A request that is tried again is sent, and paid for, twice; earlier ones do not count."""
+    """A retried request counts twice; requests of earlier invocations do not count."""
 
     async def no_sleep(_: float) -> None:
         """Do not wait."""
@@ -128,7 +128,7 @@ def test_the_meter_counts_tries_from_the_start_of_the_invocation() -> None:
 
 
 def test_a_cold_invocation_is_charged_its_start() -> None:
-    """The CPU-seconds of the imports are the first invocation's."""
+    """A cold invocation includes the CPU time of the imports."""
     retry = Retry()
     cold, warm = Meter(retry, cold=True).read(), Meter(retry, cold=False).read()
     assert cold.cpu_seconds > warm.cpu_seconds >= 0

@@ -1,4 +1,4 @@
-"""The command line, through the installed command in a process of its own."""
+"""The command line, run as the installed command."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from testkit.command import asyncagg, sampled
 from asyncagg.settings import all_settings
 
 
-def test_run_settles_a_directory_and_tells_what_it_did(tmp_path: Path) -> None:
-    """Sample files in a directory end in aggregates and the archive; the JSON says so."""
+def test_run_settles_a_directory_and_reports_it(tmp_path: Path) -> None:
+    """Sample files in a directory are counted and archived; the JSON report says so."""
     sampled(tmp_path, "--files", "60", "--windows", "2")
     done = asyncagg("run", str(tmp_path), "--window-by", "name", "--json")
     assert done.returncode == 0, done.stderr
@@ -28,7 +28,7 @@ def test_run_settles_a_directory_and_tells_what_it_did(tmp_path: Path) -> None:
 
 
 def test_run_again_does_nothing_more(tmp_path: Path) -> None:
-    """A second run finds nothing to count and leaves the aggregates as they are."""
+    """A second run counts nothing and does not change the aggregates."""
     sampled(tmp_path, "--files", "10")
     asyncagg("run", str(tmp_path), "--window-by", "name")
     before = {path: path.read_bytes() for path in (tmp_path / "aggregates").iterdir()}
@@ -38,7 +38,7 @@ def test_run_again_does_nothing_more(tmp_path: Path) -> None:
 
 
 def test_quarantined_files_give_exit_code_3(tmp_path: Path) -> None:
-    """Done, but something was refused: 3, so that a script notices."""
+    """Quarantined files give exit code 3, which a script can check."""
     totals = sampled(tmp_path, "--files", "50", "--bad-fraction", "0.2")
     done = asyncagg("run", str(tmp_path), "--window-by", "name")
     assert totals["bad"] > 0
@@ -47,7 +47,7 @@ def test_quarantined_files_give_exit_code_3(tmp_path: Path) -> None:
 
 
 def test_dry_run_changes_nothing(tmp_path: Path) -> None:
-    """--dry-run tells what waits and leaves every file where it is."""
+    """--dry-run reports the waiting files and moves none."""
     sampled(tmp_path, "--files", "10")
     before = sorted(tmp_path.rglob("*"))
     done = asyncagg("run", str(tmp_path), "--window-by", "name", "--dry-run", "--json")
@@ -56,7 +56,7 @@ def test_dry_run_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_files_of_a_window_that_has_not_ended_wait(tmp_path: Path) -> None:
-    """--at decides which windows have ended, not the clock of the machine."""
+    """--at, not the clock, decides which windows have ended."""
     sampled(tmp_path, "--files", "10")
     done = asyncagg(
         "run", str(tmp_path), "--window-by", "name", "--at", "2020-01-01T00:00:00Z", "--json"
@@ -66,7 +66,7 @@ def test_files_of_a_window_that_has_not_ended_wait(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (["run"], 2, "store '': expected s3://bucket"),
         (["run", "/no/such/folder"], 1, "/no/such/folder"),
@@ -85,18 +85,18 @@ def test_files_of_a_window_that_has_not_ended_wait(tmp_path: Path) -> None:
         (["nonsense"], 2, "nonsense"),
     ],
 )
-def test_a_mistake_is_one_sentence_with_the_value_and_what_is_accepted(
-    words: list[str], code: int, told: str
+def test_an_error_is_one_sentence_with_the_value_and_what_is_accepted(
+    words: list[str], code: int, message: str
 ) -> None:
-    """Wrong words end with 2, a wrong set-up with 1; no traceback."""
+    """Wrong usage exits with 2, a wrong configuration with 1; no traceback."""
     done = asyncagg(*words)
     assert done.returncode == code, done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_mistake_touches_nothing(tmp_path: Path) -> None:
-    """A run that is refused has moved no file."""
+def test_wrong_usage_changes_nothing(tmp_path: Path) -> None:
+    """A run with a wrong setting moves no file."""
     sampled(tmp_path, "--files", "5")
     before = sorted(tmp_path.rglob("*"))
     asyncagg("run", str(tmp_path), "--quarantine-prefix", "archive/")
@@ -104,7 +104,7 @@ def test_a_mistake_touches_nothing(tmp_path: Path) -> None:
 
 
 def test_the_environment_sets_what_options_do_not(tmp_path: Path) -> None:
-    """ASYNCAGG_* variables are settings; an option wins over them."""
+    """ASYNCAGG_* variables are settings; an option overrides them."""
     sampled(tmp_path, "--files", "5")
     environment = {"ASYNCAGG_STORE": str(tmp_path), "ASYNCAGG_WINDOW_BY": "name"}
     done = asyncagg("run", "--json", "--dry-run", **environment)
@@ -123,7 +123,7 @@ def test_the_help_shows_every_setting_and_an_example() -> None:
 
 
 def test_sample_writes_the_same_files_for_the_same_seed(tmp_path: Path) -> None:
-    """The contents follow from the seed; only the windows follow the clock."""
+    """The contents depend on the seed; only the windows depend on the clock."""
     for name in ("one", "two"):
         sampled(tmp_path / name, "--files", "20", "--seed", "7")
     one, two = (

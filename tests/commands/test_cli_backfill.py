@@ -1,4 +1,4 @@
-"""The commands for large windows, through the installed command in a process of its own."""
+"""``asyncagg backfill`` and ``rollup``, run as the installed command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BACKFILL = ("--since", SINCE, "--window-by", "name")
 
 
 def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
-    """Return the lines for machines, the last of which is the report."""
+    """Return the lines of JSON; the last one is the report."""
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["event"] for line in found[:-1]] == ["progress"] * (len(found) - 1)
     assert found[-1]["event"] == "done"
@@ -27,7 +27,7 @@ def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 
 def settled_by_run(folder: Path) -> dict[str, bytes]:
-    """Settle a copy of a folder by the scheduled run's command; return its aggregates."""
+    """Settle a copy of a folder with ``run``; return its aggregates."""
     copy = folder.with_name(f"{folder.name}-run")
     shutil.copytree(folder, copy)
     assert asyncagg("run", str(copy), "--window-by", "name").returncode in {0, 3}
@@ -35,7 +35,7 @@ def settled_by_run(folder: Path) -> dict[str, bytes]:
 
 
 def test_backfill_then_rollup(tmp_path: Path) -> None:
-    """A folder is settled, window by window, then rolled up; again nothing changes."""
+    """A folder is settled and rolled up; a second rollup changes nothing."""
     sampled(tmp_path, "--files", "300", "--windows", "5")
     done = asyncagg("backfill", str(tmp_path), *BACKFILL, "--json", "--chunk-files", "20")
     assert done.returncode == 0, done.stderr
@@ -50,11 +50,11 @@ def test_backfill_then_rollup(tmp_path: Path) -> None:
     months = [each["counted"] for key, each in written.items() if "/month/" in key]
     assert sum(months) == 300
     again = asyncagg("rollup", str(tmp_path), "--period", "month")
-    assert f"{len(written)} had not changed" in again.stdout
+    assert f"{len(written)} unchanged" in again.stdout
 
 
 def test_a_dry_run_lists(tmp_path: Path) -> None:
-    """--dry-run tells what is there and leaves it."""
+    """--dry-run reports the files and moves none."""
     sampled(tmp_path, "--files", "30")
     done = asyncagg("backfill", str(tmp_path), *BACKFILL, "--dry-run", "--json")
     assert done.returncode == 3
@@ -62,17 +62,17 @@ def test_a_dry_run_lists(tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").glob("*.json"))) == 30
 
 
-def test_an_interval_that_is_empty_is_told(tmp_path: Path) -> None:
-    """No run file of its windows is there: done, in one sentence."""
+def test_an_empty_interval_is_reported(tmp_path: Path) -> None:
+    """An interval without run files is reported in one sentence, and succeeds."""
     (tmp_path / "runs").mkdir()
     done = asyncagg("backfill", str(tmp_path), *BACKFILL)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("the inbox has no run file of a window from ")
+    assert done.stdout.startswith("the inbox has no run files for the windows from ")
     assert len(done.stdout.splitlines()) == 1
 
 
-def test_from_the_archive_differences_are_told_and_mended_when_asked(tmp_path: Path) -> None:
-    """What differs from the archived files is told; --write puts it right; nothing is moved."""
+def test_differences_from_the_archive_are_reported_and_fixed_with_write(tmp_path: Path) -> None:
+    """Differences from the archived files are reported; --write fixes them; nothing is moved."""
     sampled(tmp_path, "--files", "60", "--windows", "2")
     asyncagg("run", str(tmp_path), "--window-by", "name")
     words = ("backfill", str(tmp_path), *BACKFILL, "--source", "archive")
@@ -85,7 +85,7 @@ def test_from_the_archive_differences_are_told_and_mended_when_asked(tmp_path: P
     victim.write_bytes(data)
     done = asyncagg(*words)
     assert done.returncode == 3
-    assert f"window {victim.stem}: total_errors: 7" in done.stdout
+    assert f"window {victim.stem}: total_errors is 7" in done.stdout
     assert victim.read_bytes() == data
     done = asyncagg(*words, "--write", "--json")
     assert done.returncode == 0
@@ -95,22 +95,22 @@ def test_from_the_archive_differences_are_told_and_mended_when_asked(tmp_path: P
 
 @pytest.mark.slow
 def test_workers_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--workers starts a cluster; aggregates and warnings are those of a run."""
+    """--workers starts a cluster, with the aggregates and warnings of a run."""
     monkeypatch.chdir(tmp_path)
     words = ("--files", "200", "--windows", "4", "--bad-fraction", "0.02")
     bad = sampled(tmp_path / "data", *words)["bad"]
     expected = settled_by_run(tmp_path / "data")
     done = asyncagg("backfill", "data", *BACKFILL, "--workers", "2", "--chunk-files", "15")
     assert done.returncode == 3, done.stderr
-    told = done.stderr.splitlines()
-    assert len([line for line in told if " warning quarantined key='runs/" in line]) == bad > 0
-    assert len(told) == bad
+    warnings = done.stderr.splitlines()
+    assert len([line for line in warnings if " warning quarantined key='runs/" in line]) == bad > 0
+    assert len(warnings) == bad
     assert f" {200 - bad} " in done.stdout
     assert final_bytes(of_directory(tmp_path / "data")) == expected
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["backfill", "."], "--since"),
         (["backfill", ".", "--since", "noon"], "--since 'noon': expected a time"),
@@ -121,12 +121,12 @@ def test_workers_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ),
         (
             ["backfill", ".", "--since", SINCE, "--workers", "1", "--scheduler", "tcp://x:1"],
-            "expected one of the two",
+            "expected one of them",
         ),
         (["backfill", ".", "--since", SINCE, "--write"], "expected --source archive"),
         (
             ["backfill", ".", "--since", SINCE, "--source", "archive", "--dry-run"],
-            "expected neither",
+            "without --write, it changes nothing",
         ),
         (["rollup", "."], "--period"),
         (
@@ -137,16 +137,16 @@ def test_workers_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["rollup", ".", "--period", "hour", "--window-minutes", "90"], "window_minutes 90"),
     ],
 )
-def test_a_mistake_is_one_sentence(words: list[str], told: str) -> None:
-    """Wrong words end with 2, and no traceback."""
+def test_wrong_usage_is_one_sentence(words: list[str], message: str) -> None:
+    """Wrong usage exits with 2, without a traceback."""
     done = asyncagg(*words)
     assert done.returncode == 2, done.stderr
-    assert told in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 
 def test_without_dask_it_says_what_to_install(tmp_path: Path) -> None:
-    """--workers needs an extra: its name is told."""
+    """--workers needs an extra, which the error names."""
     script = "import sys; sys.modules['distributed'] = None; from asyncagg.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", script, "backfill", str(tmp_path), *BACKFILL, "--workers", "1"],

@@ -1,4 +1,4 @@
-"""What every command has in common, whoever adds it: help, errors, pipes, completion, signals."""
+"""What all commands have in common: help, errors, pipes, completion, signals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def piped(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("names", NAMES)
 def test_every_help_has_examples_and_exit_codes(names: tuple[str, ...]) -> None:
-    """Each example is a line of its own and names the command; the exit codes are told."""
+    """Each help has examples, on a line each, and the exit codes."""
     done = asyncagg(*names, "--help", COLUMNS="80")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -60,9 +60,9 @@ def test_every_help_has_examples_and_exit_codes(names: tuple[str, ...]) -> None:
 def test_every_example_is_accepted_by_its_own_command(
     names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The words of each example are options that exist."""
+    """The options of each example exist."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mended.json").touch()  # what a person has made before
+    (tmp_path / "fixed.json").touch()
     command = COMMANDS[names]
     for line in re.findall(r"^ +asyncagg (.+)$", command.help, re.MULTILINE):
         words = shlex.split(line)[len(names) :]
@@ -78,16 +78,16 @@ def test_the_reference_is_current() -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["quarantine", "--help"]], ids=" ".join)
 def test_no_summary_of_a_command_is_cut_off(words: list[str]) -> None:
-    """What a command is for fits into one line of a narrow terminal."""
+    """The summary of a command fits into one line of a narrow terminal."""
     listed = asyncagg(*words, COLUMNS="80").stdout.partition("Commands:\n")[2]
     assert listed.splitlines()
     assert all(line.endswith(".") and not line.endswith("..") for line in listed.splitlines())
 
 
 def test_the_settings_come_after_a_commands_own_options() -> None:
-    """Three options are not lost among twenty settings."""
-    told = asyncagg("run", "--help", COLUMNS="100").stdout
-    own, _, settings = told.partition("\nSettings (")
+    """A command's own options come before the settings."""
+    text = asyncagg("run", "--help", COLUMNS="100").stdout
+    own, _, settings = text.partition("\nSettings (")
     assert "--dry-run" in own
     assert "--window-by" not in own.partition("\nOptions:")[2]
     assert "[last_modified or name; default: last_modified]" in " ".join(settings.split())
@@ -103,69 +103,69 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (["--debug", "run", "/no/such/folder"], 1, "ConfigurationError"),
         (["run", "/no/such/folder", "--debug"], 1, "ConfigurationError"),
         (["run", ".", "--debug", "--at", "noon"], 2, "UsageError"),
     ],
 )
-def test_debug_shows_where_an_error_comes_from(words: list[str], code: int, told: str) -> None:
-    """Before the command or after it; the sentence and the exit code stay."""
+def test_debug_shows_where_an_error_comes_from(words: list[str], code: int, message: str) -> None:
+    """--debug works before and after the command, and keeps the message and the exit code."""
     done = asyncagg(*words)
     assert done.returncode == code
     assert "Traceback" in done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
-def test_a_variable_that_is_no_setting_is_told(tmp_path: Path) -> None:
-    """A typing error would else leave a default in force, and nobody knows."""
+def test_an_unknown_variable_is_reported(tmp_path: Path) -> None:
+    """A misspelled variable is not silently ignored."""
     done = asyncagg("run", str(tmp_path), ASYNCAGG_WINDOWBY="name")
     assert done.returncode == 0
-    assert "warning: ASYNCAGG_WINDOWBY is no setting" in done.stderr
+    assert "warning: ASYNCAGG_WINDOWBY is not a setting and is ignored" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "environment", "told"),
+    ("words", "environment", "message"),
     [
         ([], {"AWS_PROFILE": "nobodys"}, "AWS_PROFILE: The config profile (nobodys) could not"),
         (["--endpoint-url", "127.0.0.1:9"], {}, "expected a URL such as http://127.0.0.1:5000"),
     ],
 )
-def test_a_set_up_that_aws_refuses_is_no_mistake_of_ours(
-    words: list[str], environment: dict[str, str], told: str
+def test_a_wrong_aws_configuration_is_one_sentence(
+    words: list[str], environment: dict[str, str], message: str
 ) -> None:
-    """It names what to change."""
+    """The error names what to change."""
     done = asyncagg("run", "s3://bucket", *words, **environment)
     assert done.returncode == 1
-    assert told in done.stderr
+    assert message in done.stderr
     assert "unexpected" not in done.stderr
 
 
-def test_nothing_is_said_in_words(tmp_path: Path) -> None:
-    """Where there is nothing to show, no empty table is shown, and no silence."""
+def test_an_empty_result_is_a_sentence(tmp_path: Path) -> None:
+    """An empty result is neither an empty table nor silence."""
     assert asyncagg("run", str(tmp_path)).stdout.startswith("no window that ended by ")
-    assert asyncagg("quarantine", "list", str(tmp_path)).stdout == "nothing is in quarantine\n"
+    assert asyncagg("quarantine", "list", str(tmp_path)).stdout == "no file is quarantined\n"
     assert asyncagg("quarantine", "list", str(tmp_path), "--json").stdout == ""
 
 
-def test_after_two_dashes_debug_is_a_word_like_any() -> None:
-    """A folder may be called so."""
+def test_after_two_dashes_debug_is_an_argument() -> None:
+    """A folder may have that name."""
     done = asyncagg("run", "--", "--debug")
     assert "store '--debug': No such file" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("more", "traceback"), [([], False), (["--debug"], True)])
-def test_a_mistake_of_ours_is_a_sentence_that_names_debug(
+def test_an_unexpected_error_is_a_sentence_that_names_debug(
     more: list[str],
     traceback: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """Even what nobody foresaw is no traceback, unless one is asked for."""
+    """An unexpected error shows no traceback without --debug."""
     script = (
-        "import sys, asyncagg.cli.run as module; from asyncagg.cli import main\n"
-        "def fail(*_, **__): raise KeyError('foreseen by nobody')\n"
+        "import sys, asyncagg.cli.base as module; from asyncagg.cli import main\n"
+        "def fail(*_, **__): raise KeyError('a bug')\n"
         "module.configure_logs = fail\n"
         f"sys.argv = ['asyncagg', 'run', '.', *{more!r}]; main()"
     )
@@ -173,7 +173,7 @@ def test_a_mistake_of_ours_is_a_sentence_that_names_debug(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 1
-    assert "error: unexpected KeyError: 'foreseen by nobody'" in done.stderr
+    assert "error: unexpected KeyError: 'a bug'" in done.stderr
     assert ("Traceback" in done.stderr, "--debug shows where" in done.stderr) == (
         traceback,
         not traceback,
@@ -182,7 +182,7 @@ def test_a_mistake_of_ours_is_a_sentence_that_names_debug(
 
 @pytest.mark.parametrize("names", NAMES)
 def test_an_option_that_does_not_exist_is_wrong_usage(names: tuple[str, ...]) -> None:
-    """2, with one sentence after the usage."""
+    """An unknown option exits with 2 and one sentence after the usage."""
     done = asyncagg(*names, "--no-such-option")
     assert done.returncode == 2
     assert "Error: No such option: --no-such-option" in done.stderr
@@ -193,7 +193,7 @@ def test_an_option_that_does_not_exist_is_wrong_usage(names: tuple[str, ...]) ->
 
 
 def test_a_pipe_gets_no_colours_and_whole_values(tmp_path: Path) -> None:
-    """Neither escapes nor a width of 80: a long key is not cut."""
+    """Output in a pipe has no escapes and cuts no long key."""
     prefix = "a-prefix-that-is-far-longer-than-any-terminal-is-wide/" * 3
     sampled(tmp_path, "--files", "20")
     asyncagg("run", str(tmp_path), "--window-by", "name")
@@ -207,7 +207,7 @@ def test_a_pipe_gets_no_colours_and_whole_values(tmp_path: Path) -> None:
 
 
 def test_no_color_is_honoured_on_a_terminal(tmp_path: Path) -> None:
-    """NO_COLOR leaves no colour even where colours are forced."""
+    """NO_COLOR turns colours off, even if they are forced."""
     done = piped(f"asyncagg run '{tmp_path}'", FORCE_COLOR="1", NO_COLOR="1", TERM="xterm-256color")
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]", done.stdout)
 
@@ -215,14 +215,14 @@ def test_no_color_is_honoured_on_a_terminal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words", ["demo --on directory --files 10", "demo --on directory --files 10 --json", "--help"]
 )
-def test_a_reader_that_goes_is_no_error_to_tell(words: str) -> None:
+def test_a_closed_pipe_is_not_reported(words: str) -> None:
     """`asyncagg … | head` ends quietly."""
     done = piped(f"asyncagg {words} | true")
     assert done.stderr == ""
 
 
 def test_closed_streams_are_no_trouble(tmp_path: Path) -> None:
-    """As some daemons start their children: the work is done, and nobody is told."""
+    """The command works with closed standard streams, as some daemons start it."""
     sampled(tmp_path, "--files", "5")
     done = piped(f"asyncagg run '{tmp_path}' --window-by name <&- >&- 2>&-")
     assert done.returncode == 0
@@ -230,13 +230,13 @@ def test_closed_streams_are_no_trouble(tmp_path: Path) -> None:
 
 
 def test_brackets_in_a_value_are_text(tmp_path: Path) -> None:
-    """What stands in a name is shown as it is, never taken for a style."""
+    """Brackets in a name are shown, not read as markup."""
     done = asyncagg("run", str(tmp_path / "[red]no[/red][/]"))
     assert "[red]no[/red][/]" in done.stderr
 
 
-def test_a_terminal_does_not_obey_a_value(tmp_path: Path) -> None:
-    """Escapes in a name are shown as what they are: no character."""
+def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    """Control characters in a name are not sent to the terminal."""
     prefix = "rollups\x1b]0;owned\x07\x9b31m/"
     sampled(tmp_path, "--files", "5")
     asyncagg("run", str(tmp_path), "--window-by", "name")
@@ -252,7 +252,7 @@ def test_a_terminal_does_not_obey_a_value(tmp_path: Path) -> None:
 
 
 def complete(words: str, number: int) -> list[str]:
-    """Return what bash is offered for the word of this number."""
+    """Return the completions in bash for the word with this number."""
     done = piped(
         "asyncagg", _ASYNCAGG_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(number)
     )
@@ -260,7 +260,7 @@ def complete(words: str, number: int) -> list[str]:
 
 
 def test_the_shell_completes_commands_and_options() -> None:
-    """The name of a command, an option of a command, a value of a choice."""
+    """Commands, options and choices are completed."""
     assert complete("asyncagg rol", 1) == ["rollup"]
     assert complete("asyncagg run --dry", 2) == ["--dry-run"]
     assert complete("asyncagg rollup --period m", 3) == ["month"]
@@ -268,7 +268,7 @@ def test_the_shell_completes_commands_and_options() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_for_completion_can_be_shown(shell: str) -> None:
-    """For the shell that is named."""
+    """The completion script can be shown for each shell."""
     done = piped(
         f"asyncagg --show-completion {shell}", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
     )
@@ -280,7 +280,7 @@ def test_the_script_for_completion_can_be_shown(shell: str) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_gives_the_code_that_shells_know(number: signal.Signals, code: int) -> None:
-    """Ctrl-C is 130 and SIGTERM 143; it is told in one line that nothing is lost."""
+    """Ctrl-C gives 130 and SIGTERM 143, and one line says that nothing is lost."""
     with ThreadedS3Server(S3Server([BUCKET])) as threaded:
         threaded.server.put(BUCKET, "runs/a.json", b"{}")
         with subprocess.Popen(
@@ -294,17 +294,17 @@ def test_a_signal_gives_the_code_that_shells_know(number: signal.Signals, code: 
                 raise DropError(reset=True)  # so that it cannot end before the signal comes
 
             threaded.server.on_request = interrupt
-            _, told = process.communicate(timeout=60)
-    assert process.returncode == code, told
-    assert told.splitlines()[0] == (
-        f"stopping on {number.name}: nothing is lost, run it again to go on"
+            _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert errors.splitlines()[0] == (
+        f"stopping on {number.name}: nothing is lost, run it again to continue"
     )
-    assert "Traceback" not in told
+    assert "Traceback" not in errors
 
 
 def test_every_json_document_is_one_line(tmp_path: Path) -> None:
-    """A machine reads line by line."""
-    told: dict[str, Any] = sampled(tmp_path, "--files", "5")
+    """A JSON document is one line."""
+    written: dict[str, Any] = sampled(tmp_path, "--files", "5")
     done = asyncagg("run", str(tmp_path), "--window-by", "name", "--json")
-    assert told["files"] == json.loads(done.stdout)["total"]["counted"]
+    assert written["files"] == json.loads(done.stdout)["total"]["counted"]
     assert done.stdout.count("\n") == 1

@@ -32,7 +32,7 @@ def sums(folder: Path, field: str) -> int:
 
 
 def test_report_writes_a_page_of_a_directory(tmp_path: Path) -> None:
-    """The page's numbers are the sums of the aggregates; nothing in the store has changed."""
+    """The page has the sums of the aggregates, and the store is unchanged."""
     store = tmp_path / "data"
     settled(store)
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
@@ -51,7 +51,7 @@ def test_report_writes_a_page_of_a_directory(tmp_path: Path) -> None:
 
 
 async def test_report_reads_a_bucket_of_moto(tmp_path: Path) -> None:
-    """The same over HTTP, with the data for machines."""
+    """The page of a bucket has the data of the JSON report."""
     endpoint = await to_thread.run_sync(moto_endpoint)
     bucket = f"report-{uuid4().hex}"
     async with open_control(endpoint_url=endpoint, connections=1) as control:
@@ -67,15 +67,15 @@ async def test_report_reads_a_bucket_of_moto(tmp_path: Path) -> None:
 
     done = await to_thread.run_sync(work)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert (told.pop("out"), told.pop("exit_code")) == (str(out), 0)
-    assert told["totals"]["files"]["counted"] == 40
-    assert told["windows"] == {"present": 2, "missing": 0}
-    assert block(out.read_bytes()) == told
+    data = json.loads(done.stdout)
+    assert (data.pop("out"), data.pop("exit_code")) == (str(out), 0)
+    assert data["totals"]["files"]["counted"] == 40
+    assert data["windows"] == {"present": 2, "missing": 0}
+    assert block(out.read_bytes()) == data
 
 
 def test_a_page_goes_to_standard_output(tmp_path: Path) -> None:
-    """With nothing else, in UTF-8 whatever the locale."""
+    """Standard output has only the page, in UTF-8 in any locale."""
     settled(tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "asyncagg", "report", str(tmp_path), "--out", "-"],
@@ -88,8 +88,8 @@ def test_a_page_goes_to_standard_output(tmp_path: Path) -> None:
     assert block(done.stdout)["windows"]["present"] == 4
 
 
-def test_the_default_name_and_an_older_page_that_is_replaced(tmp_path: Path) -> None:
-    """report.html in the folder where one stands, in place of what it was."""
+def test_the_default_file_is_replaced(tmp_path: Path) -> None:
+    """report.html in the current directory is written, and replaced if it exists."""
     (tmp_path / "report.html").write_text("the older one")
     done = subprocess.run(
         [sys.executable, "-m", "asyncagg", "report", "."],
@@ -103,25 +103,25 @@ def test_the_default_name_and_an_older_page_that_is_replaced(tmp_path: Path) -> 
 
 
 def test_an_interval_and_a_damaged_aggregate(tmp_path: Path) -> None:
-    """3 says that something was left out; an interval without it is fine."""
+    """A damaged aggregate gives exit code 3; an interval without it gives 0."""
     settled(tmp_path)
     first, *_, last = sorted((tmp_path / "aggregates").iterdir())
     first.write_bytes(b"{}")
     out = ("--out", str(tmp_path / "page.html"), "--json")
     done = asyncagg("report", str(tmp_path), *out)
     assert done.returncode == 3
-    told: dict[str, Any] = json.loads(done.stdout)
-    assert told["unreadable"]["shown"][0]["key"] == f"aggregates/{first.name}"
+    data: dict[str, Any] = json.loads(done.stdout)
+    assert data["unreadable"]["shown"][0]["key"] == f"aggregates/{first.name}"
     done = asyncagg("report", str(tmp_path), *out, "--since", first.stem, "--until", last.stem)
     assert done.returncode == 0
     assert json.loads(done.stdout)["windows"]["present"] == 3
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (["--out", "."], 2, "--out '.' is a directory: expected the name of a file"),
-        (["--out", os.devnull], 2, f"--out '{os.devnull}' is no regular file"),
+        (["--out", os.devnull], 2, f"--out '{os.devnull}' is not a regular file"),
         (["--out", "no/such/page.html"], 2, "expected a file in a directory that exists"),
         (["--out", "x" * 300], 1, "File name too long"),
         (["--out", "-", "--json"], 2, "--out - with --json"),
@@ -133,10 +133,10 @@ def test_an_interval_and_a_damaged_aggregate(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_mistake_is_one_sentence_and_writes_nothing(
-    tmp_path: Path, words: list[str], code: int, told: str
+def test_an_error_is_one_sentence_and_writes_nothing(
+    tmp_path: Path, words: list[str], code: int, message: str
 ) -> None:
-    """No traceback, no page, no draft of one."""
+    """An error leaves no traceback, no page and no temporary file."""
     done = subprocess.run(
         [sys.executable, "-m", "asyncagg", "report", str(tmp_path), *words],
         capture_output=True,
@@ -146,6 +146,6 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(
         timeout=100,
     )
     assert done.returncode == code, done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""`asyncagg verify` through the installed command, on a directory and on moto's server."""
+"""``asyncagg verify`` through the installed command, on a directory and on moto's server."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def an_aggregate(folder: Path) -> Path:
     return min((folder / "aggregates").iterdir())
 
 
-def test_a_sound_directory_ends_with_0_and_a_table(folder: Path) -> None:
-    """Every check is listed; nothing is changed, and no file of ours is left behind."""
+def test_a_correct_directory_gives_0_and_a_table(folder: Path) -> None:
+    """Every check is listed, nothing is changed, and no temporary file is left."""
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     done = verify(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     for kind in FindingKind:
         assert kind.replace("_", " ") in done.stdout
-    assert "all is well: " in done.stdout
+    assert "no problems found: " in done.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     report = report_of(verify(folder, "--json"))
     assert report["findings"] == {}
@@ -62,8 +62,8 @@ def test_a_sound_directory_ends_with_0_and_a_table(folder: Path) -> None:
     assert report["exit_code"] == 0
 
 
-def test_differences_are_found_then_repaired_when_told_so(folder: Path) -> None:
-    """1 and what differs; --repair --yes puts it right, to the byte, and verifies it."""
+def test_differences_are_found_then_repaired(folder: Path) -> None:
+    """A difference gives exit code 1; --repair --yes fixes it, to the byte, and checks again."""
     true = final_bytes(of_directory(folder))
     victim = an_aggregate(folder)
     victim.write_bytes(victim.read_bytes().replace(b'"total_errors":', b'"total_errors":7'))
@@ -81,8 +81,8 @@ def test_differences_are_found_then_repaired_when_told_so(folder: Path) -> None:
     assert verify(folder).returncode == 0
 
 
-def test_a_damaged_aggregate_is_made_anew(folder: Path) -> None:
-    """One document tells what was found, what was done, and what is found now."""
+def test_a_damaged_aggregate_is_rebuilt(folder: Path) -> None:
+    """One document has the findings, the repairs and the findings after them."""
     true = final_bytes(of_directory(folder))
     victim = an_aggregate(folder)
     victim.write_bytes(victim.read_bytes()[:-3000])
@@ -96,7 +96,7 @@ def test_a_damaged_aggregate_is_made_anew(folder: Path) -> None:
 
 
 def test_an_unfinished_move_is_finished(folder: Path) -> None:
-    """A counted file that is back in the inbox goes to the archive once more."""
+    """A counted file that is in the inbox again is archived again."""
     archived = min((folder / "archive").iterdir())
     shutil.copy2(archived, folder / "runs" / archived.name)
     report = report_of(verify(folder, "--json"))
@@ -107,7 +107,7 @@ def test_an_unfinished_move_is_finished(folder: Path) -> None:
 
 
 def test_what_cannot_be_repaired_ends_with_1(folder: Path) -> None:
-    """A lost file stays a finding; its aggregate, all that is left of it, is kept."""
+    """A lost file stays a finding, and the aggregate that counts it is kept."""
     lost = min((folder / "archive").iterdir())
     lost.unlink()
     before = of_directory(folder)
@@ -118,8 +118,8 @@ def test_what_cannot_be_repaired_ends_with_1(folder: Path) -> None:
     assert of_directory(folder) == before
 
 
-def test_nobody_is_asked_where_nobody_can_answer(folder: Path) -> None:
-    """--repair without --yes and without a terminal: 2, one sentence, nothing touched."""
+def test_repair_needs_yes_or_a_terminal(folder: Path) -> None:
+    """--repair without --yes and without a terminal is wrong usage, and changes nothing."""
     before = of_directory(folder)
     done = asyncagg("verify", str(folder), "--repair")
     assert done.returncode == 2
@@ -129,7 +129,7 @@ def test_nobody_is_asked_where_nobody_can_answer(folder: Path) -> None:
 
 @pytest.mark.parametrize(("answer", "code"), [("n\n", 1), ("y\n", 0)])
 def test_on_a_terminal_it_asks(folder: Path, answer: str, code: int) -> None:
-    """The plan comes first; only a yes changes anything."""
+    """The plan is shown first, and only a yes changes anything."""
     victim = an_aggregate(folder)
     broken = victim.read_bytes().replace(b'"total_errors":', b'"total_errors":7')
     victim.write_bytes(broken)
@@ -144,16 +144,16 @@ def test_on_a_terminal_it_asks(folder: Path, answer: str, code: int) -> None:
     ) as process:
         os.close(theirs)
         os.write(ours, answer.encode())
-        told, asked = process.communicate(timeout=100)
+        output, asked = process.communicate(timeout=100)
     os.close(ours)
-    assert process.returncode == code, told
-    assert victim.stem in told
+    assert process.returncode == code, output
+    assert victim.stem in output
     assert "Repair this?" in asked
     assert (victim.read_bytes() == broken) == (code == 1)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--yes"], "--yes without --repair"),
         (["--since", "noon"], "--since 'noon': expected a time"),
@@ -163,16 +163,16 @@ def test_on_a_terminal_it_asks(folder: Path, answer: str, code: int) -> None:
         ),
     ],
 )
-def test_a_mistake_is_one_sentence(words: list[str], told: str) -> None:
-    """Wrong words end with 2, and no traceback."""
+def test_wrong_usage_is_one_sentence(words: list[str], message: str) -> None:
+    """Wrong usage exits with 2, without a traceback."""
     done = asyncagg("verify", ".", *words)
     assert done.returncode == 2, done.stderr
-    assert told in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 
 def test_the_help_shows_examples() -> None:
-    """With the exit codes and what a repair does."""
+    """The help has examples and describes --repair."""
     done = asyncagg("verify", "--help")
     assert "Examples" in done.stdout
     assert "--repair" in done.stdout
@@ -189,7 +189,7 @@ def bucket() -> Iterator[tuple[Any, str]]:
 
 
 def test_on_moto(bucket: tuple[Any, str]) -> None:
-    """A bucket: clean after a run, a stray and a changed sum are found, the sum is repaired."""
+    """A bucket is clean after a run; a stray file and a changed sum are found, the sum repaired."""
     client, name = bucket
     place = (f"s3://{name}", "--endpoint-url", moto_endpoint(), "--conditional-writes", "off")
     common = (*place, "--window-by", "name", "--json")

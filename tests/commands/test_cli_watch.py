@@ -1,4 +1,4 @@
-"""`asyncagg watch`, the installed command in a process of its own."""
+"""``asyncagg watch``, run as the installed command."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from asyncagg.store.s3.boto import open_control
 
 @pytest.fixture(params=["directory", "moto"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
-    """A directory, or a bucket on moto's server: the words that name it."""
+    """The arguments that name a directory, or a bucket on moto's server."""
     if request.param == "directory":
         return [str(tmp_path)]
     bucket, endpoint = f"watch-{tmp_path.name.replace('_', '-')}", moto_endpoint()
@@ -41,19 +41,19 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
 
     in_thread(create)
     words = [f"s3://{bucket}", "--endpoint-url", endpoint]
-    return [*words, "--conditional-writes", "off"]  # moto does not look at all conditions
+    return [*words, "--conditional-writes", "off"]  # moto ignores some conditions
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_settles_answers_and_ends_on_a_signal(store: list[str], number: signal.Signals) -> None:
-    """At once at the start; then /healthz and /metrics answer; the signal ends it with 0."""
+def test_it_settles_serves_and_ends_on_a_signal(store: list[str], number: signal.Signals) -> None:
+    """It runs at the start, serves /healthz and /metrics, and exits with 0 on a signal."""
     done = asyncagg("sample", *store, "--files", "40", "--windows", "2", "--json")
     assert done.returncode == 0, done.stderr
     with watched(*store, "--window-by", "name", "--delay", "0") as watch:
-        told = watch.next_run()
-        assert (told["event"], told["missed"]) == ("run", 0)
-        assert told["duration_seconds"] > 0
-        assert told["total"]["counted"] == told["total"]["archived"] == 40
+        report = watch.next_run()
+        assert (report["event"], report["missed"]) == ("run", 0)
+        assert report["duration_seconds"] > 0
+        assert report["total"]["counted"] == report["total"]["archived"] == 40
         status, body = watch.get("/healthz")
         assert (status, json.loads(body)["healthy"]) == (200, True)
         status, body = watch.get("/metrics")
@@ -69,12 +69,12 @@ def test_it_settles_answers_and_ends_on_a_signal(store: list[str], number: signa
 
 @pytest.mark.parametrize("at", [5, 20, 40])
 @pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGTERM, signal.SIGINT)])
-def test_a_signal_in_the_middle_of_a_run_leaves_nothing_half_done(
+def test_a_signal_in_the_middle_of_a_run_keeps_the_promises(
     signals: tuple[signal.Signals, ...], at: int
 ) -> None:
-    """One lets the run end within its grace, two cut it short; the promises hold either way."""
+    """One signal lets the run end, two cut it short; the promises hold in both cases."""
     scenario = prepared()
-    now = datetime.now(UTC)  # by which the last window of the scenario has ended, too
+    now = datetime.now(UTC)  # after the end of the last window of the scenario
     undisturbed = fill_memory(scenario.store)
     in_thread(partial(run, undisturbed, Settings(), at=now))
     with ThreadedS3Server(S3Server([BUCKET], clock=lambda: AT)) as threaded:
@@ -91,9 +91,9 @@ def test_a_signal_in_the_middle_of_a_run_leaves_nothing_half_done(
                         watch.process.send_signal(number)
 
             server.on_request = interrupt
-            code, told = watch.ended()
-            assert code == 0, told
-            assert "Traceback" not in told
+            code, errors = watch.ended()
+            assert code == 0, errors
+            assert "Traceback" not in errors
         server.on_request = None
         seen = threaded.call(of_server, server)
     seen = {key: each for key, each in seen.items() if "-probe-" not in key}
@@ -106,7 +106,7 @@ def test_a_signal_in_the_middle_of_a_run_leaves_nothing_half_done(
 
 
 def test_for_people_each_run_is_one_line(tmp_path: Path) -> None:
-    """Without --json, and without an endpoint."""
+    """Without --json, each run is one line."""
     sampled(tmp_path, "--files", "10", "--bad-fraction", "0.2")
     with subprocess.Popen(
         [COMMAND, "watch", str(tmp_path), "--window-by", "name"],
@@ -123,7 +123,7 @@ def test_for_people_each_run_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (["/no/such/folder"], 1, "/no/such/folder"),
         ([".", "--delay", "300"], 2, "delay 300.0: expected a number of seconds from 0 to below"),
@@ -131,11 +131,11 @@ def test_for_people_each_run_is_one_line(tmp_path: Path) -> None:
         ([".", "--listen", "192.0.2.1:9464"], 1, "listen 192.0.2.1:9464: "),
     ],
 )
-def test_what_it_cannot_start_with_is_one_sentence(words: list[str], code: int, told: str) -> None:
-    """A missing folder or an address that is not ours: 1. Words that are off: 2."""
+def test_an_error_at_the_start_is_one_sentence(words: list[str], code: int, message: str) -> None:
+    """A missing folder or an unavailable address exits with 1, wrong usage with 2."""
     done = asyncagg("watch", *words)
     assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 def test_without_the_extra_it_says_how_to_get_it(tmp_path: Path) -> None:

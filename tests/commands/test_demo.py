@@ -1,4 +1,4 @@
-"""The demo's numbers against sums made independently over the same sample files."""
+"""The demo's numbers, compared with independent sums over the same sample files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILES = 300
 
 
 def independent_sums(seed: int) -> dict[str, int]:
-    """Add up the good sample files with nothing but the standard library."""
+    """Add up the good sample files with the standard library only."""
     sums = dict.fromkeys(
         ("total_opportunities", "total_matches", "total_no_matches", "total_errors"), 0
     )
@@ -39,7 +39,7 @@ async def test_the_totals_shown_equal_an_independent_sum(
     on_s3: bool,  # noqa: FBT001 - a parameter of the test
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On moto's server and on a directory: same files, same sums, nothing left in the inbox."""
+    """On moto's server and on a directory the sums are right and the inbox is empty."""
     monkeypatch.setenv("AWS_PROFILE", "somebody-real")
     shown = await run_demo(on_s3=on_s3, files=FILES, seed=3)
     bad = shown.objects["quarantine/"]

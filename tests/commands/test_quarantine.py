@@ -425,8 +425,8 @@ def test_nothing_in_a_file_steers_the_terminal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["retry", "."], 2, "expected keys, or --all"),
-        (["retry", ".", "quarantine/x.json", "--all"], 2, "expected keys, or --all"),
+        (["retry", "."], 2, "name at least one key, or pass --all"),
+        (["retry", ".", "quarantine/x.json", "--all"], 2, "name keys or pass --all, not both"),
         (["retry", ".", "quarantine/x.json", "--replace", "no-such"], 2, "no-such"),
         (["retry", ".", "--all", "--replace", __file__], 2, "expected one key"),
         (["retry", ".", "x.json"], 2, "key 'x.json': expected one below"),

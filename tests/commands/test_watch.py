@@ -1,4 +1,4 @@
-"""The schedule of a watch, and its runs, on a clock of their own that may be set."""
+"""The schedule and the runs of a watch, on a virtual clock."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from testkit.virtual import run_virtually
 from asyncagg.errors import AccessDeniedError, TransientError, UsageError
 from asyncagg.settings import Settings
 from asyncagg.store.memory import MemoryStore
-from asyncagg.watch import Schedule, Watch, WatchedRun
+from asyncagg.watch import Schedule, WatchedRun, Watcher
 
 START = moment(14, 2, 7)
 WINDOW = 300.0
 DELAY = 5.0
-GLANCE = 15.0
+MAX_SLEEP = 15.0
 
 
 class Began(NamedTuple):
-    """A run as it began, by the wall clock and by the time that has passed."""
+    """The start of a run, by the wall clock and in seconds since the start of the test."""
 
     wall: datetime
     passed: float
@@ -39,11 +39,11 @@ class Began(NamedTuple):
 
 @dataclass
 class Machine:
-    """A machine whose wall clock can be set while time passes, and what a watch does on it.
+    """A machine whose wall clock can be set, and the runs of a watch on it.
 
     Attributes:
-        takes: How long each run takes, in seconds; the last one for all that follow.
-        store: What it runs on.
+        takes: How long each run takes, in seconds; the last value also for all later runs.
+        store: The store.
         offset: By how much the wall clock was set, in seconds.
     """
 
@@ -57,16 +57,16 @@ class Machine:
     pauses: int = 0
 
     def now(self) -> datetime:
-        """Tell the time by the wall clock."""
+        """Return the time of the wall clock."""
         return START + timedelta(seconds=anyio.current_time() + self.offset)
 
     async def pause(self, seconds: float) -> None:
-        """Let time pass, and count it."""
+        """Sleep, and count the pause."""
         self.pauses += 1
         await anyio.sleep(seconds)
 
     async def work(self, operation: str, _key: str, when: str) -> None:
-        """Take the time that a run takes, or fail, at its first request."""
+        """At the first request of a run, sleep as long as it takes, or fail."""
         if (operation, when) != ("list", "before") or len(self.began) > len(self.done):
             return
         number = len(self.began)
@@ -76,22 +76,22 @@ class Machine:
         await anyio.sleep(self.takes[min(number, len(self.takes) - 1)])
 
     def note(self, done: WatchedRun) -> None:
-        """Take notice of a run."""
+        """Record a run."""
         self.done.append(done)
         self.ended.append(anyio.current_time())
 
     def watch(
         self,
         seconds: float,
-        *others: Callable[[Watch], Coroutine[Any, Any, None]],
+        *others: Callable[[Watcher], Coroutine[Any, Any, None]],
         grace: float = math.inf,
         **settings: Any,
     ) -> None:
-        """Watch for so many seconds, and meanwhile do other things."""
+        """Watch for some seconds, and run other tasks meanwhile."""
 
         async def work() -> None:
-            watching = Watch(
-                Settings(**settings), delay=DELAY, told=self.note, now=self.now, sleep=self.pause
+            watching = Watcher(
+                Settings(**settings), delay=DELAY, on_run=self.note, now=self.now, sleep=self.pause
             )
             async with anyio.create_task_group() as group:
                 for other in others:
@@ -102,13 +102,13 @@ class Machine:
 
         run_virtually(work)
 
-    async def _stop(self, watching: Watch, seconds: float, grace: float) -> None:
+    async def _stop(self, watching: Watcher, seconds: float, grace: float) -> None:
         await anyio.sleep(seconds)
         watching.stop(grace)
 
 
 def ends_of(machine: Machine) -> list[datetime]:
-    """Return which windows' ends the runs were for."""
+    """Return the ends of the windows of the runs."""
     return [each.end for each in machine.done]
 
 
@@ -122,20 +122,20 @@ SCHEDULES = st.builds(
 
 @given(SCHEDULES, MOMENTS)
 def test_the_latest_is_due_and_the_one_after_it_is_not(schedule: Schedule, now: datetime) -> None:
-    """What is due at a moment lies on the grid of the epoch, however odd the moment."""
+    """The latest due window is aligned to the epoch, and the next one is not due."""
     end = schedule.latest(now)
     assert not end.timestamp() % (schedule.minutes * 60)
-    assert schedule.starts(end) <= now < schedule.starts(end + schedule.length)
+    assert schedule.due_at(end) <= now < schedule.due_at(end + schedule.length)
 
 
 @given(SCHEDULES, MOMENTS, st.floats(-1e6, 1e6))
-def test_the_following_is_near_and_never_the_same(
+def test_the_next_is_near_and_never_the_same(
     schedule: Schedule, last: datetime, shift: float
 ) -> None:
-    """However the clock was set, the next is no further than two windows, and not the last one."""
+    """However the clock is set, the next run is at most two windows away, and not the last one."""
     last = schedule.latest(last)
     now = last + timedelta(seconds=shift)
-    end = schedule.following(last, now)
+    end = schedule.next_after(last, now)
     assert end != last
     assert not end.timestamp() % (schedule.minutes * 60)
     assert end - now <= 2 * schedule.length
@@ -145,8 +145,8 @@ def test_the_following_is_near_and_never_the_same(
 
 @given(SCHEDULES, MOMENTS)
 def test_a_run_may_take_until_the_next_is_due(schedule: Schedule, now: datetime) -> None:
-    """It has at least half a window, and ends when some run is due."""
-    seconds = schedule.seconds_for(now)
+    """The time limit is at least half a window, and ends when a run is due."""
+    seconds = schedule.time_limit(now)
     length = schedule.length.total_seconds()
     assert length / 2 <= seconds <= length * 1.5
     ends = now + timedelta(seconds=seconds - schedule.delay)
@@ -156,8 +156,8 @@ def test_a_run_may_take_until_the_next_is_due(schedule: Schedule, now: datetime)
 
 
 @pytest.mark.parametrize("delay", [-1.0, 300.0, math.nan, math.inf])
-def test_a_delay_that_is_none_is_refused(delay: float) -> None:
-    """It is told with the value and what is accepted."""
+def test_a_wrong_delay_is_an_error(delay: float) -> None:
+    """The error has the value and what is accepted."""
     with pytest.raises(UsageError, match=r"delay .*: expected a number of seconds from 0 to below"):
         Schedule(5, delay)
 
@@ -165,8 +165,8 @@ def test_a_delay_that_is_none_is_refused(delay: float) -> None:
 # ------------------------------------------------------------------------------ the runs
 
 
-def test_it_runs_at_once_and_then_on_the_second_whatever_runs_take() -> None:
-    """Each run starts at the end of its window plus the delay: nothing adds up."""
+def test_runs_start_on_time_however_long_they_take() -> None:
+    """Each run starts at the end of its window plus the delay, without drift."""
     machine = Machine(takes=(100.0, 3.0, 250.0, 0.5, 299.0 - 60))
     machine.watch(3600)
     assert machine.began[0].wall == START
@@ -179,8 +179,8 @@ def test_it_runs_at_once_and_then_on_the_second_whatever_runs_take() -> None:
     assert not any(each.missed for each in machine.done)
 
 
-def test_a_run_longer_than_its_window_leaves_out_what_it_missed() -> None:
-    """With --max-seconds beyond the window: no second run beside it, and the next tells of it."""
+def test_a_run_longer_than_its_window_skips_the_missed_runs() -> None:
+    """No second run starts meanwhile, and the next one reports the missed runs."""
     machine = Machine(takes=(1.0, 1000.0, 1.0))
     machine.watch(1800, max_seconds=3600.0)
     assert ends_of(machine)[:4] == [
@@ -194,7 +194,7 @@ def test_a_run_longer_than_its_window_leaves_out_what_it_missed() -> None:
 
 
 def test_a_run_that_hangs_ends_before_the_next_is_due() -> None:
-    """The deadline of each run is the start of the next; what is left is said."""
+    """The deadline of each run is the start of the next, and the rest is reported."""
     machine = Machine(takes=(math.inf,))
     machine.watch(1400)
     assert len(machine.done) == 6
@@ -207,7 +207,7 @@ def test_a_run_that_hangs_ends_before_the_next_is_due() -> None:
 
 
 def test_max_seconds_is_the_time_of_each_run() -> None:
-    """A shorter limit than the window holds."""
+    """max_seconds limits a run to less than the window."""
     machine = Machine(takes=(math.inf,))
     machine.watch(700, max_seconds=20.0)
     assert all(each.seconds <= 20 for each in machine.done)
@@ -220,11 +220,11 @@ def test_max_seconds_is_the_time_of_each_run() -> None:
 def test_no_overlap_no_double_run_no_busy_loop(
     takes: list[float], steps: list[tuple[float, float]]
 ) -> None:
-    """Whatever runs take and however the clock jumps (NTP, suspend and resume)."""
+    """The runs are right however long they take and however the clock jumps (NTP, suspend)."""
     total = 4 * 3600.0
     machine = Machine(takes=takes)
 
-    async def set_clock(_: Watch) -> None:
+    async def set_clock(_: Watcher) -> None:
         for after, step in steps:
             await anyio.sleep(after)
             machine.offset += step
@@ -232,34 +232,34 @@ def test_no_overlap_no_double_run_no_busy_loop(
     machine.watch(total, set_clock, max_seconds=10_000.0)
     for before, after in zip(machine.ended, machine.began[1:], strict=False):
         assert after.passed >= before
-    # Each step of the clock makes one run more at most, and a run is never made again at once.
+    # Each step of the clock adds one run at most, and a run is never repeated at once.
     assert len(machine.began) <= total / WINDOW + 2 + len(steps)
-    assert machine.pauses <= total / GLANCE + 3 * (len(machine.began) + len(steps))
+    assert machine.pauses <= total / MAX_SLEEP + 3 * (len(machine.began) + len(steps))
     ends = ends_of(machine)
     assert all(one != other for one, other in pairwise(ends))
     if all(step >= 0 for _, step in steps) or sum(abs(step) for _, step in steps) < WINDOW:
         assert ends == sorted(set(ends))
     quiet = [each for each in machine.began if each.passed > sum(after for after, _ in steps)]
     gaps = [other.passed - one.passed for one, other in pairwise(quiet)]
-    assert all(gap <= 2 * WINDOW + max(takes) + GLANCE for gap in gaps)
+    assert all(gap <= 2 * WINDOW + max(takes) + MAX_SLEEP for gap in gaps)
 
 
-def test_after_a_suspend_the_run_that_is_due_is_made_within_a_glance() -> None:
-    """The wall clock jumps ahead by hours: one run at once for all that were missed."""
+def test_after_a_suspend_a_due_run_starts_soon() -> None:
+    """If the wall clock jumps ahead by hours, one run replaces all missed ones."""
     machine = Machine()
 
-    async def suspend(_: Watch) -> None:
+    async def suspend(_: Watcher) -> None:
         await anyio.sleep(200)
         machine.offset += 7200
 
     machine.watch(600, suspend)
     resumed = machine.began[2]
-    assert 200 <= resumed.passed <= 200 + GLANCE
+    assert 200 <= resumed.passed <= 200 + MAX_SLEEP
     assert machine.done[2].missed == 23
 
 
 async def test_files_of_every_window_are_counted_by_the_run_after_it() -> None:
-    """A producer at work all the while: each window's files are in one run, none comes late."""
+    """With a steady producer, each window is settled by one run, and no file is late."""
     now, written = START, 0
     done: list[WatchedRun] = []
     store = MemoryStore(lambda: now)
@@ -273,7 +273,7 @@ async def test_files_of_every_window_are_counted_by_the_run_after_it() -> None:
             watching.stop()
         await anyio.lowlevel.checkpoint()
 
-    watching = Watch(Settings(), told=done.append, now=lambda: now, sleep=produce)
+    watching = Watcher(Settings(), on_run=done.append, now=lambda: now, sleep=produce)
     await watching.run(store)
     reports = [each.report for each in done if each.report is not None]
     assert len(reports) == 13
@@ -287,8 +287,8 @@ async def test_files_of_every_window_are_counted_by_the_run_after_it() -> None:
 # ------------------------------------------------------------------------------ failures
 
 
-def test_trouble_that_passes_is_told_and_the_next_run_goes_on() -> None:
-    """At the start too."""
+def test_after_a_temporary_failure_the_next_run_tries_again() -> None:
+    """A temporary failure is reported, and the watch continues, also at the start."""
     machine = Machine(failures={0: TransientError("reset"), 2: TransientError("timeout")})
     machine.watch(1000)
     assert [each.trouble for each in machine.done] == ["reset", "", "timeout", ""]
@@ -303,8 +303,8 @@ def test_trouble_that_passes_is_told_and_the_next_run_goes_on() -> None:
     assert machine.done[1].as_dict()["event"] == "run"
 
 
-def test_a_wrong_set_up_at_the_start_ends_it() -> None:
-    """Nobody waits five minutes to learn that a permission is missing."""
+def test_a_wrong_configuration_at_the_start_is_an_error() -> None:
+    """A missing permission in the first run ends the watch."""
     machine = Machine(failures={0: AccessDeniedError("no permission")})
     with pytest.raises(AccessDeniedError, match="no permission"):
         run_expecting(machine)
@@ -312,15 +312,15 @@ def test_a_wrong_set_up_at_the_start_ends_it() -> None:
 
 
 def run_expecting(machine: Machine) -> None:
-    """Watch, and raise the one failure."""
+    """Watch, and raise the only failure."""
     try:
         machine.watch(1000)
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
 
 
-def test_a_permission_lost_later_is_waited_for() -> None:
-    """The watch goes on, in its usual pace, until somebody has mended it."""
+def test_after_a_lost_permission_the_watch_continues() -> None:
+    """The watch keeps its schedule until the permission is restored."""
     machine = Machine(failures={1: AccessDeniedError("lost"), 2: AccessDeniedError("lost")})
     machine.watch(1000)
     assert [each.trouble for each in machine.done] == ["", "lost", "lost", ""]
@@ -330,11 +330,11 @@ def test_a_permission_lost_later_is_waited_for() -> None:
 # ------------------------------------------------------------------------------ the end
 
 
-def test_stopped_between_two_runs_it_ends_at_once() -> None:
-    """Nothing is waited for."""
+def test_stopping_between_two_runs_ends_at_once() -> None:
+    """The pause is cancelled."""
     machine = Machine()
 
-    async def look(_: Watch) -> None:
+    async def look(_: Watcher) -> None:
         await anyio.sleep(100)
         machine.offset = 1  # marks that the time passed
 
@@ -343,20 +343,20 @@ def test_stopped_between_two_runs_it_ends_at_once() -> None:
     assert len(machine.done) == 1
 
 
-@pytest.mark.parametrize(("takes", "told"), [(12.0, 1), (100.0, 0)])
-def test_a_run_under_way_has_the_grace_to_end(takes: float, told: int) -> None:
-    """Within it, it is told like any; after it, it is cut short, and the store is as it was."""
+@pytest.mark.parametrize(("takes", "reported"), [(12.0, 1), (100.0, 0)])
+def test_the_current_run_has_a_grace_period(takes: float, reported: int) -> None:
+    """A run that ends within it is reported; a longer one is cut short."""
     machine = Machine(takes=(takes,))
     machine.watch(10, grace=5)
-    assert (len(machine.began), len(machine.done)) == (1, told)
+    assert (len(machine.began), len(machine.done)) == (1, reported)
 
 
-def test_stopped_before_it_began_it_does_not_begin() -> None:
+def test_stopping_before_the_start_starts_nothing() -> None:
     """A signal may come while the store is being opened."""
     machine = Machine()
 
     async def work() -> None:
-        watching = Watch(Settings(), told=machine.note, now=machine.now)
+        watching = Watcher(Settings(), on_run=machine.note, now=machine.now)
         watching.stop()
         await watching.run(HookedStore(machine.store, machine.work))
 
@@ -368,8 +368,8 @@ def test_stopped_before_it_began_it_does_not_begin() -> None:
 
 
 @pytest.mark.parametrize("plane", ["lean", "boto"])
-async def test_connections_that_died_meanwhile_are_no_trouble(plane: str) -> None:
-    """A server drops every connection between two runs: they run all the same."""
+async def test_connections_that_were_closed_meanwhile_are_replaced(plane: str) -> None:
+    """Runs succeed even if the server closes every connection between them."""
     machine_now = START
     done: list[WatchedRun] = []
     async with (
@@ -386,7 +386,9 @@ async def test_connections_that_died_meanwhile_are_no_trouble(plane: str) -> Non
                 watching.stop()
             await anyio.lowlevel.checkpoint()
 
-        watching = Watch(settings, told=done.append, now=lambda: machine_now, sleep=five_minutes)
+        watching = Watcher(
+            settings, on_run=done.append, now=lambda: machine_now, sleep=five_minutes
+        )
         await watching.run(store)
     assert [each.trouble for each in done] == ["", "", ""]
     reports = [each.report for each in done if each.report is not None]

@@ -1,4 +1,4 @@
-"""/healthz and /metrics: what they say of the runs, and the server that says it."""
+"""/healthz and /metrics: the state and the metrics of the runs, and the server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from testkit.scenario import BUCKET, moment, open_s3
 from asyncagg.errors import AccessDeniedError, ConfigurationError, TransientError, UsageError
 from asyncagg.job.outcome import RunReport, Tally, WindowReport
 from asyncagg.store.retry import Retry
-from asyncagg.watch import Watch, WatchedRun
+from asyncagg.watch import WatchedRun, Watcher
 from asyncagg.watch.endpoint import address_of, serve
 from asyncagg.watch.exporter import Exporter
 from asyncagg.watch.health import Health
@@ -33,12 +33,12 @@ def report(failure: str = "", /, **tally: int) -> RunReport:
 
 
 def succeeded(**tally: int) -> WatchedRun:
-    """Return a run that came to its end."""
+    """Return a run that completed."""
     return WatchedRun(END, 2.0, 0, report=report(**tally))
 
 
 def failed(error: TransientError | ConfigurationError) -> WatchedRun:
-    """Return a run that did not."""
+    """Return a run that failed."""
     return WatchedRun(END, 0.5, 1, error=error)
 
 
@@ -49,18 +49,18 @@ DAMAGED = WatchedRun(END, 2.0, 0, report=report("damaged"))
 
 
 class Clock:
-    """A clock in seconds that stands until it is set."""
+    """A clock in seconds that only changes when it is set."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def __call__(self) -> float:
-        """Tell the time."""
+        """Return the time."""
         return self.seconds
 
 
 def state(*happened: WatchedRun | float) -> Health:
-    """Return the health after runs, and seconds that passed between them."""
+    """Return the health after some runs and pauses."""
     clock = Clock()
     health = Health(5, 5.0, clock=clock)
     for each in happened:
@@ -74,7 +74,7 @@ def state(*happened: WatchedRun | float) -> Health:
 @pytest.mark.parametrize(
     ("happened", "reason"),
     [
-        ([], "no run has come to its end yet"),
+        ([], "no run has completed yet"),
         ([succeeded()], ""),
         ([succeeded(deferred=9, quarantined=9)], ""),
         ([succeeded(), 605.0], ""),
@@ -104,14 +104,14 @@ def state(*happened: WatchedRun | float) -> Health:
     ],
 )
 def test_health_turns_red_and_recovers(happened: list[WatchedRun | float], reason: str) -> None:
-    """One failure that may pass is borne; silence, want of a permission, and failing on are not."""
+    """One temporary failure is healthy; no run, a missing permission and more failures are not."""
     health = state(*happened)
     assert health.reason == reason
     assert health.as_dict()["healthy"] is not bool(reason)
 
 
 def numbers(text: str) -> dict[str, float]:
-    """Read the exposition as Prometheus does; return the samples of ours, labels in their names."""
+    """Parse the metrics as Prometheus does; return the package's samples by name and labels."""
     return {
         sample.name + "".join(f"{{{name}={value}}}" for name, value in sample.labels.items()): (
             sample.value
@@ -124,12 +124,15 @@ def numbers(text: str) -> dict[str, float]:
 
 async def ask(url: str, path: str, **headers: str) -> tuple[int, str, Any]:
     """Return the status, the content type and the body of an answer."""
-    async with aiohttp.ClientSession() as session, session.get(url + path, headers=headers) as told:
-        return told.status, told.content_type, await told.text()
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(url + path, headers=headers) as answer,
+    ):
+        return answer.status, answer.content_type, await answer.text()
 
 
 async def test_metrics_add_up_over_runs() -> None:
-    """Counters grow by each run's numbers, gauges tell of the last; each under its own name."""
+    """Counters grow with each run, gauges show the last one, each under its own name."""
     retry = Retry()
     retry.requests.update(get=7, put=1)
     retry.retries.update(get=2)
@@ -202,8 +205,8 @@ async def test_healthz_answers_with_the_state() -> None:
         assert (await ask(url, "/"))[0] == 404
 
 
-async def test_an_address_that_is_taken_is_told() -> None:
-    """It is the operator's to mend."""
+async def test_an_address_in_use_is_an_error() -> None:
+    """An address in use is a configuration error."""
     async with serve(("127.0.0.1", 0), Health(5, 5.0), Exporter(Retry())) as url:
         address = address_of(url.removeprefix("http://"))
         with pytest.raises(ConfigurationError, match=rf"listen 127.0.0.1:{address[1]}: "):
@@ -222,19 +225,19 @@ async def test_an_address_that_is_taken_is_told() -> None:
     ],
 )
 def test_an_address_is_host_and_port(text: str, address: tuple[str, int]) -> None:
-    """Without a host, nobody else can reach it."""
+    """Without a host, only this machine can connect."""
     assert address_of(text) == address
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", "host:70000", "::1", "a:b:1", "1:²", "1:-1"])
 def test_an_address_that_is_none_is_refused(text: str) -> None:
-    """It is told with the value and what is accepted."""
+    """The error has the value and what is accepted."""
     with pytest.raises(UsageError, match="expected PORT or HOST:PORT"):
         address_of(text)
 
 
 async def test_a_permission_lost_and_granted_again_shows_in_the_health() -> None:
-    """On a real server: well, unwell as soon as it is denied, well again with the next run."""
+    """On a real server: healthy, unhealthy when access is denied, healthy after the next run."""
     now, seen = END, list[str]()
     async with (
         S3Server([BUCKET], clock=lambda: now) as server,
@@ -251,11 +254,11 @@ async def test_a_permission_lost_and_granted_again_shows_in_the_health() -> None
                 watching.stop()
             await anyio.lowlevel.checkpoint()
 
-        def told(done: WatchedRun) -> None:
+        def on_run(done: WatchedRun) -> None:
             health.note(done)
             seen.append(health.reason)
 
-        watching = Watch(settings, told=told, now=lambda: now, sleep=sleep)
+        watching = Watcher(settings, on_run=on_run, now=lambda: now, sleep=sleep)
         await watching.run(store)
     first, second, third = seen
     assert (first, third) == ("", "")

@@ -14,7 +14,7 @@ from testkit.promises import check_after_clean_run, check_at_any_moment, final_b
 from testkit.s3server import Pause, Request, S3Server, ThreadedS3Server
 from testkit.scenario import AT, BUCKET, fill_server, moment, prepared
 
-SENTENCE = "stopping on SIGINT: nothing is lost, run it again to go on\n"
+SENTENCE = "stopping on SIGINT: nothing is lost, run it again to continue\n"
 
 
 def started(url: str, *more: str) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""The installed command, in a process of its own."""
+"""Run the installed command in a separate process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = (
 
 
 def asyncagg(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+    """Run the command line in a separate process."""
     environ = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **environment}
     return subprocess.run(
         [sys.executable, "-m", "asyncagg", *words],
@@ -37,7 +37,7 @@ def asyncagg(*words: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 def sampled(folder: Path, *words: str) -> dict[str, Any]:
-    """Write sample files into a folder and return what was written."""
+    """Write sample files into a folder and return the totals."""
     done = asyncagg("sample", str(folder), "--json", *words)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
@@ -48,38 +48,38 @@ COMMAND = str(Path(sys.executable).with_name("asyncagg"))
 
 @dataclass
 class Watched:
-    """A watch that runs.
+    """A running watch.
 
     Attributes:
         process: Its process.
-        url: Where it answers.
+        url: The URL of its endpoint.
     """
 
     process: subprocess.Popen[str]
     url: str
 
     def next_run(self) -> dict[str, Any]:
-        """Wait for a run and return what it did."""
+        """Wait for a run and return its report."""
         assert self.process.stdout is not None
         return dict(json.loads(self.process.stdout.readline()))
 
     def get(self, path: str) -> tuple[int, str]:
         """Return the status and the body of an answer."""
         try:
-            with urlopen(self.url + path, timeout=30) as answer:  # noqa: S310 - it is http
+            with urlopen(self.url + path, timeout=30) as answer:  # noqa: S310 - it is HTTP
                 return answer.status, answer.read().decode()
         except HTTPError as error:
             return error.code, error.read().decode()
 
     def ended(self) -> tuple[int, str]:
-        """Wait for its end; return the exit code and what it still had to say."""
-        _, told = self.process.communicate(timeout=60)
-        return self.process.returncode, told
+        """Wait for its end; return the exit code and the rest of standard error."""
+        _, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, errors
 
 
 @contextmanager
 def watched(*words: str) -> Iterator[Watched]:
-    """Start a watch on a free port, and see to it that it ends."""
+    """Start a watch on a free port, and end it with the context."""
     environ = {**os.environ, "NO_COLOR": "1"}
     with subprocess.Popen(
         [COMMAND, "watch", *words, "--listen", "0", "--json", "--log-level", "warning"],
@@ -90,9 +90,9 @@ def watched(*words: str) -> Iterator[Watched]:
     ) as process:
         try:
             assert process.stderr is not None
-            told = process.stderr.readline()
-            assert told.startswith("listening on http://127.0.0.1:"), told + process.stderr.read()
-            yield Watched(process, told.split()[-1])
+            line = process.stderr.readline()
+            assert line.startswith("listening on http://127.0.0.1:"), line + process.stderr.read()
+            yield Watched(process, line.split()[-1])
         finally:
             if process.poll() is None:
                 process.kill()

@@ -83,7 +83,7 @@ MOST_BYTES = 256 * 1024
 
 
 def check_emf(line: str) -> dict[str, float]:
-    """Check one line against the format, what no schema can say included; return the values."""
+    """Check one line against the format, beyond its schema; return the values."""
     assert len(line.encode()) <= MOST_BYTES
     document = json.loads(line)
     jsonschema.validate(document, EMF)

@@ -29,7 +29,7 @@ EVENT = {"source": "aws.scheduler", "time": "2025-10-21T14:00:00Z"}
 
 @dataclass
 class Context:
-    """What the handler reads of Lambda's context."""
+    """The part of Lambda's context that the handler reads."""
 
     aws_request_id: str = "5a1c7b4e"
     milliseconds: int = 300_000

@@ -1,4 +1,4 @@
-"""Every hypothesis strategy of the tests: values of the core, and files that say them."""
+"""All hypothesis strategies of the tests: values, and run files that contain them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = (
 )
 
 MOST = 2**53 - 1
-"""The greatest count of one run file."""
+"""The largest count of one run file."""
 
 ODD_TEXTS = (
     "",
@@ -74,7 +74,7 @@ counts: st.SearchStrategy[int] = (
 seconds: st.SearchStrategy[float] = st.floats(0, 1e12) | st.sampled_from(
     (0.0, 5e-324, 2.2250738585072014e-308, 1e-9, 0.1, 0.3, 1 / 3, 1e12, 1e12 - 0.0001)
 )
-"""Processing times: any that a run file may say."""
+"""Any processing time that a run file may contain."""
 
 _int64 = st.integers(-(2**63), 2**64 - 1)
 _numbers = (
@@ -85,7 +85,7 @@ _numbers = (
 )
 
 scores: st.SearchStrategy[int | float] = st.sampled_from((0, 1, 0.5, 0.5, 1.0, -1)) | _numbers
-"""Scores: often the same, so that ties are met."""
+"""Scores, often equal, to test ties."""
 
 json_values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | _numbers | texts,
@@ -103,7 +103,7 @@ match_objects: st.SearchStrategy[dict[str, Any]] = st.builds(
     st.dictionaries(_match_names, json_values, max_size=3),
     st.fixed_dictionaries({}, optional={"match_score": scores}),
 )
-"""What a run file's list of matches may hold, names that are ours included."""
+"""Match objects of run files, also with the reserved names."""
 
 _timestamps = st.datetimes(timezones=st.none() | st.just(UTC)).map(datetime.isoformat) | st.just("")
 
@@ -147,7 +147,7 @@ odd_run_objects: st.SearchStrategy[Any] = json_values | st.builds(
         max_size=2,
     ),
 )
-"""JSON values that are run files but for one or two fields, or nothing of the kind."""
+"""JSON values that are nearly run files, or not at all."""
 
 
 def _result(bodies: list[dict[str, Any]], **fields: Any) -> RunResult:
@@ -172,7 +172,7 @@ def _results(bodies: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[Run
 
 
 run_results: st.SearchStrategy[RunResult] = _results(match_objects)
-"""What run files say."""
+"""Parsed run files."""
 
 plain_results: st.SearchStrategy[RunResult] = _results(
     st.sampled_from(
@@ -194,14 +194,14 @@ plain_results: st.SearchStrategy[RunResult] = _results(
         ]
     )
 )
-"""What run files say, of few kinds of matches: quick to make."""
+"""Parsed run files with few kinds of matches, which are generated quickly."""
 
 moments: st.SearchStrategy[datetime] = st.datetimes(
     datetime(1, 1, 3),  # noqa: DTZ001 - hypothesis adds the zone
     datetime(9999, 12, 30),  # noqa: DTZ001 - likewise
     timezones=st.just(UTC),
 )
-"""Moments in UTC, for as long as there are dates, but for the days at both ends."""
+"""Any moment in UTC, without the first and the last days that `datetime` supports."""
 
 run_files: st.SearchStrategy[RunFile] = st.builds(
     RunFile, key=keys, size=st.integers(0, 2**40), etag=etags, last_modified=moments
@@ -224,7 +224,7 @@ prefixes: st.SearchStrategy[str] = st.sampled_from(PREFIXES)
 
 
 def chunkings(data: bytes) -> st.SearchStrategy[list[bytes]]:
-    """Return a strategy for the ways in which ``data`` may arrive, empty chunks included."""
+    """Return a strategy for splitting ``data`` into chunks, also empty ones."""
     cuts = st.lists(st.integers(0, len(data)), max_size=8).map(sorted)
     return cuts.map(
         lambda cuts: [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
@@ -239,7 +239,7 @@ def _raw_gzip(data: bytes, level: int) -> bytes:
 
 
 def gzip_files(data: bytes) -> st.SearchStrategy[bytes]:
-    """Return a strategy for the gzip files that unzip to ``data``: members, padding, levels."""
+    """Return a strategy for gzip files that unzip to ``data``: members, padding, levels."""
 
     def pack(cuts: list[int], level: int, padding: list[int]) -> bytes:
         parts = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]

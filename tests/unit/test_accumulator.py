@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from msgspec import structs
 from testkit.strategies import keys, match_objects, plain_results, run_results, scores, seconds
 
-from asyncagg.aggregate.accumulator import RESERVED, TOP, Accumulator, RankedMatch, best, rank
+from asyncagg.aggregate.accumulator import RESERVED, Accumulator, RankedMatch, best, rank
 from asyncagg.aggregate.rows import RowSpool
 from asyncagg.aggregate.sketch import Sketch
 from asyncagg.aggregate.spool import Spool
 from asyncagg.aggregate.writer import AggregateWriter
-from asyncagg.model import Match, RunResult, Window
+from asyncagg.model import TOP, Match, RunResult, Window
 
 WINDOW = Window(datetime(2025, 10, 21, 14, tzinfo=UTC), 5)
 

@@ -1,4 +1,4 @@
-"""The log: what each line says, that nobody can forge one, and that no secret is in it."""
+"""The log: its lines cannot be forged, and contain no secrets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONTENT = "content-of-a-run-file"
 
 @pytest.fixture(autouse=True)
 def package_logger() -> Iterator[logging.Logger]:
-    """The package's logger, put back as it was."""
+    """The package's logger, restored after the test."""
     logger = logging.getLogger("asyncagg")
     before = (logger.handlers, logger.level, logger.propagate)
     yield logger
@@ -34,7 +34,7 @@ def package_logger() -> Iterator[logging.Logger]:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedS3Server]:
-    """A server, the environment that names it, and credentials that are to be kept quiet."""
+    """A server, the environment that names it, and secret credentials."""
     with ThreadedS3Server(S3Server([BUCKET])) as threaded:
         monkeypatch.setenv("SAM_MATCHING_OUT_RUNS_BUCKET", BUCKET)
         monkeypatch.setenv("ASYNCAGG_ENDPOINT_URL", threaded.url)
@@ -46,7 +46,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedS3Server]:
 
 
 def invoke(capsys: pytest.CaptureFixture[str], **context: Any) -> list[dict[str, Any]]:
-    """Invoke the handler; return its log, each line of which must be an object."""
+    """Invoke the handler; return its log, in which each line must be an object."""
     handler.lambda_handler(EVENT, Context(**context))
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
@@ -55,7 +55,7 @@ def invoke(capsys: pytest.CaptureFixture[str], **context: Any) -> list[dict[str,
     ("form", "value"), [("text", repr(HOSTILE)), ("json", json.dumps(HOSTILE))]
 )
 def test_a_hostile_key_stays_on_its_own_line(form: str, value: str) -> None:
-    """Line breaks, quotes and Unicode's own separators are escaped in both formats."""
+    """Line breaks, quotes and Unicode separators are escaped in both formats."""
     stream = io.StringIO()
     logs.configure("info", json=form == "json", stream=stream)
     logging.getLogger("asyncagg.test").info("deferred", extra={"key": HOSTILE})
@@ -66,18 +66,18 @@ def test_a_hostile_key_stays_on_its_own_line(form: str, value: str) -> None:
 def test_a_hostile_key_cannot_forge_a_line_of_the_lambda(
     server: ThreadedS3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A bad file with such a name is told of in one line, the key in it as it is."""
+    """A bad file with such a name is logged on one line, with its exact key."""
     put(server, HOSTILE, b"not JSON")
     lines = invoke(capsys)
-    (told,) = [line for line in lines if line["message"] == "quarantined"]
-    assert (told["level"], told["key"]) == ("WARNING", HOSTILE)
+    (logged,) = [line for line in lines if line["message"] == "quarantined"]
+    assert (logged["level"], logged["key"]) == ("WARNING", HOSTILE)
     assert not [line for line in lines if line["message"] == "forged"]
 
 
 def test_each_line_names_the_invocation(
     server: ThreadedS3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Level, time, service, ids, cold start and trace, under the names that Powertools uses."""
+    """Each line has level, time, service, ids, cold start and trace, as Powertools names them."""
     monkeypatch.setenv("_X_AMZN_TRACE_ID", "Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1")
     monkeypatch.setenv("POWERTOOLS_SERVICE_NAME", "stack")
     put(server, "runs/1.json", run_file(1))
@@ -106,24 +106,24 @@ def test_the_id_of_the_event_correlates(
 def test_nothing_secret_is_logged(
     server: ThreadedS3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No credentials even at debug and in trouble, no file's content above debug."""
+    """No credentials are logged, even at debug level and on failures, and no file's content."""
     monkeypatch.setenv("ASYNCAGG_LOG_LEVEL", "debug")
     put(server, "runs/bad.json", b'{"total_opportunities": "%s"}' % CONTENT.encode())
     put(server, "runs/worse.json", b'{"run_id": "%s", ' % CONTENT.encode())
     put(server, "runs/good.json", b'{"run_id": "%s"}' % CONTENT.encode())
     server.call(lambda: server.server.faults.update({"internal_error": 0.2}))
     handler.lambda_handler(EVENT, Context())
-    told = "".join(capsys.readouterr())
-    assert '"DEBUG"' in told
+    output = "".join(capsys.readouterr())
+    assert '"DEBUG"' in output
     for secret in (SECRET, TOKEN, CONTENT, "AWS4-HMAC", "X-Amz-Signature"):
-        assert secret not in told
+        assert secret not in output
 
 
 @pytest.mark.usefixtures("server")
 def test_a_failure_is_one_structured_line_and_is_raised(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Lambda reports the error; the log can be searched for its kind."""
+    """Lambda reports the error; its line in the log has the type and the reason."""
     with pytest.raises(Exception, match="noon"):
         handler.lambda_handler({"time": "noon"}, Context())
     (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]

@@ -1,4 +1,4 @@
-"""Every setting is declared once, and every refusal says what is accepted."""
+"""Settings are declared once, and an error says what is accepted."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from asyncagg.windows import MINUTES_A_DAY
 
 SETTINGS = {setting.name: setting for setting in all_settings()}
 
-# What every setting refuses, and what it says that it accepts.
-REFUSED: list[tuple[str, Any, str]] = [
+# Values that are not accepted, and what the error says is accepted.
+INVALID: list[tuple[str, Any, str]] = [
     ("store", 5, "text"),
     ("endpoint_url", None, "text"),
     ("runs_prefix", 1.5, "text"),
@@ -66,7 +66,7 @@ REFUSED: list[tuple[str, Any, str]] = [
 
 BAD_PREFIXES = ["runs", "/runs/", "/", "a/b", "runs/x"]
 
-# Inner, outer: the first must not lie in the second.
+# The first prefix must not lie in the second.
 APART = [
     ("runs_prefix", "archive_prefix"),
     ("runs_prefix", "quarantine_prefix"),
@@ -82,35 +82,36 @@ APART = [
 ]
 
 
-class TestRefusals:
-    @pytest.mark.parametrize(("name", "value", "accepted"), REFUSED)
+class TestErrors:
+    @pytest.mark.parametrize(("name", "value", "accepted"), INVALID)
     def test_names_setting_value_and_accepted(self, name: str, value: Any, accepted: str) -> None:
-        """A refusal is one sentence with the setting, the value seen and what is accepted."""
-        with pytest.raises(UsageError) as refusal:
+        """An error is one sentence with the setting, the value and what is accepted."""
+        with pytest.raises(UsageError) as error:
             settings_from({name: value})
-        # What is a number, but out of the range that no type declares, is shown as one.
+        # A number that only the whole check rejects is shown as a number.
         number = name == "max_seconds" and value in (-1, "nan")
-        told = float(value) if number else value
-        assert str(refusal.value) == f"{name} {told!r}: expected {accepted}"
+        shown = float(value) if number else value
+        assert str(error.value) == f"{name} {shown!r}: expected {accepted}"
+        assert error.value.setting == name
 
-    def test_every_setting_has_a_refusal(self) -> None:
-        """The list above leaves no setting out, and says what the declaration says."""
-        assert {name for name, _, _ in REFUSED} == set(SETTINGS)
-        assert all(SETTINGS[name].accepted == accepted for name, _, accepted in REFUSED)
+    def test_every_setting_is_in_the_list(self) -> None:
+        """The list above has every setting, and agrees with the declaration."""
+        assert {name for name, _, _ in INVALID} == set(SETTINGS)
+        assert all(SETTINGS[name].accepted == accepted for name, _, accepted in INVALID)
 
     @pytest.mark.parametrize("minutes", [7, 11, 721, "1439"])
     def test_a_window_divides_a_day(self, minutes: object) -> None:
-        """A length that does not divide a day is refused, with lengths that do."""
+        """A length must divide a day; the error names lengths that do."""
         with pytest.raises(UsageError, match=rf"window_minutes {minutes}: .*divides 1440.*5, 15"):
             settings_from({"window_minutes": minutes})
 
     @pytest.mark.parametrize("name", [name for name in SETTINGS if name.endswith("_prefix")])
     @pytest.mark.parametrize("prefix", BAD_PREFIXES)
     def test_a_prefix_is_a_folder(self, name: str, prefix: str) -> None:
-        """A prefix that does not end with a slash, or starts with one, is refused."""
-        with pytest.raises(UsageError) as refusal:
+        """A prefix must end with a slash and must not start with one."""
+        with pytest.raises(UsageError) as error:
             settings_from({name: prefix})
-        assert str(refusal.value) == (
+        assert str(error.value) == (
             f"{name} {prefix!r}: expected an empty prefix, or one that ends with / and does "
             "not start with /, such as runs/"
         )
@@ -118,33 +119,33 @@ class TestRefusals:
     @pytest.mark.parametrize(("inner", "outer"), APART)
     @pytest.mark.parametrize("below", ["", "deeper/"])
     def test_prefixes_that_would_mix(self, inner: str, outer: str, below: str) -> None:
-        """A prefix in another whose files would come out as something else is refused."""
-        with pytest.raises(UsageError) as refusal:
+        """A prefix must not lie in another one if files would be mixed up."""
+        with pytest.raises(UsageError) as error:
             settings_from({inner: f"same/{below}", outer: "same/"})
-        told = str(refusal.value)
-        assert told.endswith(": expected a prefix outside of it")
-        assert f"{inner} 'same/{below}' lies in {outer} 'same/'" in told or not below
+        message = str(error.value)
+        assert message.endswith(": expected a prefix outside of it")
+        assert f"{inner} 'same/{below}' lies in {outer} 'same/'" in message or not below
 
     @pytest.mark.parametrize("outer", ["archive_prefix", "quarantine_prefix"])
     def test_nothing_takes_the_whole_store(self, outer: str) -> None:
-        """An empty archive or quarantine prefix would hold the inbox: refused."""
+        """An empty archive or quarantine prefix is an error: it would contain the inbox."""
         with pytest.raises(UsageError, match=f"'runs/' lies in {outer} ''"):
             settings_from({outer: ""})
 
     def test_an_unknown_setting(self) -> None:
-        """A name that is no setting is refused with the names that are."""
-        with pytest.raises(UsageError) as refusal:
+        """An unknown name is an error that lists the known names."""
+        with pytest.raises(UsageError) as error:
             settings_from({"windows": 5, "Concurrency": 5})
-        assert str(refusal.value).startswith("setting 'Concurrency', 'windows': expected one of ")
-        assert all(name in str(refusal.value) for name in SETTINGS)
+        assert str(error.value).startswith("setting 'Concurrency', 'windows': expected one of ")
+        assert all(name in str(error.value) for name in SETTINGS)
 
     @given(st.sampled_from(sorted(SETTINGS)), texts | json_values)
     def test_any_value_is_accepted_or_named(self, name: str, value: Any) -> None:
-        """Whatever a setting is given, it holds it or names itself."""
+        """Any value is accepted, or the error names the setting."""
         try:
             settings_from({name: value})
-        except UsageError as refusal:
-            assert name in str(refusal)  # noqa: PT017 - either outcome is right
+        except UsageError as error:
+            assert name in str(error)  # noqa: PT017 - either outcome is right
 
 
 class TestAccepted:
@@ -152,7 +153,7 @@ class TestAccepted:
         "minutes", [n for n in range(1, MINUTES_A_DAY + 1) if MINUTES_A_DAY % n == 0]
     )
     def test_every_divisor_of_a_day(self, minutes: int) -> None:
-        """Each number of minutes that divides a day is a window's length, as text too."""
+        """Each number of minutes that divides a day is accepted, as text too."""
         assert settings_from({"window_minutes": minutes}).window_minutes == minutes
         assert settings_from({"window_minutes": str(minutes)}).window_minutes == minutes
 
@@ -169,7 +170,7 @@ class TestAccepted:
         ],
     )
     def test_prefixes_may_nest(self, given_prefixes: tuple[str, str, str, str]) -> None:
-        """Prefixes may nest, and aggregates may stand among the run files."""
+        """Prefixes may nest, and aggregates may be among the run files."""
         runs, aggregates, archive, quarantine = given_prefixes
         settings = settings_from(
             {
@@ -185,7 +186,7 @@ class TestAccepted:
     def test_accepted_prefixes_are_apart(
         self, runs: str, aggregates: str, archive: str, quarantine: str
     ) -> None:
-        """Prefixes are accepted if and only if none of the mixtures is there."""
+        """Prefixes are accepted if and only if no files would be mixed up."""
         values = {
             "runs_prefix": runs,
             "aggregate_prefix": aggregates,
@@ -205,7 +206,7 @@ class TestAccepted:
             assert not mixed
 
     def test_limits_are_included(self) -> None:
-        """The ends of a range are in it."""
+        """Ranges are inclusive."""
         settings = settings_from(
             {"concurrency": 1024, "chunk_files": 1, "spool_bytes": 0, "max_seconds": 1}
         )
@@ -213,7 +214,7 @@ class TestAccepted:
         assert settings.max_seconds == 1
 
     def test_constructor_checks_as_well(self) -> None:
-        """What spans several settings is checked however they are made."""
+        """Checks across settings also run in the constructor."""
         with pytest.raises(UsageError, match="window_minutes 7"):
             Settings(window_minutes=7)
         with pytest.raises(UsageError, match="max_seconds nan"):
@@ -241,30 +242,30 @@ class TestEnvironment:
         assert from_environment(environ, concurrency="8").concurrency == 8
 
     @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-    def test_each_default_can_be_said(self, setting: Setting) -> None:
-        """Each default, written into its variable, is what holds without it."""
+    def test_each_default_can_be_set(self, setting: Setting) -> None:
+        """Each default can be set as a variable, to the same effect as none."""
         if setting.default is None:
-            pytest.skip("has no default to say")
+            pytest.skip("has no default")
         assert from_environment({setting.variable: str(setting.default)}) == Settings()
 
     @pytest.mark.parametrize(
         ("name", "value"),
-        [(name, value) for name, value, _ in REFUSED if isinstance(value, str)],
+        [(name, value) for name, value, _ in INVALID if isinstance(value, str)],
     )
-    def test_refusals_are_the_same(self, name: str, value: str) -> None:
-        """A variable's value is refused as an option's is."""
+    def test_errors_are_the_same(self, name: str, value: str) -> None:
+        """A variable's value gives the same error as an option's."""
         with pytest.raises(UsageError, match=f"^{name} .*: expected {SETTINGS[name].accepted}"):
             from_environment({SETTINGS[name].variable: value})
 
-    def test_a_refused_variable_is_named(self) -> None:
-        """Where a value comes from is told of a variable, and not of an option that overrides."""
+    def test_the_error_names_the_variable(self) -> None:
+        """An error names the variable that the value comes from, unless an option overrides it."""
         with pytest.raises(UsageError, match=r"or name; it comes from ASYNCAGG_WINDOW_BY$"):
             from_environment({"ASYNCAGG_WINDOW_BY": "day"})
         with pytest.raises(UsageError, match=r"or name$"):
             from_environment({"ASYNCAGG_WINDOW_BY": "name"}, window_by="day")
 
-    def test_variables_that_are_no_settings(self) -> None:
-        """Only those that look like one."""
+    def test_unknown_variables(self) -> None:
+        """Only variables that are named like a setting are listed."""
         environ = {
             "ASYNCAGG_WINDOW_BY": "x",
             "ASYNCAGG_WINDOWBY": "x",
@@ -287,7 +288,7 @@ class TestDeclaration:
 
     @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
     def test_each_is_described(self, setting: Setting) -> None:
-        """Each setting has a sentence, and each number of something has its unit."""
+        """Each setting has a description, and each quantity a unit."""
         assert setting.description.endswith(".")
         assert setting.accepted
         numeric = setting.kind is int or float in get_args(setting.kind)
@@ -296,6 +297,6 @@ class TestDeclaration:
             assert setting.default is None or setting.default in get_args(setting.kind)
 
     def test_immutable(self) -> None:
-        """Settings do not change under a run."""
+        """Settings cannot be changed during a run."""
         with pytest.raises(AttributeError):
             Settings().concurrency = 1  # type: ignore[misc] # that is the point

@@ -1,4 +1,4 @@
-"""Alignment and names of windows, and which window a file belongs to."""
+"""Times, intervals, names and alignment of windows, and the window of a file."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ NOON = datetime(2025, 10, 21, 12, 0, tzinfo=UTC)
 
 
 def file(key: str, last_modified: datetime = NOON) -> RunFile:
-    """Return the reference of a file."""
+    """Return a reference to a file."""
     return RunFile(key, 2, "etag", last_modified)
 
 
 class TestAlignment:
     @given(moments, window_lengths)
     def test_a_moment_is_in_its_window(self, moment: datetime, minutes: int) -> None:
-        """A window holds its moment, is aligned to the epoch and as long as asked for."""
+        """A window contains its moment, is aligned to the epoch and has the given length."""
         window = window_of(moment, minutes)
         assert window.start <= moment < window.end
         assert (window.start - EPOCH) % timedelta(minutes=minutes) == timedelta(0)
@@ -40,7 +40,7 @@ class TestAlignment:
 
     @given(windows)
     def test_half_open(self, window: Window) -> None:
-        """The first moment is in, the last microsecond too, the end is in the next window."""
+        """The start and the last microsecond are in the window, the end is in the next one."""
         last = window.end - timedelta(microseconds=1)
         assert window_of(window.start, window.minutes) == window
         assert window_of(last, window.minutes) == window
@@ -48,13 +48,13 @@ class TestAlignment:
 
     @given(moments, window_lengths)
     def test_windows_start_anew_each_day(self, moment: datetime, minutes: int) -> None:
-        """As its length divides a day, no window spans midnight."""
+        """No window spans midnight, because its length divides a day."""
         window = window_of(moment, minutes)
         assert window.start.date() == (window.end - timedelta(microseconds=1)).date()
 
     @given(st.lists(moments, max_size=5), window_lengths)
     def test_order_of_windows_is_that_of_time(self, found: list[datetime], minutes: int) -> None:
-        """Windows of one length sort as their moments do."""
+        """Windows of one length sort like their moments."""
         assert sorted(window_of(moment, minutes) for moment in found) == [
             window_of(moment, minutes) for moment in sorted(found)
         ]
@@ -77,7 +77,7 @@ class TestAlignment:
         ],
     )
     def test_name_is_the_end(self, moment: str, minutes: int, name: str) -> None:
-        """A window is named by its end in UTC, in four digits of the year however old it is."""
+        """A window is named by its end in UTC, with four digits for any year."""
         assert window_of(datetime.fromisoformat(moment), minutes).name == name
 
 
@@ -112,12 +112,12 @@ class TestStamps:
         ],
     )
     def test_no_stamp(self, key: str) -> None:
-        """What is no stamp, or no date, is none."""
+        """Other text, and dates that do not exist, give no stamp."""
         assert stamp_of(key) is None
 
     @given(texts | st.from_regex(r"\A\d{8}t\d{4,6}[zZ]"))
     def test_never_fails(self, key: str) -> None:
-        """Whatever a key is, it has a stamp or none."""
+        """Any key gives a stamp or None."""
         stamp = stamp_of(key)
         assert stamp is None or stamp.tzinfo is UTC
 
@@ -125,7 +125,7 @@ class TestStamps:
 class TestMembership:
     @given(moments, window_lengths)
     def test_by_last_modified(self, moment: datetime, minutes: int) -> None:
-        """By the store's clock, the name does not matter."""
+        """With ``last_modified``, the name does not matter."""
         found = window_selector("last_modified", minutes)(
             file("runs/20251021t1302Z_a.json", moment)
         )
@@ -145,7 +145,7 @@ class TestMembership:
         ],
     )
     def test_by_name(self, key: str, expected: str) -> None:
-        """By name, the stamp decides unless there is none or it is of days to come."""
+        """With ``name``, the stamp decides unless there is none or it is far in the future."""
         moment = datetime.fromisoformat(expected).replace(tzinfo=UTC)
         assert window_selector("name", 5)(file(key)) == window_of(moment, 5)
 
@@ -153,7 +153,7 @@ class TestMembership:
     def test_every_file_has_one(
         self, by: WindowBy, name: str, moment: datetime, minutes: int
     ) -> None:
-        """Every file is of a window, and of none that ends more than a day and a window ahead."""
+        """Every file has a window, which ends at most a day and a window after the file's time."""
         window = window_selector(by, minutes)(file(f"runs/{name}", moment))
         assert window.start <= moment + timedelta(days=1)
 
@@ -178,12 +178,12 @@ class TestReading:
             "now",
         ],
     )
-    def test_no_name_of_a_window(self, name: str) -> None:
-        """What is no end of a window of that length is refused, with what is accepted."""
-        with pytest.raises(UsageError) as refusal:
+    def test_not_a_window_name(self, name: str) -> None:
+        """Any other name is an error that says what is accepted."""
+        with pytest.raises(UsageError) as error:
             parse_window(name, 5)
-        assert repr(name) in str(refusal.value)
-        assert "20251021t1400Z" in str(refusal.value)
+        assert repr(name) in str(error.value)
+        assert "20251021t1400Z" in str(error.value)
 
     @pytest.mark.parametrize(
         ("text", "moment"),
@@ -197,7 +197,7 @@ class TestReading:
         ],
     )
     def test_a_time(self, text: str, moment: str) -> None:
-        """A time is ISO 8601 or a window's name, in UTC where it has no zone."""
+        """A time is ISO 8601 or a window's name, in UTC if it has no zone."""
         assert parse_time(text, "--at") == datetime.fromisoformat(moment)
 
     @pytest.mark.parametrize(
@@ -213,11 +213,11 @@ class TestReading:
             "9999-12-31T23:59:59-23:59",
         ],
     )
-    def test_no_time(self, text: str) -> None:
-        """Another text is refused, naming what it was for, itself and what is accepted."""
-        with pytest.raises(UsageError) as refusal:
+    def test_not_a_time(self, text: str) -> None:
+        """Other text is an error with what it was for, the text and what is accepted."""
+        with pytest.raises(UsageError) as error:
             parse_time(text, "--at")
-        assert str(refusal.value).startswith(f"--at {text!r}: expected a time such as 2025-10-21T")
+        assert str(error.value).startswith(f"--at {text!r}: expected a time such as 2025-10-21T")
 
     @given(moments)
     def test_a_time_reads_back(self, moment: datetime) -> None:
@@ -225,9 +225,9 @@ class TestReading:
         assert parse_time(moment.isoformat(), "--at") == moment
 
     @given(texts | st.from_regex(r"\A[0-9T:Z+-]{0,25}\Z"))
-    def test_any_text_is_a_time_or_refused(self, text: str) -> None:
-        """No text makes anything but a moment in UTC or a refusal."""
+    def test_any_text_is_a_time_or_an_error(self, text: str) -> None:
+        """Any text gives a moment in UTC or an error."""
         try:
             assert parse_time(text, "--at").utcoffset() == timedelta(0)
-        except UsageError as refusal:
-            assert repr(text) in str(refusal)  # noqa: PT017 - either outcome is right
+        except UsageError as error:
+            assert repr(text) in str(error)  # noqa: PT017 - either outcome is right
