@@ -199,7 +199,8 @@ async def test_a_get_holds_its_condition() -> None:
             NotFoundError, match=r"get 'gone' in bucket 'b': 404 NoSuchKey"
         ) as caught:
             await plane.get("gone", if_match=None)
-        assert (caught.value.operation, caught.value.key) == ("get", "gone")
+        error = caught.value
+        assert (error.operation, error.key, error.bucket) == ("get", "gone", "b")
         with pytest.raises(NotFoundError):
             await plane.head("gone")
 
