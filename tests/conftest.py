@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from functools import cache
@@ -60,6 +61,16 @@ def no_blocked_loop() -> Iterator[None]:
             )
             function.can_block_in("asyncagg/sample/demo.py", {"_moto"})
         yield
+
+
+@pytest.fixture(autouse=True)
+def package_logger() -> Iterator[logging.Logger]:
+    """The package's logger, restored after the test: a handler that stays would block a loop."""
+    logger = logging.getLogger("asyncagg")
+    before = (logger.handlers, logger.level, logger.propagate)
+    yield logger
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
 
 
 @pytest.fixture

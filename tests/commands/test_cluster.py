@@ -247,7 +247,8 @@ async def test_a_scheduler_that_does_not_come_back_is_told(
         group.start_soon(kill)
         with monkeypatch.context() as patch:
             patch.setattr(asyncagg.backfill.cluster, "_CONNECT_SECONDS", 2)
-            with pytest.raises(ConfigurationError, match=r"scheduler is gone .* run it again"):
+            message = r"scheduler is gone: .* run the same command again"
+            with pytest.raises(ConfigurationError, match=message):
                 await backfilled(server, cluster)
         await anyio.to_thread.run_sync(cluster.restart_scheduler)
         server.faults.pause_at = None

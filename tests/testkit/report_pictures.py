@@ -16,6 +16,7 @@ from pathlib import Path
 
 import anyio
 import orjson
+from anyio import to_thread
 
 from asyncagg.job.pipeline import run
 from asyncagg.model import Window
@@ -63,7 +64,7 @@ async def made_up_page() -> bytes:
         await store.put(key, data)
     await run(store, SETTINGS, at=WINDOWS[-1].end)
     report = await gather(store, SETTINGS, now=lambda: DAY + timedelta(hours=12, minutes=2))
-    return build_page(report.as_dict())
+    return await to_thread.run_sync(build_page, report.as_dict())
 
 
 def _with_errors(data: bytes) -> bytes:

@@ -22,16 +22,6 @@ TOKEN = "a-session-token-that-nobody-sees"
 CONTENT = "content-of-a-run-file"
 
 
-@pytest.fixture(autouse=True)
-def package_logger() -> Iterator[logging.Logger]:
-    """The package's logger, restored after the test."""
-    logger = logging.getLogger("asyncagg")
-    before = (logger.handlers, logger.level, logger.propagate)
-    yield logger
-    logger.handlers, logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedS3Server]:
     """A server, the environment that names it, and secret credentials."""
