@@ -169,17 +169,27 @@ async def _opened(settings: Settings) -> AsyncIterator[JobContext]:
         yield JobContext(store, settings)
 
 
-def perform(task: Task[T], settings: Settings) -> T:
-    """Do a task in this thread of a worker, which keeps an event loop and a store in it."""
-    settings_before, loop = getattr(_thread, "kept", (None, None))
-    if loop is None or settings_before != settings:
+def _kept_loop(settings: Settings) -> KeptLoop[JobContext]:
+    """Return the loop that this thread of a worker keeps, with a store of these settings."""
+    before, loop = getattr(_thread, "kept", (None, None))
+    if loop is None or before != settings:
         if loop is not None:
             loop.close()
         loop = KeptLoop(partial(_opened, settings))
         _thread.kept = settings, loop
+    return loop
+
+
+def perform(task: Task[T], settings: Settings) -> T:
+    """Do a task in this thread of a worker."""
+    loop = _kept_loop(settings)
+
+    async def work() -> T:
+        return await task.perform(await loop.resource())
+
     try:
-        return loop.run(task.perform)
+        return loop.run(work)
     except AsyncaggError as error:
-        # What caused it may be of a class that cannot be sent.
+        # The cause may be of a class that cannot be pickled.
         error.__cause__ = error.__context__ = None
         raise
