@@ -68,11 +68,11 @@ class _Instance:
             yield store
 
     def invoke(self, request: RunRequest, seconds: float | None) -> RunReport:
-        async def work(store: Store) -> RunReport:
+        async def work() -> RunReport:
             deadline = Deadline.after(seconds)
             with _cancelled_by_sigterm():
                 return await run(
-                    store,
+                    await self.loop.resource(),
                     self.settings,
                     at=request.at,
                     deadline=deadline,

@@ -59,9 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     concurrency: Annotated[int, _number("Requests in flight.", "requests", 1, 1024)] = 32
     chunk_files: Annotated[
         int,
-        _number(
-            "Run files held at a time; a commit may count 10 times as many.", "files", 1, 10**6
-        ),
+        _number("Run files held at a time; a commit may have ten times more.", "files", 1, 10**6),
     ] = 10_000
     max_inflight_bytes: Annotated[
         int, _number("Bytes of file contents in memory at a time.", "bytes", 1024)

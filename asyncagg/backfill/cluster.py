@@ -168,21 +168,31 @@ async def _open_context(settings: Settings) -> AsyncIterator[JobContext]:
         yield JobContext(store, settings)
 
 
+def _kept_loop(settings: Settings) -> KeptLoop[JobContext]:
+    """Return the loop that this thread of a worker keeps, with a store of these settings."""
+    before, loop = getattr(_thread, "kept", (None, None))
+    if loop is None or before != settings:
+        if loop is not None:
+            loop.close()
+        loop = KeptLoop(partial(_open_context, settings))
+        _thread.kept = settings, loop
+    return loop
+
+
 def perform(
     settings: Settings,
     task: Callable[Concatenate[JobContext, P], Awaitable[T]],
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> T:
-    """Run a task in this thread of a worker, which keeps an event loop and a store."""
-    kept_settings, loop = getattr(_thread, "kept", (None, None))
-    if loop is None or kept_settings != settings:
-        if loop is not None:
-            loop.close()
-        loop = KeptLoop(partial(_open_context, settings))
-        _thread.kept = settings, loop
+    """Run a task in this thread of a worker."""
+    loop = _kept_loop(settings)
+
+    async def work() -> T:
+        return await task(await loop.resource(), *args, **kwargs)
+
     try:
-        return loop.run(lambda context: task(context, *args, **kwargs))
+        return loop.run(work)
     except AsyncaggError as error:
         # The class of the cause may not be picklable.
         error.__cause__ = error.__context__ = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 import orjson
@@ -12,8 +12,6 @@ from msgspec import Meta
 
 from asyncagg.errors import InvalidRunFileError
 from asyncagg.model import Match, RunFile, RunResult
-
-T = TypeVar("T")
 
 MAX_MATCH_BYTES = 256 * 1024
 """The size of the largest match object, written as JSON: ten of them are held at a time."""
@@ -52,7 +50,10 @@ def shape_of(content: Any) -> RunShape:
     Raises:
         InvalidRunFileError: A field has the wrong type or is out of its range.
     """
-    return _convert(content, RunShape)
+    try:
+        return msgspec.convert(content, RunShape)
+    except msgspec.ValidationError as error:
+        raise _invalid(error) from None
 
 
 def result_of(shape: RunShape, file: RunFile, matches: Iterable[Match]) -> RunResult:
@@ -87,7 +88,10 @@ def match_score(body: Any, position: int) -> int | float:
     Raises:
         InvalidRunFileError: It is not an object, or its score is not a number.
     """
-    return _convert(body, _MatchShape, f"top_matches[{position}]").match_score
+    try:
+        return msgspec.convert(body, _MatchShape).match_score
+    except msgspec.ValidationError as error:
+        raise _invalid(error, f"top_matches[{position}]") from None
 
 
 def check_match(body: Any, position: int) -> None:
@@ -108,12 +112,8 @@ def check_match(body: Any, position: int) -> None:
         )
 
 
-def _convert(value: Any, shape: type[T], within: str = "") -> T:
-    try:
-        return msgspec.convert(value, shape)
-    except msgspec.ValidationError as error:
-        # "Expected `int`, got `str` - at `$.errors`" becomes "errors: expected int, got str".
-        message, _, path = str(error).partition(" - at ")
-        field = (within + path.strip("`").removeprefix("$")).removeprefix(".") or "not an object"
-        reason = f"{field}: {message[0].lower()}{message[1:]}".replace("`", "")
-        raise InvalidRunFileError(reason) from None
+def _invalid(error: msgspec.ValidationError, within: str = "") -> InvalidRunFileError:
+    # "Expected `int`, got `str` - at `$.errors`" becomes "errors: expected int, got str".
+    message, _, path = str(error).partition(" - at ")
+    field = (within + path.strip("`").removeprefix("$")).removeprefix(".") or "not an object"
+    return InvalidRunFileError(f"{field}: {message[0].lower()}{message[1:]}".replace("`", ""))

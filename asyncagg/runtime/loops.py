@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from contextvars import copy_context
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -37,23 +37,20 @@ class KeptLoop(Generic[R]):
 
     def open(self) -> None:
         """Open the resource, ahead of the first call."""
-        self._runner.run(self._opened())
+        self.run(self.resource)
 
-    def run(self, work: Callable[[R], Awaitable[T]]) -> T:
-        """Run ``work`` with the resource, and return its result."""
-
-        async def call() -> T:
-            return await work(await self._opened())
-
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run async work in the loop; it gets the resource from `resource`."""
         # By default a runner keeps the context variables of its first call.
-        return self._runner.run(call(), context=copy_context())
+        return self._runner.run(work(), context=copy_context())
+
+    async def resource(self) -> R:
+        """Return the resource, after opening it if necessary."""
+        if self._resource is None:
+            self._resource = await self._stack.enter_async_context(self._opening())
+        return self._resource
 
     def close(self) -> None:
         """Close the resource and the loop."""
         self._runner.run(self._stack.aclose())
         self._runner.close()
-
-    async def _opened(self) -> R:
-        if self._resource is None:
-            self._resource = await self._stack.enter_async_context(self._opening())
-        return self._resource
