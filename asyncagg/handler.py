@@ -23,9 +23,11 @@ from aws_lambda_powertools.logging.formatter import LambdaPowertoolsFormatter
 from asyncagg.aws import metrics
 from asyncagg.aws.events import RunRequest, parse_event
 from asyncagg.errors import AsyncaggError
+from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
 from asyncagg.job.outcome import RunReport
-from asyncagg.job.pipeline import run
+from asyncagg.job.pipeline import settle_inbox
+from asyncagg.job.record import follow_record
 from asyncagg.runtime import logs
 from asyncagg.runtime.loops import KeptLoop
 from asyncagg.settings import Settings, from_environment
@@ -71,13 +73,13 @@ class _Instance:
         async def work() -> RunReport:
             deadline = Deadline.after(seconds)
             with _cancelled_by_sigterm():
-                return await run(
-                    await self.loop.resource(),
-                    self.settings,
+                context = await follow_record(JobContext(await self.loop.resource(), self.settings))
+                return await settle_inbox(
+                    context,
                     at=request.at,
                     deadline=deadline,
                     dry_run=request.dry_run,
-                    only=request.only,
+                    only=request.selection(context.settings.window_minutes),
                 )
 
         return self.loop.run(work)
@@ -131,7 +133,7 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     meter = metrics.Meter(instance.retry, cold=instance.cold)
     instance.cold = False
     try:
-        request = parse_event(event, instance.settings.window_minutes, now=datetime.now(UTC))
+        request = parse_event(event, now=datetime.now(UTC))
         correlation = request.correlation_id or properties["function_request_id"]
         logs.correlation_id.set(correlation)
         report = instance.invoke(request, _seconds_left(context, instance.settings))

@@ -34,7 +34,11 @@ def _number(description: str, unit: str, least: int | None = None, most: int | N
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The settings of a run: immutable, and checked as a whole by `settings_from`."""
+    """The settings of a run: immutable, and checked as a whole by `settings_from`.
+
+    Attributes:
+        explicit: The names of the settings that were given. A store's record decides the others.
+    """
 
     store: Annotated[str, _text("Where the objects are: s3://bucket[/prefix] or a directory.")] = ""
     endpoint_url: Annotated[
@@ -54,8 +58,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, _number("Length of a window; it must divide a day.", "minutes", 1, MINUTES_A_DAY)
     ] = 5
     window_by: Annotated[
-        WindowBy, _text("What decides a file's window: the store's clock or the file's name.")
-    ] = "last_modified"
+        WindowBy,
+        _text("What decides a file's window: the time stamp in its name, or the store's clock."),
+    ] = "name"
     concurrency: Annotated[int, _number("Requests in flight.", "requests", 1, 1024)] = 32
     chunk_files: Annotated[
         int,
@@ -95,6 +100,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["debug", "info", "warning", "error"],
         _text("The lowest level that is logged; debug logs a line per file."),
     ] = "info"
+    explicit: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Check what depends on more than one setting, or on more than a range.
@@ -113,6 +119,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.max_seconds is not None and not self.max_seconds >= 1:
             raise self._error("max_seconds", "expected a number from 1")
         self._check_prefixes()
+        changed = (each.name for each in all_settings() if getattr(self, each.name) != each.default)
+        msgspec.structs.force_setattr(self, "explicit", self.explicit.union(changed))
 
     def _check_prefixes(self) -> None:
         prefixes = {
@@ -200,6 +208,7 @@ def all_settings() -> tuple[Setting, ...]:
     return tuple(
         Setting(field.name, kind, meta, field.default)
         for field in msgspec.structs.fields(Settings)
+        if field.name != "explicit"
         for kind, meta in [get_args(hints[field.name])[:2]]
     )
 
@@ -217,7 +226,8 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
             f"setting {', '.join(map(repr, unknown))}: expected one of {', '.join(known)}",
             setting=unknown[0],
         )
-    return Settings(**{name: known[name].convert(value) for name, value in values.items()})
+    converted = {name: known[name].convert(value) for name, value in values.items()}
+    return Settings(**converted, explicit=frozenset(values))
 
 
 def from_environment(environ: Mapping[str, str], **given: Any) -> Settings:

@@ -17,8 +17,9 @@ from asyncagg.aggregate.format import END, MARKS, SCHEMA_VERSION, Table, window_
 from asyncagg.aggregate.head import accumulator_of
 from asyncagg.aggregate.rows import CountedRow, QuarantinedRow
 from asyncagg.aggregate.spool import LONGEST_LINE, Spool
-from asyncagg.errors import AggregateError
+from asyncagg.errors import AggregateError, UsageError
 from asyncagg.model import RunFile, Window
+from asyncagg.windows import parse_window
 
 T = TypeVar("T")
 
@@ -300,15 +301,20 @@ async def _read_spooled_head(key: str, window: Window, spool: Spool, end: int) -
 
 
 def _parse_head(key: str, window: Window, text: bytes) -> dict[str, Any]:
+    head = _load_head(key, text)
+    expected, found = window_member(window), head.get("window")
+    if found != expected:
+        raise _damaged(key, f"it belongs to window {found!r}, not to {expected!r}")
+    return head
+
+
+def _load_head(key: str, text: bytes) -> dict[str, Any]:
     try:
         head = json.loads(text.rstrip().removesuffix(b",") + b"}")
     except (ValueError, RecursionError) as error:
         raise _damaged(key, f"its head is not JSON ({error})") from error
     if not isinstance(head, dict) or head.get("schema_version") != SCHEMA_VERSION:
         raise _damaged(key, f"its schema_version is not {SCHEMA_VERSION}")
-    expected, found = window_member(window), head.get("window")
-    if found != expected:
-        raise _damaged(key, f"it belongs to window {found!r}, not to {expected!r}")
     return head
 
 
@@ -323,13 +329,30 @@ async def read_head(key: str, window: Window, chunks: AsyncIterator[bytes]) -> d
     Raises:
         AggregateError: It is not an aggregate, is damaged, or belongs to another window.
     """
+    return _parse_head(key, window, await _head_text(key, chunks))
+
+
+async def read_window(key: str, chunks: AsyncIterator[bytes]) -> Window:
+    """Return the window that an aggregate belongs to; read no more than its head.
+
+    Raises:
+        AggregateError: It is not an aggregate, or is damaged.
+    """
+    head = _load_head(key, await _head_text(key, chunks))
+    try:
+        return parse_window(head["window"]["name"], head["window"]["minutes"])
+    except (LookupError, TypeError, ArithmeticError, UsageError) as error:
+        raise _damaged(key, f"its head lacks or garbles {error}") from error
+
+
+async def _head_text(key: str, chunks: AsyncIterator[bytes]) -> bytes:
     text = bytearray()
     async for chunk in chunks:
         searched = max(0, len(text) - len(MARKS[0]))
         text += chunk
         end = text.find(MARKS[0], searched)
         if end >= 0:
-            return _parse_head(key, window, bytes(text[:end]))
+            return bytes(text[:end])
         if len(text) > _LONGEST_HEAD:
             break
     raise _damaged(key, "its parts are not where they belong")

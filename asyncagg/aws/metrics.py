@@ -105,6 +105,7 @@ def measurements(report: RunReport, usage: Usage) -> Iterator[Measurement]:
     yield "FilesLeft", "Count", total.left
     yield "WindowsFailed", "Count", len(report.failures)
     yield "OldestFileAge", "Seconds", report.oldest_seconds
+    yield "OldestDeferred", "Seconds", report.oldest_deferred_seconds
     yield "BytesCounted", "Bytes", total.bytes
     yield "Opportunities", "Count", total.opportunities
     yield "Matches", "Count", total.matches

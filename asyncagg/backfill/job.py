@@ -32,6 +32,7 @@ from asyncagg.job.aggregates import retry_commit
 from asyncagg.job.layout import Layout
 from asyncagg.job.listing import KeyRange
 from asyncagg.job.outcome import RunReport, WindowReport
+from asyncagg.job.record import ensure_record
 from asyncagg.model import Interval, Window
 from asyncagg.runtime.tasks import for_each, task_group
 from asyncagg.settings import Settings
@@ -198,6 +199,8 @@ class _Backfill:
         self._note(pieces)
         if self.report.dry_run:
             return
+        if pieces:
+            await self._engine.run(ensure_record)
         async with task_group() as group:
 
             async def work_on(piece: Piece) -> None:

@@ -18,11 +18,9 @@ from asyncagg.backfill import BackfillProgress, Engine, LocalEngine, interval_of
 from asyncagg.backfill import backfill as settle_all
 from asyncagg.cli import base
 from asyncagg.errors import ConfigurationError, UsageError
-from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import RunReport
 from asyncagg.model import Interval
 from asyncagg.settings import Settings
-from asyncagg.store.opening import open_store
 from asyncagg.verify.recompute import RecomputeReport
 
 _LINE_SECONDS = 1.0
@@ -77,13 +75,12 @@ def backfill(
     a window with more files than --chunk-files is counted in parts and committed once.
 
     Examples:
-      asyncagg backfill ./data --since 2025-10-21T00:00:00Z --window-by name
+      asyncagg backfill ./data --since 2025-10-21T00:00:00Z
 
       asyncagg backfill s3://bucket --since 20251001t0000Z --until 20251101t0000Z --workers 8
 
       asyncagg backfill s3://bucket --since 20251001t0000Z --source archive --json
     """
-    interval = interval_of(settings, since, until)
     archive = source is BackfillSource.ARCHIVE
     if workers is not None and scheduler is not None:
         raise UsageError(f"--workers {workers} and --scheduler {scheduler}: expected one of them")
@@ -95,19 +92,20 @@ def backfill(
         # A worker may run in another directory.
         settings = msgspec.structs.replace(settings, store=str(Path(settings.store).absolute()))
 
-    async def work() -> RunReport | RecomputeReport:
-        with _progress(json=json) as progress:
-            async with _engine(settings, workers, scheduler) as engine:
+    async def work() -> tuple[RunReport | RecomputeReport, Interval]:
+        async with _engine(settings, workers, scheduler) as (engine, followed):
+            interval = interval_of(followed, since, until)
+            with _progress(json=json) as progress:
                 if archive:
                     return await recompute_all(
-                        engine, settings, interval, write=write, progress=progress
-                    )
+                        engine, followed, interval, write=write, progress=progress
+                    ), interval
                 return await settle_all(
-                    engine, settings, interval, dry_run=dry_run, progress=progress
-                )
+                    engine, followed, interval, dry_run=dry_run, progress=progress
+                ), interval
 
     base.configure_logs(settings, json=json)
-    report = base.execute(work)
+    report, interval = base.execute(work)
     if json:
         base.print_json({"event": "done", **report.as_dict()})
     elif isinstance(report, RunReport):
@@ -120,11 +118,13 @@ def backfill(
 @asynccontextmanager
 async def _engine(
     settings: Settings, workers: int | None, scheduler: str | None
-) -> AsyncIterator[Engine]:
-    if workers is None and scheduler is None:
-        async with open_store(settings) as store:
-            yield LocalEngine(JobContext(store, settings))
-        return
+) -> AsyncIterator[tuple[Engine, Settings]]:
+    """Start the engine, and return it with the settings of the store's record."""
+    async with base.open_context(settings) as context:
+        settings = context.settings
+        if workers is None and scheduler is None:
+            yield LocalEngine(context), settings
+            return
     try:
         from asyncagg.backfill import cluster  # noqa: PLC0415 - an extra
     except ImportError as error:
@@ -138,7 +138,7 @@ async def _engine(
         else cluster.join_cluster(settings, scheduler or "")
     )
     async with opening as engine:
-        yield engine
+        yield engine, settings
 
 
 @contextmanager

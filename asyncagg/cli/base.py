@@ -33,12 +33,13 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from asyncagg.errors import AsyncaggError
+from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import RunReport
+from asyncagg.job.record import follow_record
 from asyncagg.runtime import logs
 from asyncagg.runtime.loops import loop_factory
 from asyncagg.runtime.tasks import task_group
 from asyncagg.settings import Settings, all_settings, from_environment, unknown_variables
-from asyncagg.store import Store
 from asyncagg.store.opening import open_store
 from asyncagg.windows import parse_time
 
@@ -176,14 +177,21 @@ async def _cancelled_by_signals(stopped_by: list[signal.Signals]) -> AsyncIterat
         group.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def open_context(settings: Settings) -> AsyncIterator[JobContext]:
+    """Open the store, and follow its record."""
+    async with open_store(settings) as store:
+        yield await follow_record(JobContext(store, settings))
+
+
 def execute_with_store(
-    settings: Settings, work: Callable[[Store], Awaitable[T]], *, json: bool
+    settings: Settings, work: Callable[[JobContext], Awaitable[T]], *, json: bool
 ) -> T:
     """Configure the log, open the store, and run async work with it as `execute` does."""
 
     async def opened() -> T:
-        async with open_store(settings) as store:
-            return await work(store)
+        async with open_context(settings) as context:
+            return await work(context)
 
     configure_logs(settings, json=json)
     return execute(opened)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Annotated
 
 import orjson
 import typer
@@ -20,7 +21,10 @@ from asyncagg.cli.base import (
 )
 from asyncagg.doctor import diagnose
 from asyncagg.doctor.checks import CheckStatus, Diagnosis
+from asyncagg.job.context import JobContext
+from asyncagg.job.record import adopt_settings
 from asyncagg.settings import Settings
+from asyncagg.store.opening import open_store
 
 _STYLES: dict[CheckStatus, str] = {
     "ok": "green",
@@ -31,7 +35,17 @@ _STYLES: dict[CheckStatus, str] = {
 
 
 @with_settings
-def doctor(*, settings: Settings, json: JsonOption = False) -> None:
+def doctor(
+    *,
+    settings: Settings,
+    adopt: Annotated[
+        bool,
+        typer.Option(
+            "--adopt", help="First make the given window and prefixes those of the store."
+        ),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """Check a set-up: credentials, permissions and the store.
 
     For a bucket, it also checks region, endpoint, clock, guards and prefixes; for a directory, the
@@ -39,16 +53,25 @@ def doctor(*, settings: Settings, json: JsonOption = False) -> None:
     it creates below the archive prefix are removed. If permissions are missing, it prints the IAM
     policy that grants them.
 
+    The store's record holds the window and the prefixes that its aggregates are made with. A run
+    with others would count files twice, so it is refused. With --adopt the record is replaced,
+    which needs an empty inbox and no unfinished backfill.
+
     The exit code is 1 if a check fails, and 0 otherwise, warnings included.
 
     Examples:
       asyncagg doctor s3://matching-out-runs
 
       asyncagg doctor ./data --json
+
+      asyncagg doctor ./data --adopt --window-minutes 15
     """
     configure_logs(settings, json=json)
 
     async def work() -> Diagnosis:
+        if adopt:
+            async with open_store(settings) as store:
+                await adopt_settings(JobContext(store, settings))
         return await diagnose(settings, environ=os.environ)
 
     diagnosis = execute(work)

@@ -17,7 +17,6 @@ from asyncagg.quarantine.details import FileDetails, file_details
 from asyncagg.quarantine.listing import QuarantinedFile, check_key, list_quarantined
 from asyncagg.quarantine.restore import Restorer, RestoreResult
 from asyncagg.settings import Settings
-from asyncagg.store import Store
 from asyncagg.store.opening import open_store
 from asyncagg.windows import check_interval
 
@@ -58,9 +57,8 @@ def list_files(
     """
     check_interval(since, until)
 
-    async def work(store: Store) -> int:
+    async def work(context: JobContext) -> int:
         number = 0
-        context = JobContext(store, settings)
         async for each in list_quarantined(context, since=since, until=until, reason=reason):
             number += 1
             if json:
@@ -93,8 +91,8 @@ def show(
       asyncagg quarantine show ./data quarantine/20251021t1302Z_run.json
     """
 
-    async def work(store: Store) -> FileDetails:
-        return await file_details(JobContext(store, settings), key)
+    async def work(context: JobContext) -> FileDetails:
+        return await file_details(context, key)
 
     shown = base.execute_with_store(settings, work, json=json)
     if json:
@@ -161,8 +159,8 @@ def retry(
         else:
             _print_outcome(result)
 
-    async def work(store: Store) -> None:
-        restorer = Restorer(JobContext(store, settings), force=force)
+    async def work(context: JobContext) -> None:
+        restorer = Restorer(context, force=force)
         if everything:
             await restorer.restore_all(note)
         elif replacement is not None:

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 
 from asyncagg.cli import base
 from asyncagg.errors import ConfigurationError, UsageError
+from asyncagg.job.context import JobContext
 from asyncagg.report import Report, build_page, gather
 from asyncagg.settings import Settings
-from asyncagg.store import Store
 
 _STDOUT = "-"
 
@@ -47,10 +47,12 @@ def report(
     _check(to, json=json)
     columns = (TextColumn("aggregates"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
 
-    async def work(store: Store) -> Report:
+    async def work(context: JobContext) -> Report:
         with base.progress_bar(*columns) as update:
             progress = update and (lambda done, count: update(completed=done, total=count))
-            return await gather(store, settings, since=since, until=until, progress=progress)
+            return await gather(
+                context.store, context.settings, since=since, until=until, progress=progress
+            )
 
     made = base.execute_with_store(settings, work, json=json)
     data = made.as_dict()

@@ -38,7 +38,7 @@ def rollup(
     """
     report = base.execute_with_store(
         settings,
-        lambda store: roll_up(store, settings, period, since=since, until=until),
+        lambda context: roll_up(context.store, context.settings, period, since=since, until=until),
         json=json,
     )
     base.finish(report, _print, json=json)

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from asyncagg.cli import base
+from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
 from asyncagg.job.outcome import RunReport
-from asyncagg.job.pipeline import run as run_pipeline
+from asyncagg.job.pipeline import settle_inbox
 from asyncagg.settings import Settings
-from asyncagg.store import Store
 
 
 @base.with_settings
@@ -33,16 +33,15 @@ def run(
     Its new run files are counted, then archived.
 
     Examples:
-      asyncagg run ./data --window-by name
+      asyncagg run ./data
 
       asyncagg run s3://matching-out-runs --at 2025-10-21T14:00:00Z --json
     """
 
-    async def work(store: Store) -> RunReport:
+    async def work(context: JobContext) -> RunReport:
         with base.spinner(_progress) as progress:
-            return await run_pipeline(
-                store,
-                settings,
+            return await settle_inbox(
+                context,
                 at=at,
                 deadline=Deadline.after(settings.max_seconds),
                 dry_run=dry_run,

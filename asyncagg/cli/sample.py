@@ -9,7 +9,8 @@ import msgspec
 import typer
 
 from asyncagg.cli import base
-from asyncagg.sample import last_windows, samples, write_samples
+from asyncagg.job.context import JobContext
+from asyncagg.sample import SampleTotals, last_windows, samples, write_samples
 from asyncagg.settings import Settings
 
 
@@ -27,30 +28,29 @@ def sample(
 ) -> None:
     """Write realistic run files, to try things out.
 
-    Their names start with times in windows that have just ended, so settle them with
-    --window-by name.
+    Their names start with times in windows that have just ended.
 
     Examples:
       asyncagg sample ./data --files 1000 --windows 3 --bad-fraction 0.01
     """
     if settings.store and "://" not in settings.store:
         Path(settings.store).mkdir(parents=True, exist_ok=True)
-    made = samples(
-        files=files,
-        windows=last_windows(windows, settings.window_minutes),
-        prefix=settings.runs_prefix,
-        bad_fraction=bad_fraction,
-        seed=seed,
-    )
-    totals = base.execute_with_store(
-        settings,
-        lambda store: write_samples(store, made, workers=settings.concurrency),
-        json=json,
-    )
+
+    async def work(context: JobContext) -> SampleTotals:
+        made = samples(
+            files=files,
+            windows=last_windows(windows, context.settings.window_minutes),
+            prefix=context.settings.runs_prefix,
+            bad_fraction=bad_fraction,
+            seed=seed,
+        )
+        return await write_samples(context.store, made, workers=settings.concurrency)
+
+    totals = base.execute_with_store(settings, work, json=json)
     if json:
         base.print_json(msgspec.to_builtins(totals))
     else:
         base.out.print(
             f"wrote {totals.files} run files, {totals.bad} of them bad, {totals.bytes} bytes; "
-            f"now: asyncagg run {settings.store} --window-by name"
+            f"now: asyncagg run {settings.store}"
         )

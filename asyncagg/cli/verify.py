@@ -14,7 +14,6 @@ from asyncagg.cli import base
 from asyncagg.errors import UsageError
 from asyncagg.job.context import JobContext
 from asyncagg.settings import Settings
-from asyncagg.store import Store
 from asyncagg.verify import verify as verify_all
 from asyncagg.verify.findings import FindingKind, Plan, RepairReport, VerifyReport
 from asyncagg.verify.repair import repair as repair_found
@@ -59,9 +58,9 @@ def verify(
     if repair and not yes and not sys.stdin.isatty():
         raise UsageError("--repair asks before it changes anything: expected --yes or a terminal")
 
-    async def look(store: Store) -> VerifyReport:
+    async def look(context: JobContext) -> VerifyReport:
         with base.spinner(_progress) as progress:
-            return await verify_all(JobContext(store, settings), wanted=selected, progress=progress)
+            return await verify_all(context, wanted=selected, progress=progress)
 
     found = base.execute_with_store(settings, look, json=json)
     if not json:
@@ -71,9 +70,8 @@ def verify(
             base.print_json(found.as_dict())
         raise typer.Exit(found.exit_code)
 
-    async def fix(store: Store) -> RepairReport:
+    async def fix(context: JobContext) -> RepairReport:
         with base.spinner(_progress) as progress:
-            context = JobContext(store, settings)
             return await repair_found(context, found, wanted=selected, progress=progress)
 
     base.finish(base.execute_with_store(settings, fix, json=json), _print_repaired, json=json)

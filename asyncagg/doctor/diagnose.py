@@ -22,7 +22,9 @@ from msgspec import structs
 from asyncagg.doctor.checks import CheckResult, Diagnosis, Examination
 from asyncagg.doctor.permission_checks import check_permission, prerequisites
 from asyncagg.doctor.permissions import Grant, grants, policy
-from asyncagg.errors import AsyncaggError, NotFoundError, UsageError
+from asyncagg.errors import AccessDeniedError, AsyncaggError, NotFoundError, UsageError
+from asyncagg.job.context import JobContext
+from asyncagg.job.record import follow_record
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.store.guards import PROBE, GuardedStore
@@ -112,6 +114,9 @@ async def _check_directory(exam: Examination, settings: Settings) -> None:
     for prefix in filter(None, dict.fromkeys(prefixes)):
         await check(f"folder {prefix}", partial(checks.folder, root, prefix), "directory")
     await check("file system", partial(checks.file_system, root), "directory")
+    if exam.passed("directory"):
+        async with open_store(settings) as store:
+            await _check_record(exam, store, settings)
     await check("space", partial(checks.space, root), "directory")
 
 
@@ -164,6 +169,7 @@ async def _check_requests(
     )
     async with open_store(impatient) as guarded:
         store = guarded.unguarded if isinstance(guarded, GuardedStore) else guarded
+        settings = await _check_record(exam, store, settings)
         for grant in grants(settings):
             await exam.check(
                 str(grant),
@@ -180,6 +186,26 @@ async def _check_requests(
             partial(_latency, store, settings, monotonic),
             needs=[str(Grant("s3:GetObject", settings.runs_prefix))],
         )
+
+
+async def _check_record(exam: Examination, store: Store, settings: Settings) -> Settings:
+    """Compare the settings with the store's record, and return those that a run uses."""
+    used = settings
+
+    async def find() -> CheckResult:
+        nonlocal used
+        try:
+            used = (await follow_record(JobContext(store, settings))).settings
+        except UsageError as error:
+            return CheckResult("fail", str(error), "run with the recorded value")
+        except AccessDeniedError:
+            return CheckResult("skipped", "not readable: see the permissions")
+        return CheckResult(
+            "ok", f"window_by={used.window_by}, window_minutes={used.window_minutes}"
+        )
+
+    await exam.check("record", find)
+    return used
 
 
 async def _guards(store: Store, settings: Settings) -> CheckResult:

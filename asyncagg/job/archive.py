@@ -7,20 +7,18 @@ copied.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Literal
 
 from asyncagg.errors import (
-    AccessDeniedError,
     NotFoundError,
     PreconditionFailedError,
     StoreError,
     TransientError,
 )
 from asyncagg.job.context import JobContext
+from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.outcome import Tally
-from asyncagg.job.refusals import Refusals
 from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store import DELETE_BATCH, Store
@@ -31,8 +29,6 @@ REASON = "asyncagg-reason"
 MODIFIED = "asyncagg-last-modified"
 """Metadata of a quarantined object: when its run file arrived, which determines its window."""
 
-_log = logging.getLogger(__name__)
-
 
 class Mover:
     """Moves the files of one window, and counts the outcomes.
@@ -41,7 +37,7 @@ class Mover:
         context: Where the files are.
         tally: Where the outcomes are added.
         workers: Copies in flight; default: ``concurrency``.
-        refusals: Records the files that the store refuses to move.
+        deferrals: Decides what becomes of the files that could not be moved.
     """
 
     def __init__(
@@ -49,13 +45,13 @@ class Mover:
         context: JobContext,
         tally: Tally,
         workers: int = 0,
-        refusals: Refusals | None = None,
+        deferrals: Deferrals | None = None,
     ) -> None:
         self._store = context.store
         self._layout = context.layout
         self._workers = workers or context.settings.concurrency
         self._tally = tally
-        self._refusals = refusals or Refusals()
+        self._deferrals = deferrals or Deferrals(context)
 
     async def archive(self, files: Iterable[RunFile]) -> None:
         """Move files that a commit has counted to the archive."""
@@ -87,7 +83,7 @@ class Mover:
         async def delete() -> None:
             batch = copied[:]
             copied.clear()
-            self._refusals.accept("copy")
+            self._deferrals.accept("copy")
             removed = await self._delete(batch)
             setattr(self._tally, outcome, getattr(self._tally, outcome) + removed)
 
@@ -114,15 +110,10 @@ class Mover:
                 await self._store.copy(file.key, target, if_match=file.etag, metadata=metadata)
             except PreconditionFailedError:
                 return await self._resolve_conflict(file, target, metadata)
-        except NotFoundError:
-            self._tally.gone += 1
-        except PreconditionFailedError:
-            self._tally.changed += 1
         except StoreError as error:
-            self._defer(file, error)
-        else:
-            return target
-        return None
+            await self._deferrals.add(file, error, self._tally)
+            return None
+        return target
 
     async def _resolve_conflict(
         self, file: RunFile, target: str, metadata: Mapping[str, str] | None
@@ -168,21 +159,10 @@ class Mover:
             failures = dict.fromkeys((file.key for file in files), error)
         by_key = {file.key: file for file in files}
         for key, failure in failures.items():
-            if isinstance(failure, PreconditionFailedError):
-                self._tally.changed += 1
-            else:
-                self._defer(by_key[key], failure)
+            await self._deferrals.add(by_key[key], failure, self._tally)
         if len(failures) < len(files):
-            self._refusals.accept("delete")
+            self._deferrals.accept("delete")
         return len(files) - len(failures)
-
-    def _defer(self, file: RunFile, error: StoreError) -> None:
-        self._tally.deferred += 1
-        _log.warning(
-            "deferred", extra={"key": file.key, "operation": error.operation, "reason": str(error)}
-        )
-        if isinstance(error, AccessDeniedError):
-            self._refusals.add(error)
 
 
 async def same_content(store: Store, file: RunFile, other: str) -> bool:

@@ -10,15 +10,9 @@ import anyio
 
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.rows import QuarantinedRow, RowSpool, counted_row, quarantined_row
-from asyncagg.errors import (
-    AccessDeniedError,
-    InvalidRunFileError,
-    NotFoundError,
-    PreconditionFailedError,
-    StoreError,
-)
+from asyncagg.errors import InvalidRunFileError, StoreError
+from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.outcome import Tally
-from asyncagg.job.refusals import Refusals
 from asyncagg.model import RunFile, RunResult
 from asyncagg.runtime.tasks import for_each
 
@@ -55,7 +49,7 @@ class Fetcher:
         quarantine: Puts a copy of an invalid file into quarantine.
         rows: Where the rows go.
         tally: Where the outcome of the other files is added.
-        refusals: Records the files that the store refuses to return.
+        deferrals: Decides what becomes of the files that could not be read.
     """
 
     def __init__(
@@ -64,7 +58,7 @@ class Fetcher:
         quarantine: Quarantine,
         rows: RowSpool,
         tally: Tally,
-        refusals: Refusals | None = None,
+        deferrals: Deferrals,
     ) -> None:
         self.accumulator = Accumulator()
         self.counted: list[RunFile] = []
@@ -73,7 +67,7 @@ class Fetcher:
         self._quarantine = quarantine
         self._rows = rows
         self._tally = tally
-        self._refusals = refusals or Refusals()
+        self._deferrals = deferrals
         self._done: dict[int, bytes | QuarantinedRow | None] = {}
         self._next = 0
 
@@ -101,7 +95,7 @@ class Fetcher:
             await for_each(enumerate(files), fetch_one, workers=workers)
         self._tally.left += len(files) - finished
         if self.counted:
-            self._refusals.accept("get")
+            self._deferrals.accept("get")
         await self._keep(len(files))
 
     def _fold(self, file: RunFile, result: RunResult) -> bytes:
@@ -115,18 +109,9 @@ class Fetcher:
         self, file: RunFile, error: InvalidRunFileError | StoreError
     ) -> QuarantinedRow | None:
         """Decide what becomes of a file that could not be read."""
-        match error:
-            case InvalidRunFileError():
-                return await self._copy_to_quarantine(file, error.reason[:_REASON_LIMIT])
-            case NotFoundError():
-                self._tally.gone += 1
-            case PreconditionFailedError():
-                self._tally.changed += 1
-            case _:
-                self._tally.deferred += 1
-                _log.warning("deferred", extra={"key": file.key, "reason": str(error)})
-                if isinstance(error, AccessDeniedError):
-                    self._refusals.add(error)
+        if isinstance(error, InvalidRunFileError):
+            return await self._copy_to_quarantine(file, error.reason[:_REASON_LIMIT])
+        await self._deferrals.add(file, error, self._tally)
         return None
 
     async def _copy_to_quarantine(self, file: RunFile, reason: str) -> QuarantinedRow | None:

@@ -71,7 +71,7 @@ class Layout:
             return KeyKind.INTERNAL
         if not is_run_file(key):
             return KeyKind.IGNORED
-        if self._aggregates_in_inbox and _AGGREGATE_NAME.fullmatch(key, len(self.runs_prefix)):
+        if self._aggregates_in_inbox and (self.is_aggregate(key) or key == self.record_key):
             return KeyKind.INTERNAL
         return KeyKind.RUN_FILE
 
@@ -79,16 +79,29 @@ class Layout:
         """Return the key of a window's aggregate."""
         return f"{self.aggregate_prefix}{window.name}.json"
 
+    @property
+    def record_key(self) -> str:
+        """The key of the store's record."""
+        return f"{self.aggregate_prefix}asyncagg.json"
+
+    @property
+    def record_copy_key(self) -> str:
+        """The key of the record's copy in the archive. It does not end like a run file's."""
+        return f"{self.archive_prefix}asyncagg-record"
+
+    def is_aggregate(self, key: str) -> bool:
+        """Return whether a key looks like an aggregate's, for windows of some length."""
+        return _AGGREGATE_NAME.fullmatch(key, len(self.aggregate_prefix)) is not None
+
     def aggregate_window(self, key: str) -> Window | None:
         """Return the window whose aggregate has this key, or None if it is not such a key."""
-        if not _AGGREGATE_NAME.fullmatch(key, len(self.aggregate_prefix)):
+        if not self.is_aggregate(key):
             return None
         return self._window(key[len(self.aggregate_prefix) : -len(".json")])
 
     def is_misnamed_aggregate(self, key: str) -> bool:
         """Return whether a key looks like an aggregate's, but no window ends at its time."""
-        similar = _AGGREGATE_NAME.fullmatch(key, len(self.aggregate_prefix))
-        return similar is not None and self.aggregate_window(key) is None
+        return self.is_aggregate(key) and self.aggregate_window(key) is None
 
     def partial_key(self, window: Window, name: str) -> str:
         """Return the key of a partial aggregate of a window, kept while a backfill runs."""

@@ -102,6 +102,7 @@ class RunReport:
         waiting: Run files whose window has not ended.
         complete: Whether the whole inbox was listed and worked on.
         oldest_seconds: Age of the oldest run file seen; 0 if there was none.
+        oldest_deferred_seconds: Age of the oldest file that was deferred; 0 if there was none.
         seconds: Seconds spent in each step, summed over windows that are settled at once.
     """
 
@@ -112,6 +113,7 @@ class RunReport:
     waiting: int = 0
     complete: bool = True
     oldest_seconds: float = 0.0
+    oldest_deferred_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
 
     def window(self, window: Window, aggregate_key: str) -> WindowReport:
@@ -126,6 +128,9 @@ class RunReport:
         self.waiting += other.waiting
         self.complete = self.complete and other.complete
         self.oldest_seconds = max(self.oldest_seconds, other.oldest_seconds)
+        self.oldest_deferred_seconds = max(
+            self.oldest_deferred_seconds, other.oldest_deferred_seconds
+        )
         for step, spent in other.seconds.items():
             self.seconds[step] += spent
 

@@ -20,9 +20,11 @@ from asyncagg.job.chunk import WindowBatch
 from asyncagg.job.committer import Committer
 from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
+from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.layout import KeyKind
 from asyncagg.job.listing import KeyRange, list_range
 from asyncagg.job.outcome import RunReport
+from asyncagg.job.record import ensure_record, follow_record
 from asyncagg.job.settle import Count, Settler
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.clock import utc_now
@@ -59,7 +61,8 @@ async def run(
 
     Args:
         store: Where the objects are.
-        settings: The prefixes, the window and the bounds.
+        settings: The prefixes, the window and the bounds. The store's record replaces those that
+            were not given.
         at: Windows that ended by this moment are settled; default: now. Pass the same moment when
             you retry an event: the run then selects the same windows.
         deadline: When to be done; the report has what is left.
@@ -74,12 +77,46 @@ async def run(
         What was done, and what is left.
 
     Raises:
+        UsageError: A setting differs from the store's record.
         ConfigurationError: The store cannot be used (no bucket, no permission, no guard).
         TransientError: The listing failed after all retries; nothing is lost.
     """
+    context = await follow_record(JobContext(store, settings, temporary, now))
+    return await settle_inbox(
+        context,
+        at=at,
+        deadline=deadline,
+        dry_run=dry_run,
+        only=only,
+        keys=keys,
+        progress=progress,
+    )
+
+
+async def settle_inbox(
+    context: JobContext,
+    *,
+    at: datetime | None = None,
+    deadline: Deadline | None = None,
+    dry_run: bool = False,
+    only: Callable[[Window], bool] | None = None,
+    keys: Sequence[KeyRange] = (KeyRange(),),
+    progress: Callable[[RunReport], object] | None = None,
+) -> RunReport:
+    """Do the work of `run` in a context that follows the store's record already.
+
+    Args:
+        context: The dependencies.
+        at: This and the following arguments are those of `run`.
+        deadline: When to be done.
+        dry_run: Only list and report.
+        only: Which windows to settle.
+        keys: Which ranges of the inbox to list.
+        progress: Called with the report so far.
+    """
     committer = Committer()
     return await run_pipeline(
-        JobContext(store, settings, temporary, now),
+        context,
         committer.count,
         committed=committer.committed,
         at=at,
@@ -103,7 +140,7 @@ async def run_pipeline(
     keys: Sequence[KeyRange] = (KeyRange(),),
     progress: Callable[[RunReport], object] | None = None,
 ) -> RunReport:
-    """Do the work of `run` with another way to count files.
+    """Do the work of `settle_inbox` with another way to count files.
 
     Args:
         context: The dependencies.
@@ -119,15 +156,17 @@ async def run_pipeline(
     at = at or context.now()
     deadline = deadline or Deadline()
     report = RunReport(at=at.isoformat(), dry_run=dry_run)
-    settler = Settler(context, report, deadline, count)
+    deferrals = Deferrals(context, at)
+    settler = Settler(context, report, deadline, deferrals, count)
     planner = _Planner(context, report, at, only, committed)
     pipeline = _Pipeline(context, report, deadline, planner, settler, keys, progress)
     with anyio.CancelScope(deadline=deadline.work_ends) as scope:
         await pipeline.work()
     if scope.cancelled_caught:
         report.complete = False
+    report.oldest_deferred_seconds = deferrals.oldest_seconds
     _log.info("run", extra=_summary(report))
-    settler.refusals.check()
+    deferrals.check()
     return report
 
 
@@ -266,6 +305,8 @@ class _Pipeline:
                 async with AsyncExitStack() as stack:
                     chunk: dict[Window, WindowBatch] = {}
                     more = await self._fill(chunk, pages, held, stack)
+                    if chunk and not self.report.dry_run:
+                        await ensure_record(self.context)
                     await self._settle_chunk(chunk)
                 if more and self.deadline.intake_ends() <= anyio.current_time():
                     self.report.complete = False

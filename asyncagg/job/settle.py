@@ -21,15 +21,15 @@ import anyio
 
 from asyncagg.aggregate.reader import Known, StoredAggregate
 from asyncagg.aggregate.rows import RowSpool
-from asyncagg.errors import AccessDeniedError, AggregateError, StoreError
+from asyncagg.errors import AggregateError, StoreError
 from asyncagg.job.aggregates import load_aggregate, retry_commit
 from asyncagg.job.archive import Mover
 from asyncagg.job.chunk import WindowBatch
 from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
+from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.fetch import Fetcher
 from asyncagg.job.outcome import RunReport, Tally, WindowReport
-from asyncagg.job.refusals import Refusals
 from asyncagg.job.restored import find_counted
 from asyncagg.job.run_files import RunFileReader
 from asyncagg.model import RunFile, Window
@@ -97,7 +97,7 @@ class Settlement:
         run_report: The report of the run, for the time spent in each step.
         reader: Reads run files.
         deadline: When to stop.
-        refusals: The requests of the run that the store refuses.
+        deferrals: The files of the run that stay in the inbox.
         workers: Requests in flight.
     """
 
@@ -108,7 +108,7 @@ class Settlement:
     run_report: RunReport
     reader: RunFileReader
     deadline: Deadline
-    refusals: Refusals
+    deferrals: Deferrals
     workers: int
 
     async def open_rows(self, stack: AsyncExitStack) -> RowSpool:
@@ -143,9 +143,9 @@ class Settlement:
         self, files: Sequence[RunFile], rows: RowSpool, tally: Tally, *, until: float
     ) -> Fetcher:
         """Fetch files, and return what was folded."""
-        mover = Mover(self.context, tally, self.workers, self.refusals)
+        mover = Mover(self.context, tally, self.workers, self.deferrals)
         read, quarantine = self.reader.read, mover.copy_to_quarantine
-        fetcher = Fetcher(read, quarantine, rows, tally, self.refusals)
+        fetcher = Fetcher(read, quarantine, rows, tally, self.deferrals)
         with self.run_report.timed("fetch"):
             await fetcher.fetch(files, workers=self.workers, until=until)
         return fetcher
@@ -153,7 +153,7 @@ class Settlement:
     async def move_files(self, outcomes: Outcomes) -> None:
         """Move the counted files to the archive, and the quarantined ones out of the inbox."""
         tally = outcomes.tally
-        mover = Mover(self.context, tally, self.workers, self.refusals)
+        mover = Mover(self.context, tally, self.workers, self.deferrals)
         before = tally.resolved
         try:
             with self.run_report.timed("archive"):
@@ -179,18 +179,24 @@ class Settler:
         context: The dependencies.
         run: The report of the run.
         deadline: When to stop fetching, and when to stop.
+        deferrals: The files of the run that stay in the inbox.
         count: How files become counted.
     """
 
     def __init__(
-        self, context: JobContext, run: RunReport, deadline: Deadline, count: Count
+        self,
+        context: JobContext,
+        run: RunReport,
+        deadline: Deadline,
+        deferrals: Deferrals,
+        count: Count,
     ) -> None:
         self._context = context
         self._run = run
         self._deadline = deadline
         self._count = count
         self._reader = RunFileReader(context.store, context.settings)
-        self.refusals = Refusals()
+        self.deferrals = deferrals
 
     async def settle(
         self, window: Window, files: WindowBatch, report: WindowReport, *, workers: int
@@ -204,7 +210,7 @@ class Settler:
             self._run,
             self._reader,
             self._deadline,
-            self.refusals,
+            self.deferrals,
             workers,
         )
         try:
@@ -215,8 +221,7 @@ class Settler:
         except StoreError as error:
             report.tally.deferred += len(files)
             _log.warning("window deferred", extra={"window": window.name, "reason": str(error)})
-            if isinstance(error, AccessDeniedError):
-                self.refusals.add(error)
+            self.deferrals.add_window(window.end, error)
         else:
             await settlement.move_files(outcomes)
         _log.info(

@@ -123,7 +123,7 @@ async def _temporary_store(*, on_s3: bool) -> AsyncIterator[tuple[Store, Setting
             yield store, settings
     else:
         async with TemporaryDirectory(prefix="asyncagg-demo-") as folder:
-            settings = settings_from({"store": folder, "window_by": "name"})
+            settings = settings_from({"store": folder})
             async with open_store(settings) as store:
                 yield store, settings
 
@@ -153,7 +153,6 @@ async def _moto() -> AsyncIterator[Settings]:
             {
                 "store": f"s3://{_BUCKET}",
                 "endpoint_url": endpoint,
-                "window_by": "name",
                 # moto accepts conditions on copies and deletes, but ignores them.
                 "conditional_writes": "off",
             }

@@ -23,6 +23,7 @@ from asyncagg.aggregate.rows import RowSpool
 from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, TransientError
 from asyncagg.job.aggregates import commit_aggregate, load_aggregate
 from asyncagg.job.context import JobContext
+from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.fetch import Fetcher
 from asyncagg.job.outcome import Tally
 from asyncagg.job.run_files import RunFileReader
@@ -190,11 +191,11 @@ async def fold_archived(
         rows: Where their rows go.
         result: Files that could not be read, or whose content is not proven, are added to it.
     """
-    archive = _Archive(context)
+    archive, deferrals = _Archive(context), Deferrals(context)
     total = Accumulator()
     unread: list[str] = []
     async for files in batches:
-        fetcher = Fetcher(archive.read, archive.note_invalid, rows, Tally())
+        fetcher = Fetcher(archive.read, archive.note_invalid, rows, Tally(), deferrals)
         await fetcher.fetch(files, workers=context.settings.concurrency, until=math.inf)
         total.merge(fetcher.accumulator)
         read = {(file.key, file.etag) for file in fetcher.counted}

@@ -34,14 +34,15 @@ RULE = SCHEDULER | {
 
 def parsed(event: Any) -> RunRequest:
     """Return the request of an event."""
-    return parse_event(event, 5, now=NOW)
+    return parse_event(event, now=NOW)
 
 
 def windows(request: RunRequest) -> list[str]:
     """Return which of the windows that end from 13:50 to 14:10 are selected."""
     ends = [TWO + timedelta(minutes=minutes) for minutes in range(-10, 15, 5)]
     chosen = [Window(end, 5) for end in ends]
-    return [each.name[9:13] for each in chosen if request.only is None or request.only(each)]
+    selects = request.selection(5)
+    return [each.name[9:13] for each in chosen if selects is None or selects(each)]
 
 
 @pytest.mark.parametrize("event", [SCHEDULER, RULE], ids=["scheduler", "rule"])
@@ -50,7 +51,7 @@ def test_an_eventbridge_event_selects_what_ended_by_its_time(
 ) -> None:
     """Both kinds of schedule events are accepted; the id becomes the correlation id."""
     request = parsed(event)
-    assert (request.at, request.only, request.dry_run) == (TWO, None, False)
+    assert (request.at, request.selection(5), request.dry_run) == (TWO, None, False)
     assert request.correlation_id == event["id"]
 
 
@@ -106,7 +107,7 @@ def test_a_dry_run_combines_with_any_selection() -> None:
         ({"window": "1400"}, "window '1400': expected the end of a window of 5 minutes"),
         ({"window": "20251021t1401Z"}, "window '20251021t1401Z': expected the end of a window"),
         ({"window": "20251021t1505Z"}, "expected one that ended by 2025-10-21T15:02:00Z"),
-        ({"window": "20251021t1400Z", "since": "20251021t1300Z"}, "with since or until"),
+        ({"window": "20251021t1400Z", "since": "20251021t1300Z"}, "event window .*: expected an"),
         ({"since": "20251021t1400Z", "until": "20251021t1300Z"}, "expected a time before until"),
         ({"dry_run": "yes"}, "event dry_run 'yes': expected true or false"),
     ],
@@ -114,4 +115,4 @@ def test_a_dry_run_combines_with_any_selection() -> None:
 def test_anything_else_is_an_error(event: Any, message: str) -> None:
     """The message has the field, the value and what is accepted."""
     with pytest.raises(UsageError, match=message):
-        parsed(event)
+        parsed(event).selection(5)

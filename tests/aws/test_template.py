@@ -122,7 +122,7 @@ def test_the_schedule_sends_an_event_that_is_accepted() -> None:
     """The event's time is the scheduled time; failed events are retried and kept."""
     schedule = Resolver({}).properties("Function")["Events"]["Schedule"]["Properties"]
     event = schedule["Input"].replace("<aws.scheduler.scheduled-time>", "2025-10-21T14:00:00Z")
-    request = parse_event(json.loads(event), 5, now=AT)
+    request = parse_event(json.loads(event), now=AT)
     assert request.at.isoformat() == "2025-10-21T14:00:00+00:00"
     assert schedule["ScheduleExpression"] == "rate(5 minutes)"
     assert schedule["RetryPolicy"]["MaximumRetryAttempts"] > 0

@@ -45,6 +45,9 @@ __all__ = (
 PROBE = "asyncagg-probe-"
 """In the names of the objects of the guards' probe, which a crash may leave."""
 
+RECORD = ("asyncagg.json", "asyncagg-record")
+"""The ends of the keys of the store's record and of its copy: snapshots leave them out."""
+
 _ASIDE = ".asyncagg-aside"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _AGGREGATE = re.compile(r"\d{8}t\d{4}Z\.json")
@@ -160,6 +163,7 @@ def of_server(server: S3Server, bucket: str = "b") -> Snapshot:
             },
         )
         for key, stored in server.buckets[bucket].objects.items()
+        if not key.endswith(RECORD)
     }
 
 
@@ -168,6 +172,7 @@ def of_memory(store: MemoryStore) -> Snapshot:
     return {
         key: Seen(each.data, each.etag, each.info.file.last_modified, each.info.metadata)
         for key, each in store._objects.items()
+        if not key.endswith(RECORD)
     }
 
 
@@ -181,7 +186,7 @@ def of_directory(root: Path) -> Snapshot:
     # Hidden folders come last: a newer file in the original place wins.
     for path in sorted(root.rglob("*"), key=lambda path: path.parent.name == _ASIDE):
         aside = path.parent.name == _ASIDE
-        if not path.is_file() or path.name.startswith(".asyncagg-"):
+        if not path.is_file() or path.name.startswith(".asyncagg-") or path.name in RECORD:
             continue
         place = path.parent.parent / path.name if aside else path
         key = place.relative_to(root).as_posix()
