@@ -23,11 +23,9 @@ from aws_lambda_powertools.logging.formatter import LambdaPowertoolsFormatter
 from asyncagg.aws import metrics
 from asyncagg.aws.events import RunRequest, parse_event
 from asyncagg.errors import AsyncaggError
-from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
 from asyncagg.job.outcome import RunReport
-from asyncagg.job.pipeline import settle_inbox
-from asyncagg.job.record import follow_record
+from asyncagg.job.pipeline import run
 from asyncagg.runtime import logs
 from asyncagg.runtime.loops import KeptLoop
 from asyncagg.settings import Settings, from_environment
@@ -73,13 +71,13 @@ class _Instance:
         async def work() -> RunReport:
             deadline = Deadline.after(seconds)
             with _cancelled_by_sigterm():
-                context = await follow_record(JobContext(await self.loop.resource(), self.settings))
-                return await settle_inbox(
-                    context,
+                return await run(
+                    await self.loop.resource(),
+                    self.settings,
                     at=request.at,
                     deadline=deadline,
                     dry_run=request.dry_run,
-                    only=request.selection(context.settings.window_minutes),
+                    only=request.only,
                 )
 
         return self.loop.run(work)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from asyncagg.errors import UsageError
-from asyncagg.model import Interval, Window
+from asyncagg.model import Window
 from asyncagg.windows import check_interval, parse_time, parse_window
 
 _FIELDS = {"time", "window", "since", "until", "dry_run"}
@@ -36,36 +37,15 @@ class RunRequest:
 
     Attributes:
         at: Windows that ended by then are settled.
-        window: The name of the only window to settle, or empty.
-        interval: The interval of the windows to settle; None selects all.
+        only: Selects some of them; None selects all.
         dry_run: Whether to change nothing.
         correlation_id: The event's id, or empty.
     """
 
     at: datetime
-    window: str = ""
-    interval: Interval | None = None
+    only: Callable[[Window], bool] | None = None
     dry_run: bool = False
     correlation_id: str = ""
-
-    def selection(self, minutes: int) -> Callable[[Window], bool] | None:
-        """Return the function that selects the windows to settle; None selects all.
-
-        Args:
-            minutes: The length of a window.
-
-        Raises:
-            UsageError: No window has this name, or it ends later than `at`.
-        """
-        if not self.window:
-            return self.interval and self.interval.holds
-        wanted = parse_window(self.window, minutes)
-        if wanted.end > self.at:
-            raise UsageError(
-                f"event window {self.window!r}: expected one that ended by "
-                f"{self.at:%Y-%m-%dT%H:%M:%SZ}"
-            )
-        return lambda window: window == wanted
 
 
 def parse_event(event: Any, *, now: datetime) -> RunRequest:
@@ -93,11 +73,26 @@ def parse_event(event: Any, *, now: datetime) -> RunRequest:
     dry_run = event.get("dry_run", False)
     if not isinstance(dry_run, bool):
         raise UsageError(f"event dry_run {dry_run!r}: expected true or false")
-    since, until, window = _time(event, "since"), _time(event, "until"), _text(event, "window")
-    interval = check_interval(since, until) if since or until else None
-    if window is not None and (interval or not window):
-        raise UsageError(f"event window {window!r}: {_ACCEPTED}")
-    return RunRequest(at, window or "", interval, dry_run, str(event.get("id") or ""))
+    return RunRequest(at, _selection(event, at), dry_run, str(event.get("id") or ""))
+
+
+def _selection(event: Mapping[str, Any], at: datetime) -> Callable[[Window], bool] | None:
+    since, until = _time(event, "since"), _time(event, "until")
+    name = _text(event, "window")
+    if name is None:
+        return check_interval(since, until).holds if since or until else None
+    if since or until:
+        raise UsageError(f"event window {name!r} with since or until: {_ACCEPTED}")
+    if parse_window(name, 1).end > at:
+        raise UsageError(
+            f"event window {name!r}: expected one that ended by {at:%Y-%m-%dT%H:%M:%SZ}"
+        )
+
+    @cache
+    def wanted(minutes: int) -> Window:  # the store's record has the length of a window
+        return parse_window(name, minutes)
+
+    return lambda window: window == wanted(window.minutes)
 
 
 def _time(event: Mapping[str, Any], name: str) -> datetime | None:

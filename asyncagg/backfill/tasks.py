@@ -18,7 +18,7 @@ from asyncagg.backfill.survey import Piece, Surveyed, survey
 from asyncagg.job.context import JobContext
 from asyncagg.job.listing import KeyRange, list_aggregate_windows
 from asyncagg.job.outcome import RunReport
-from asyncagg.job.pipeline import run_pipeline, settle_inbox
+from asyncagg.job.pipeline import run, run_pipeline
 from asyncagg.model import Interval, Window
 from asyncagg.runtime.tasks import for_each
 
@@ -51,7 +51,15 @@ async def survey_ranges(
 
 async def settle_windows(context: JobContext, piece: Piece, until: datetime) -> RunReport:
     """Settle the windows that have all their files in a piece."""
-    return await settle_inbox(context, at=until, only=piece.whole.__contains__, keys=piece.keys)
+    return await run(
+        context.store,
+        context.settings,
+        at=until,
+        only=piece.whole.__contains__,
+        keys=piece.keys,
+        now=context.now,
+        temporary=context.temporary,
+    )
 
 
 async def fold_windows(

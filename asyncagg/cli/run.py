@@ -11,7 +11,7 @@ from asyncagg.cli import base
 from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
 from asyncagg.job.outcome import RunReport
-from asyncagg.job.pipeline import settle_inbox
+from asyncagg.job.pipeline import run as run_pipeline
 from asyncagg.settings import Settings
 
 
@@ -40,8 +40,9 @@ def run(
 
     async def work(context: JobContext) -> RunReport:
         with base.spinner(_progress) as progress:
-            return await settle_inbox(
-                context,
+            return await run_pipeline(
+                context.store,
+                context.settings,
                 at=at,
                 deadline=Deadline.after(settings.max_seconds),
                 dry_run=dry_run,

@@ -81,42 +81,9 @@ async def run(
         ConfigurationError: The store cannot be used (no bucket, no permission, no guard).
         TransientError: The listing failed after all retries; nothing is lost.
     """
-    context = await follow_record(JobContext(store, settings, temporary, now))
-    return await settle_inbox(
-        context,
-        at=at,
-        deadline=deadline,
-        dry_run=dry_run,
-        only=only,
-        keys=keys,
-        progress=progress,
-    )
-
-
-async def settle_inbox(
-    context: JobContext,
-    *,
-    at: datetime | None = None,
-    deadline: Deadline | None = None,
-    dry_run: bool = False,
-    only: Callable[[Window], bool] | None = None,
-    keys: Sequence[KeyRange] = (KeyRange(),),
-    progress: Callable[[RunReport], object] | None = None,
-) -> RunReport:
-    """Do the work of `run` in a context that follows the store's record already.
-
-    Args:
-        context: The dependencies.
-        at: This and the following arguments are those of `run`.
-        deadline: When to be done.
-        dry_run: Only list and report.
-        only: Which windows to settle.
-        keys: Which ranges of the inbox to list.
-        progress: Called with the report so far.
-    """
     committer = Committer()
     return await run_pipeline(
-        context,
+        JobContext(store, settings, temporary, now),
         committer.count,
         committed=committer.committed,
         at=at,
@@ -140,7 +107,7 @@ async def run_pipeline(
     keys: Sequence[KeyRange] = (KeyRange(),),
     progress: Callable[[RunReport], object] | None = None,
 ) -> RunReport:
-    """Do the work of `settle_inbox` with another way to count files.
+    """Do the work of `run` with another way to count files.
 
     Args:
         context: The dependencies.
@@ -157,11 +124,11 @@ async def run_pipeline(
     deadline = deadline or Deadline()
     report = RunReport(at=at.isoformat(), dry_run=dry_run)
     deferrals = Deferrals(context, at)
-    settler = Settler(context, report, deadline, deferrals, count)
-    planner = _Planner(context, report, at, only, committed)
-    pipeline = _Pipeline(context, report, deadline, planner, settler, keys, progress)
     with anyio.CancelScope(deadline=deadline.work_ends) as scope:
-        await pipeline.work()
+        context = await follow_record(context)
+        settler = Settler(context, report, deadline, deferrals, count)
+        planner = _Planner(context, report, at, only, committed)
+        await _Pipeline(context, report, deadline, planner, settler, keys, progress).work()
     if scope.cancelled_caught:
         report.complete = False
     report.oldest_deferred_seconds = deferrals.oldest_seconds

@@ -20,6 +20,7 @@ from asyncagg.errors import (
     ConfigurationError,
     NotFoundError,
     PreconditionFailedError,
+    StoreError,
     UsageError,
 )
 from asyncagg.job.aggregates import load_aggregate
@@ -203,9 +204,9 @@ def _with(context: JobContext, values: Mapping[str, Any]) -> JobContext:
 def _refuse(settings: Settings, name: str, recorded: object, key: str) -> NoReturn:
     raise UsageError(
         f"{name} {getattr(settings, name)!r}: the aggregates of this store are made with "
-        f"{recorded!r} (see {key!r}), and another value would count files twice; expected "
-        f"{recorded!r}, or no {name}. To change it, settle the whole inbox first, then run "
-        "`asyncagg doctor --adopt` with the new value",
+        f"{recorded!r} (see {key!r}), and another value would count files twice or miss "
+        f"them; expected {recorded!r}, or no {name}. To change it, settle the whole inbox first, "
+        "then run `asyncagg doctor --adopt` with the new value",
         setting=name,
     )
 
@@ -222,7 +223,7 @@ async def _follow_aggregates(context: JobContext) -> JobContext:
             if minutes and window.minutes != minutes:
                 break
             possible = await _possible(context, key, window, possible)
-        except (AggregateError, NotFoundError):
+        except (AggregateError, StoreError):
             continue  # a run names it when it settles its window
         minutes, seen = window.minutes, key
         if len(possible) == 1:

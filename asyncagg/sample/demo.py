@@ -14,6 +14,8 @@ import orjson
 from aiofiles.tempfile import TemporaryDirectory
 
 from asyncagg.errors import ConfigurationError
+from asyncagg.ingest.parsing import is_run_file
+from asyncagg.job.layout import Layout
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.pipeline import run
 from asyncagg.model import TOP
@@ -111,8 +113,16 @@ async def _count_objects(store: Store, settings: Settings) -> dict[str, int]:
         settings.archive_prefix,
         settings.quarantine_prefix,
     )
+    record = Layout(settings).record_key
     return {
-        prefix: sum([len(page) async for page in store.list_pages(prefix)]) for prefix in prefixes
+        prefix: sum(
+            [
+                is_run_file(file.key) and file.key != record
+                async for page in store.list_pages(prefix)
+                for file in page
+            ]
+        )
+        for prefix in prefixes
     }
 
 

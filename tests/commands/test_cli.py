@@ -19,7 +19,7 @@ def test_run_settles_a_directory_and_reports_it(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert report["total"]["counted"] == report["total"]["archived"] == 60
     assert [window["revision"] for window in report["windows"]] == [1, 1]
-    assert len(list((tmp_path / "aggregates").glob("*.json"))) == 2
+    assert len(list((tmp_path / "aggregates").glob("*Z.json"))) == 2
     assert not list((tmp_path / "runs").glob("*.json"))
     log = [json.loads(line) for line in done.stderr.splitlines()]
     assert {line["message"] for line in log} == {"window", "run"}

@@ -90,7 +90,7 @@ def test_the_settings_come_after_a_commands_own_options() -> None:
     own, _, settings = text.partition("\nSettings (")
     assert "--dry-run" in own
     assert "--window-by" not in own.partition("\nOptions:")[2]
-    assert "[last_modified or name; default: last_modified]" in " ".join(settings.split())
+    assert "[last_modified or name; default: name]" in " ".join(settings.split())
 
 
 def test_the_version_is_that_of_the_package() -> None:
@@ -196,7 +196,7 @@ def test_a_pipe_gets_no_colours_and_whole_values(tmp_path: Path) -> None:
     """Output in a pipe has no escapes and cuts no long key."""
     prefix = "a-prefix-that-is-far-longer-than-any-terminal-is-wide/" * 3
     sampled(tmp_path, "--files", "20")
-    asyncagg("run", str(tmp_path), "--window-by", "name")
+    asyncagg("run", str(tmp_path), "--rollup-prefix", prefix)
     done = piped(
         f"asyncagg rollup '{tmp_path}' --period hour --rollup-prefix '{prefix}' | cat",
         TERM="xterm-256color",
@@ -239,7 +239,7 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
     """Control characters in a name are not sent to the terminal."""
     prefix = "rollups\x1b]0;owned\x07\x9b31m/"
     sampled(tmp_path, "--files", "5")
-    asyncagg("run", str(tmp_path), "--window-by", "name")
+    asyncagg("run", str(tmp_path), "--rollup-prefix", prefix)
     words = ["--period", "hour", "--rollup-prefix", prefix]
     done = asyncagg("rollup", str(tmp_path), *words, FORCE_COLOR="1", TERM="xterm-256color")
     assert done.returncode == 0, done.stderr

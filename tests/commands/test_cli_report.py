@@ -27,7 +27,7 @@ def settled(folder: Path, *words: str) -> None:
 
 def sums(folder: Path, field: str) -> int:
     """Add up a field of the aggregates of a folder."""
-    documents = [json.loads(path.read_bytes()) for path in (folder / "aggregates").iterdir()]
+    documents = [json.loads(path.read_bytes()) for path in (folder / "aggregates").glob("*Z.json")]
     return sum(int(document[field]) for document in documents)
 
 
@@ -105,7 +105,7 @@ def test_the_default_file_is_replaced(tmp_path: Path) -> None:
 def test_an_interval_and_a_damaged_aggregate(tmp_path: Path) -> None:
     """A damaged aggregate gives exit code 3; an interval without it gives 0."""
     settled(tmp_path)
-    first, *_, last = sorted((tmp_path / "aggregates").iterdir())
+    first, *_, last = sorted((tmp_path / "aggregates").glob("*Z.json"))
     first.write_bytes(b"{}")
     out = ("--out", str(tmp_path / "page.html"), "--json")
     done = asyncagg("report", str(tmp_path), *out)

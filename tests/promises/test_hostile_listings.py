@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testkit.hooked import HookedStore
 from testkit.promises import Places, check_after_clean_run, of_memory, of_server, originals_of
 from testkit.s3server import Faults, Request, S3Server
 from testkit.scenario import BUCKET, PLANES, open_s3, run_data
@@ -23,6 +25,7 @@ from asyncagg.model import Interval, RunFile
 from asyncagg.settings import Settings
 from asyncagg.store.memory import MemoryStore
 from asyncagg.verify import verify
+from asyncagg.verify.repair import repair
 
 START = datetime(2025, 10, 21, 13, 50, tzinfo=UTC)
 AT = START + timedelta(minutes=15)
@@ -44,12 +47,13 @@ class HostileStore(MemoryStore):
         self, prefix: str, *, start_after: str = ""
     ) -> AsyncIterator[Sequence[RunFile]]:
         """Yield the listing, as far as it still exists."""
-        if self.listing is None or prefix != "runs/":
+        if self.listing is None or not prefix.startswith("runs/"):
             async for page in super().list_pages(prefix, start_after=start_after):
                 yield page
             return
-        for start in range(0, len(self.listing), self.page):
-            yield self.listing[start : start + self.page]
+        found = [file for file in self.listing if file.key.startswith(prefix)]
+        for start in range(0, len(found), self.page):
+            yield found[start : start + self.page]
 
 
 async def filled(count: int, page: int) -> HostileStore:
@@ -95,15 +99,35 @@ async def check_counted_once(store: HostileStore, originals: Sequence[Any]) -> N
     assert report.found == {}
 
 
+async def run_all(store: HostileStore) -> None:
+    """Settle every window."""
+    await run(store, SETTINGS, at=AT)
+
+
+async def backfill_all(store: HostileStore) -> None:
+    """Settle every window by a backfill, which refuses a listing without order."""
+    with suppress(ConfigurationError):
+        await backfill(LocalEngine(JobContext(store, SETTINGS)), SETTINGS, Interval(START, AT))
+
+
+async def verify_all(store: HostileStore) -> None:
+    """Verify, and repair what is found."""
+    context = JobContext(store, SETTINGS)
+    await repair(context, await verify(context))
+
+
+COMMANDS = (run_all, backfill_all, verify_all)
+
+
 @given(st.data(), st.integers(1, 9), st.integers(1, 5))
 async def test_each_file_is_counted_once(data: st.DataObject, count: int, page: int) -> None:
-    """Whatever a listing repeats, misorders or invents, and however often the job runs."""
+    """Whatever a listing repeats, misorders or invents, and which commands believe it."""
     store = await filled(count, page)
     originals = originals_of(of_memory(store))
     honest = list(store.listing or ())
-    for _ in range(2):
+    for _ in range(3):
         store.listing = data.draw(hostile(honest))
-        await run(store, SETTINGS, at=AT)
+        await data.draw(st.sampled_from(COMMANDS))(store)
     store.listing = None
     await run(store, SETTINGS, at=AT)
     await check_counted_once(store, originals)
@@ -132,6 +156,56 @@ async def test_nine_files_are_nine(repeated: Any, chunk_files: int) -> None:
     report = await run(store, settings, at=AT)
     assert report.total.counted == 9
     await check_counted_once(store, originals)
+
+
+@pytest.mark.parametrize("change", [ghost, foreign])
+async def test_a_file_that_is_listed_but_cannot_be_read_is_deferred(
+    change: Callable[[RunFile], RunFile], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every run would miss it in the same way, so it is named, and the exit code is 3."""
+    store = await filled(4, 1000)
+    files = list(store.listing or ())
+    store.listing = [change(files[0]), *files[1:]]
+    report = await run(store, SETTINGS, at=AT)
+    assert (report.total.archived, report.total.deferred) == (3, 1)
+    assert (report.total.gone, report.total.changed, report.exit_code) == (0, 0, 3)
+    assert report.oldest_deferred_seconds == (AT - files[0].last_modified).total_seconds()
+    (record,) = [each for each in caplog.records if each.message == "deferred"]
+    assert vars(record)["key"] == change(files[0]).key
+    assert "it is still listed with etag" in vars(record)["reason"]
+
+
+async def test_what_is_deferred_for_long_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    """Earlier runs deferred it as well: the log's level rises, and its age is reported."""
+    store = await filled(1, 1000)
+    store.listing = [ghost(file) for file in store.listing or ()]
+    levels = []
+    for minutes in (5, 60):
+        caplog.clear()
+        report = await run(store, SETTINGS, at=START + timedelta(minutes=minutes))
+        assert report.oldest_deferred_seconds == minutes * 60
+        levels += [each.levelname for each in caplog.records if each.message == "deferred"]
+    assert levels == ["WARNING", "ERROR"]
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["replaced", "moved"])
+async def test_a_file_that_changes_during_a_run_is_not_deferred(*, left: bool) -> None:
+    """Its producer replaced it, or another runner moved it: the next run takes what there is."""
+    store = await filled(4, 1000)
+    (first, *_), store.listing = list(store.listing or ()), None
+    changed = False
+
+    async def change(operation: str, key: str, when: str) -> None:
+        nonlocal changed
+        if (operation, key, when) == ("get", first.key, "before") and not changed:
+            changed = True
+            await store.delete([first])
+            if left:
+                await store.put(first.key, run_data(99))
+
+    report = await run(HookedStore(store, change), SETTINGS, at=AT)
+    assert (report.total.deferred, report.exit_code) == (0, 0)
+    assert (report.total.changed, report.total.gone) == (int(left), int(not left))
 
 
 def fill(server: S3Server) -> None:
@@ -165,7 +239,7 @@ async def test_a_listing_without_end_is_an_error(endless: Any, message: str, pla
         fill(server)
         originals = originals_of(of_server(server))
         async with open_s3(server, plane) as (store, settings):
-            with pytest.raises(StoreError, match=f"list 'runs/' in 's3://.*{message}"):
+            with pytest.raises(StoreError, match=f"list '.*/' in 's3://.*{message}"):
                 await run(store, settings, at=AT)
             faults.endless_listing = ""
             await run(store, settings, at=AT)
