@@ -19,7 +19,6 @@ from asyncagg.settings import all_settings
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
-    ROOT / "README.md",
     ROOT / "docs" / "reference" / "settings.md",
     ROOT / "docs" / "reference" / "aggregate.md",
     ROOT / "docs" / "reference" / "rollup.md",
