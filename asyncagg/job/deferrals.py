@@ -72,16 +72,16 @@ class Deferrals:
         reason = (
             f"it is still listed with etag {file.etag!r}, but: {error}" if is_missing else error
         )
-        _log.log(
-            logging.ERROR if age > self._long else logging.WARNING,
-            "deferred",
-            extra={
-                "key": file.key,
-                "operation": error.operation,
-                "reason": str(reason),
-                "age_seconds": round(age),
-            },
-        )
+        fields = {
+            "key": file.key,
+            "operation": error.operation,
+            "reason": str(reason),
+            "age_seconds": round(age),
+        }
+        if age > self._long:
+            _log.error("deferred", extra=fields)
+        else:
+            _log.warning("deferred", extra=fields)
         self._refuse(error)
 
     def add_window(self, end: datetime, error: StoreError) -> None:

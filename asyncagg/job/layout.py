@@ -87,7 +87,7 @@ class Layout:
     @property
     def record_copy_key(self) -> str:
         """The key of the record's copy in the archive. It does not end like a run file's."""
-        return f"{self.archive_prefix}asyncagg-record"
+        return f"{self.archive_prefix}.asyncagg"
 
     def is_aggregate(self, key: str) -> bool:
         """Return whether a key looks like an aggregate's, for windows of some length."""

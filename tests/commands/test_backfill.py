@@ -91,7 +91,7 @@ async def test_on_s3_it_lists_side_by_side(window_by: str) -> None:
     """Ranges of a bucket are listed apart, and every file is found once."""
     async with S3Server([BUCKET]) as server:
         fill_server(server, prepared().store)
-        for key in ("aggregates/asyncagg.json", "archive/asyncagg-record"):
+        for key in ("aggregates/asyncagg.json", "archive/.asyncagg"):
             del server.buckets[BUCKET].objects[key]  # its aggregate agrees with both ways
         async with open_s3(server, chunk_files=3, window_by=window_by) as (store, settings):
             await backfilled(store, settings)

@@ -26,7 +26,7 @@ from asyncagg.windows import WindowBy
 
 AT = datetime(2025, 10, 21, 14, 10, tzinfo=UTC)
 RECORD = "aggregates/asyncagg.json"
-COPY = "archive/asyncagg-record"
+COPY = "archive/.asyncagg"
 FILES = 6
 
 FIRST: dict[str, Any] = {

@@ -45,7 +45,7 @@ __all__ = (
 PROBE = "asyncagg-probe-"
 """In the names of the objects of the guards' probe, which a crash may leave."""
 
-RECORD = ("asyncagg.json", "asyncagg-record")
+RECORD = ("asyncagg.json", ".asyncagg")
 """The ends of the keys of the store's record and of its copy: snapshots leave them out."""
 
 _ASIDE = ".asyncagg-aside"
