@@ -608,6 +608,40 @@ async def test_the_deadline_stops_the_intake(monkeypatch: pytest.MonkeyPatch) ->
     check_done(of_memory(inner))
 
 
+@pytest.mark.parametrize("stage", ["list", "get", "put", "copy", "delete"])
+@pytest.mark.parametrize("leap", [60, 95, 1000])
+async def test_the_backlog_is_true(stage: str, leap: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever time runs out: exact if the listing came to its end, else a lower bound."""
+    clock = Leaps(monkeypatch)
+    monkeypatch.setattr(memory_store, "_PAGE", 4)
+    exact = 0
+    for number in range(1, 12):
+        inner = fill_memory(prepared().store)
+        seen = 0
+
+        async def late(operation: str, key: str, when: str, number: int = number) -> None:
+            nonlocal seen
+            seen += operation == stage and when == "before" and key.startswith(("runs/", "aggr"))
+            if seen == number and operation == stage:
+                seen += 1
+                clock.leap(leap)
+            await asyncio.sleep(0)
+
+        settings = Settings(chunk_files=3, concurrency=2)
+        report = await run(HookedStore(inner, late), settings, at=AT, deadline=deadline())
+        due = [key for key in inner._objects if is_due(key, inner)]
+        assert report.backlog == len(due) if report.listed else report.backlog <= len(due)
+        assert report.complete <= report.listed
+        exact += report.listed
+    assert exact or leap > 60  # then there is no time to list on
+
+
+def is_due(key: str, store: memory_store.MemoryStore) -> bool:
+    """Return whether a file of the scenario is in the inbox though its window has ended."""
+    named = key.startswith("runs/") and key.endswith((".json", ".gz"))
+    return named and store._objects[key].info.file.last_modified < moment(14, 10)
+
+
 @pytest.mark.parametrize("write", range(1, 12))
 async def test_the_deadline_while_rows_are_spooled(
     write: int, monkeypatch: pytest.MonkeyPatch
