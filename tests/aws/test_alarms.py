@@ -1,12 +1,16 @@
-"""The alarms of the stack: the right one fires within two schedules, and a healthy stack is quiet."""
+"""The right alarm of the stack fires within two schedules, and a healthy stack is quiet."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import pytest
 from testkit.alarms import Metrics, alarm_states
 from testkit.template import Resolver, template
+
+Run: TypeAlias = Mapping[str, float | None]
+"""What a run publishes instead of a healthy one; None is nothing."""
 
 RUNS = 24
 DELAY = 40.0
@@ -23,7 +27,7 @@ HEALTHY = {
 }
 """What a run publishes, but for the age of its oldest file."""
 
-SCENARIOS: dict[str, tuple[dict[str, float | None], str]] = {
+SCENARIOS: dict[str, tuple[Run, str]] = {
     "an error": ({"Errors": 1}, "ErrorsAlarm"),
     "throttled": ({"Throttles": 1}, "ThrottlesAlarm"),
     "a failed window": ({"WindowsFailed": 1}, "FailedWindowsAlarm"),
@@ -48,14 +52,11 @@ def alarms(minutes: int, **given: str) -> dict[str, dict[str, Any]]:
     return {name: resolver.properties(name) for name in names}
 
 
-def published(minutes: int, runs: dict[int, dict[str, float | None]]) -> Metrics:
-    """Return the data of a stack whose runs are healthy, or as given by their number.
-
-    A run that is None publishes nothing, and no Lambda metric either.
-    """
+def published(minutes: int, runs: Mapping[int, Run]) -> Metrics:
+    """Return the data of a stack whose runs are healthy, or as given by their number."""
     points: dict[str, list[tuple[float, float]]] = {}
     for number in range(RUNS):
-        values = HEALTHY | {"OldestFileAge": 60.0 * (minutes + 5)} | runs.get(number, {})
+        values = {**HEALTHY, "OldestFileAge": 60.0 * (minutes + 5), **runs.get(number, {})}
         for name, value in values.items():
             if value is not None:
                 points.setdefault(name, []).append((number * minutes * 60 + DELAY, float(value)))
@@ -64,7 +65,7 @@ def published(minutes: int, runs: dict[int, dict[str, float | None]]) -> Metrics
 
 def raised(minutes: int, metrics: Metrics, *, after: int = 0, **given: str) -> dict[str, float]:
     """Return which alarms go off after a run, and after how many schedules."""
-    found = {}
+    found: dict[str, float] = {}
     for name, alarm in alarms(minutes, **given).items():
         for at, state in alarm_states(alarm, metrics, RUNS * minutes * 60):
             if state == "ALARM" and at > after * minutes * 60:
@@ -77,7 +78,7 @@ def raised(minutes: int, metrics: Metrics, *, after: int = 0, **given: str) -> d
 def test_a_healthy_stack_is_quiet(minutes: int, window: str) -> None:
     """Whatever the schedule and the window: a file waits for both."""
     ages = {number: {"OldestFileAge": 60.0 * (minutes + int(window))} for number in range(RUNS)}
-    assert raised(minutes, published(minutes, ages), WindowMinutes=window) == {}  # type: ignore[arg-type]
+    assert raised(minutes, published(minutes, ages), WindowMinutes=window) == {}
 
 
 @pytest.mark.parametrize("minutes", SCHEDULES)
@@ -86,7 +87,7 @@ def test_the_right_alarm_fires_within_two_schedules(minutes: int, scenario: str)
     """And no other."""
     trouble, expected = SCENARIOS[scenario]
     if scenario in LAMBDA_ONLY:
-        trouble = dict.fromkeys([*HEALTHY, "OldestFileAge"], None) | trouble
+        trouble = {**dict.fromkeys([*HEALTHY, "OldestFileAge"], None), **trouble}
     runs = dict.fromkeys((10, 11), trouble)
     found = raised(minutes, published(minutes, runs), after=10)
     assert set(found) == {expected}
@@ -96,7 +97,7 @@ def test_the_right_alarm_fires_within_two_schedules(minutes: int, scenario: str)
 @pytest.mark.parametrize("minutes", SCHEDULES)
 def test_a_stack_that_falls_silent_is_noticed(minutes: int) -> None:
     """No run finishes any more: the missing data are the alarm."""
-    silent: dict[str, float | None] = dict.fromkeys([*HEALTHY, "OldestFileAge"], None)
+    silent: Run = dict.fromkeys([*HEALTHY, "OldestFileAge"], None)
     runs = dict.fromkeys(range(10, RUNS), silent)
     found = raised(minutes, published(minutes, runs), after=10)
     assert set(found) == {"OldestFileAlarm"}
@@ -107,7 +108,7 @@ def test_a_stack_that_falls_silent_is_noticed(minutes: int) -> None:
 def test_files_that_wait_for_long_are_noticed(minutes: int) -> None:
     """A file that is older than its window and six runs is too old."""
     old = {number: {"OldestFileAge": 60.0 * (5 + 7 * minutes)} for number in range(10, RUNS)}
-    found = raised(minutes, published(minutes, old), after=10)  # type: ignore[arg-type]
+    found = raised(minutes, published(minutes, old), after=10)
     assert set(found) == {"OldestFileAlarm"}
 
 

@@ -1,15 +1,16 @@
 """Evaluates CloudWatch alarms as AWS documents it.
 
-https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/alarms-and-missing-data.html: an alarm
-looks at more periods than it evaluates. If enough of them have data, it takes the most recent of
-those; else it fills the rest by ``TreatMissingData``.
+An alarm looks at more periods than it evaluates. If enough of them have data, it takes the most
+recent of those; else it fills the rest by ``TreatMissingData``:
+https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/alarms-and-missing-data.html
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import ge, lt
 from typing import Any, Literal
 
 __all__ = ("Metrics", "State", "alarm_states")
@@ -17,11 +18,14 @@ __all__ = ("Metrics", "State", "alarm_states")
 _EXTRA_PERIODS = 2
 """AWS: the exact number varies; its examples have two."""
 
-_STATISTICS = {"Sum": sum, "Maximum": max, "Minimum": min}
-_COMPARISONS = {
-    "GreaterThanOrEqualToThreshold": lambda value, threshold: value >= threshold,
-    "GreaterThanThreshold": lambda value, threshold: value > threshold,
-    "LessThanThreshold": lambda value, threshold: value < threshold,
+_STATISTICS: dict[str, Callable[[list[float]], float]] = {
+    "Sum": sum,
+    "Maximum": max,
+    "Minimum": min,
+}
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "GreaterThanOrEqualToThreshold": ge,
+    "LessThanThreshold": lt,
 }
 
 State = Literal["OK", "ALARM", "INSUFFICIENT_DATA"]
