@@ -70,7 +70,8 @@ class Layout:
         if self._nested and key.startswith(self._nested):
             return KeyKind.INTERNAL
         if not is_run_file(key):
-            return KeyKind.IGNORED
+            is_journal = self._aggregates_in_inbox and key == self.journal_key
+            return KeyKind.INTERNAL if is_journal else KeyKind.IGNORED
         if self._aggregates_in_inbox and (self.is_aggregate(key) or key == self.record_key):
             return KeyKind.INTERNAL
         return KeyKind.RUN_FILE
@@ -83,6 +84,11 @@ class Layout:
     def record_key(self) -> str:
         """The key of the store's record."""
         return f"{self.aggregate_prefix}asyncagg.json"
+
+    @property
+    def journal_key(self) -> str:
+        """The key of the journal of runs. It does not end like a run file's."""
+        return f"{self.aggregate_prefix}asyncagg.run"
 
     @property
     def record_copy_key(self) -> str:
