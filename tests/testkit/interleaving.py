@@ -267,10 +267,15 @@ class _Loop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         super().__init__(_IdleSelector(self.stop))
 
-    def run_in_executor(self, _executor: Any, work: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(  # type: ignore[override]  # its arguments have no types here
+        self,
+        executor: object,  # noqa: ARG002 - there are no threads
+        func: Callable[..., Any],
+        *args: Any,
+    ) -> asyncio.Future[Any]:
         """Call a function at once."""
         future = self.create_future()
-        future.set_result(work(*args))
+        future.set_result(func(*args))
         return future
 
 
