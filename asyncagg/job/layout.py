@@ -167,11 +167,12 @@ class Layout:
     def restored_key(self, key: str, content: bytes, window: Window) -> str:
         """Return the key in the inbox under which a file in quarantine is restored.
 
-        It depends on the key in quarantine and the content, so no other file has it. It contains
-        the window, so the file is counted there whenever it is copied.
+        It depends on the former key and the content: no other file has it, and all copies of the
+        file have the same. It contains the window, so the file is counted there whenever it is
+        copied.
 
         Args:
-            key: Its key in quarantine.
+            key: Its former key in the inbox.
             content: A digest of its content.
             window: The window that it is counted in.
         """
@@ -179,13 +180,13 @@ class Layout:
         start, ending = self._split_restored(key)
         return f"{start}{window.start_name}-{digest}{ending}"
 
-    def restored_prefixes(self, moved_to: str) -> tuple[str, ...]:
-        """Return the prefixes of all keys that a file restored from this key may have.
+    def restored_prefixes(self, key: str) -> tuple[str, ...]:
+        """Return the prefixes of all keys that a restored file may have, by its former inbox key.
 
         The digest depends on the content at the time of the restore, so only the prefix is known.
         The file may now be in the inbox, the archive or quarantine.
         """
-        start, _ = self._split_restored(moved_to)
+        start, _ = self._split_restored(key)
         name = start.removeprefix(self.runs_prefix)
         shortest = _MAX_KEY_BYTES - _DIGEST_LENGTH - len("..json.gz")  # what `_shorten` keeps
         return (
@@ -196,7 +197,7 @@ class Layout:
 
     def _split_restored(self, key: str) -> tuple[str, str]:
         """Return what comes before and after the digest in the key of a restored file."""
-        folder, slash, name = self.inbox_key(key).rpartition("/")
+        folder, slash, name = key.rpartition("/")
         stem, dot, ending = name.partition(".json")
         stem = stem.partition(RESTORED)[0]  # it may have been restored before
         reserved = len(RESTORED) + _WINDOW_LENGTH + _DIGEST_LENGTH

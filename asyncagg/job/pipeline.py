@@ -144,8 +144,10 @@ def _summary(report: RunReport) -> dict[str, Any]:
         "windows": len(report.windows),
         "ignored": report.ignored,
         "waiting": report.waiting,
+        "backlog": report.backlog,
+        "listed": report.listed,
         "complete": report.complete,
-        "failed": len(report.failures),
+        "failed_windows": len(report.failures),
         **asdict(report.total),
         **seconds,
     }
@@ -242,7 +244,7 @@ class _Pipeline:
             send, receive = anyio.create_memory_object_stream[Sequence[RunFile]](1)
             group.start_soon(self._list, send)
             # Both are child tasks: to cancel the task that holds a shield would interrupt it.
-            group.start_soon(self._settle_chunks, receive, group.cancel_scope)
+            group.start_soon(self._settle_chunks, receive)
 
     async def _list(self, pages: ObjectSendStream[Sequence[RunFile]]) -> None:
         """Send the listing page by page."""
@@ -255,6 +257,7 @@ class _Pipeline:
                 except anyio.BrokenResourceError:
                     return  # the receiver was cancelled first
                 before = perf_counter()
+            self.report.listed = True
 
     async def _pages(self) -> AsyncIterator[Sequence[RunFile]]:
         prefix = self.context.settings.runs_prefix
@@ -262,9 +265,7 @@ class _Pipeline:
             async for page in list_range(self.context.store, prefix, keys):
                 yield page
 
-    async def _settle_chunks(
-        self, pages: ObjectReceiveStream[Sequence[RunFile]], listing: anyio.CancelScope
-    ) -> None:
+    async def _settle_chunks(self, pages: ObjectReceiveStream[Sequence[RunFile]]) -> None:
         more = True
         held: list[Sequence[RunFile]] = []
         async with pages:
@@ -276,9 +277,17 @@ class _Pipeline:
                         await ensure_record(self.context)
                     await self._settle_chunk(chunk)
                 if more and self.deadline.intake_ends() <= anyio.current_time():
-                    self.report.complete = False
-                    listing.cancel()
-                    return
+                    self.report.complete = more = False
+                    await self._count_rest(pages, held)
+
+    async def _count_rest(
+        self, pages: ObjectReceiveStream[Sequence[RunFile]], held: Sequence[Sequence[RunFile]]
+    ) -> None:
+        """Count the files that are too late for this run, in the time that is left."""
+        for page in held:
+            self.report.untaken += self.planner.add(page, {})
+        async for page in pages:
+            self.report.untaken += self.planner.add(page, {})
 
     async def _fill(
         self,

@@ -217,6 +217,7 @@ class Settler:
             outcomes = await self._count_files(settlement)
         except AggregateError as error:
             report.failure = str(error)
+            report.tally.failed += len(files)
             _log.error("window failed", extra={"window": window.name, "reason": str(error)})
         except StoreError as error:
             report.tally.deferred += len(files)

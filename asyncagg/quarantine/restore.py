@@ -1,7 +1,7 @@
 """Restore files from quarantine: move those that would be accepted now back into the inbox.
 
-A file gets a new key: the old one with a mark, its window, and a digest of its key in quarantine
-and its content. Each file counts once, because
+A file gets a new key: the old one with a mark, its window, and a digest of the old key and the
+content. Each file counts once, because
 
 * it is claimed first (`asyncagg.quarantine.claim`): with the old key, no run counts it any more. If
   a run has counted it before, it goes to the archive instead.
@@ -161,12 +161,13 @@ class Restorer:
         """Return the window of a file, and the claim to it."""
         found = await look_up(self._context, key)
         file = found.file
-        unmoved = structs.replace(file, key=self._layout.inbox_key(key))
+        arrived = self._arrived(found)
+        unmoved = arrived or structs.replace(file, key=self._layout.inbox_key(key))
         window = found.window or self._context.window_of(unmoved)
         async with self._store.stream(key, if_match=file.etag) as body:
-            restored_key = self._layout.restored_key(key, await digest(body.chunks), window)
-        reason = found.reason or "not known any more"
-        return window, Claim(file, self._arrived(found), restored_key, reason)
+            content = await digest(body.chunks)
+        restored_key = self._layout.restored_key(unmoved.key, content, window)
+        return window, Claim(file, arrived, restored_key, found.reason or "not known any more")
 
     def _arrived(self, found: QuarantinedFile) -> RunFile | None:
         """Return a file in quarantine as it was in the inbox, or None if that is unknown."""

@@ -30,6 +30,7 @@ from asyncagg.job.record import ensure_record
 from asyncagg.quarantine.restore import Restorer
 from asyncagg.settings import Settings
 from asyncagg.store import Store
+from asyncagg.store.guards import GuardedStore, Guards
 from asyncagg.store.memory import MemoryStore
 from asyncagg.verify import verify
 from asyncagg.verify.findings import FindingKind, Plan, VerifyReport
@@ -56,6 +57,7 @@ __all__ = ("SCENARIOS", "Scenario", "explore", "main")
 EARLIER, DELIVERED, RESTORED = moment(13, 56), moment(13, 57), moment(14, 1)
 
 PLAIN = Settings(concurrency=1)
+BY_CLOCK = Settings(concurrency=1, window_by="last_modified")
 CHUNKS = Settings(concurrency=1, chunk_files=1)
 SMALL = Settings(concurrency=1, max_file_bytes=len(run_data(1)) - 1)
 """The settings of a runner that rejects every run file as too large."""
@@ -69,6 +71,8 @@ NEW_A = File("runs/a.json", run_data(5), DELIVERED)
 """Other content for the key of `A`."""
 OLD = File("runs/old.json", run_data(6), moment(13, 52))
 NEW_OLD = File("runs/old.json", run_data(8), DELIVERED)
+STAMPED = File("runs/20251021t1352Z_e.json", run_data(9), DELIVERED)
+"""A file of another window by its name than by its time."""
 LATE = File("runs/late.json", run_data(7), moment(13, 53))
 """A file of the window of `OLD`."""
 
@@ -136,6 +140,23 @@ def repairer(plan: Plan, *expected: FindingKind) -> Program:
         assert set(after.found) <= set(expected), f"verify finds {after.findings}"
 
     return Program("repairer", work, AT)
+
+
+def without_copy_if_absent(program: Program) -> Program:
+    """Return a program that works on a store which ignores ``If-None-Match`` of a copy."""
+
+    async def work(store: ScheduledStore) -> object:
+        guarded: Any = GuardedStore(store, prefix="archive/", required=True)
+        guarded._guards = Guards(
+            put_if_absent=True,
+            put_if_match=True,
+            copy_if_match=True,
+            copy_if_absent=False,
+            delete_if_match=True,
+        )
+        return await program.work(guarded)
+
+    return program._replace(work=work)
 
 
 # ------------------------------------------------------------------------------ invariants
@@ -212,7 +233,7 @@ class Scenario:
         settled: Files that an earlier run settled.
         settled_with: The settings of that run.
         unmoved: Whether that run stopped before it moved them.
-        new: Whether the store has no record yet.
+        record: The settings in the store's record; None if it has none.
         broken: Changes the aggregates of that run.
         ends: What runs when all programs have ended or crashed; the last one verifies.
         faults: The most answers that are lost.
@@ -228,7 +249,7 @@ class Scenario:
     settled: tuple[File, ...] = ()
     settled_with: Settings = PLAIN
     unmoved: bool = False
-    new: bool = False
+    record: Settings | None = PLAIN
     broken: Callable[[bytes], bytes] | None = None
     ends: tuple[Program, ...] = END
     faults: int = 0
@@ -303,7 +324,16 @@ SCENARIOS = (
         page=1,
     ),
     Scenario(name="three runners", programs=(*TWO, runner(3)), inbox=(A,)),
-    Scenario(name="a new store", programs=TWO, inbox=(A,), new=True, faults=1),
+    Scenario(name="a new store", programs=TWO, inbox=(A,), record=None, faults=1),
+    Scenario(
+        name="other settings than the record",
+        programs=(runner(1), runner(2, BY_CLOCK)),
+        inbox=(STAMPED,),
+        record=BY_CLOCK,
+        ends=(runner(99, BY_CLOCK), END[1]),
+        faults=1,
+        quick=True,
+    ),
     Scenario(name="a bad file", programs=TWO, inbox=(A, BAD), faults=1),
     Scenario(name="a taken archive key", programs=TWO, inbox=(NEW_OLD,), settled=(OLD,), faults=1),
     Scenario(
@@ -327,6 +357,17 @@ SCENARIOS = (
     restoring("restored", *TWO, restorer(1), inbox=(B,), **IN_QUARANTINE),
     restoring("restored by two", runner(1), restorer(1), restorer(2), quick=True, **IN_QUARANTINE),
     restoring(
+        "restored by two, no conditional copies",
+        *map(without_copy_if_absent, (runner(1), restorer(1), restorer(2))),
+        faults=1,
+        **IN_QUARANTINE,
+    ),
+    Scenario(
+        name="overwritten, no conditional copies",
+        programs=(*map(without_copy_if_absent, TWO), producer(NEW_A)),
+        inbox=(A,),
+    ),
+    restoring(
         "restored next to smaller limits",
         runner(1),
         SMALL_RUNNER,
@@ -346,13 +387,27 @@ SCENARIOS = (
         "restored by three next to smaller limits",
         runner(1),
         SMALL_RUNNER,
-        restorer(1),
-        restorer(2),
-        restorer(3),
+        *(restorer(1),) * 3,
         **IN_QUARANTINE,
     ),
     restoring("different limits", runner(1), SMALL_RUNNER, inbox=(A, B), faults=1),
-    restoring("different limits, deleted", runner(1), SMALL_RUNNER, producer(A.key), inbox=(A,)),
+    restoring(
+        "different limits, deleted",
+        runner(1),
+        SMALL_RUNNER,
+        producer(A.key),
+        restorer(1),
+        inbox=(A,),
+        quick=True,
+    ),
+    restoring(
+        "different limits, deleted, no answer",
+        runner(1),
+        SMALL_RUNNER,
+        producer(A.key),
+        inbox=(A,),
+        faults=1,
+    ),
     Scenario(
         name="verification",
         programs=(runner(1), verifier(FindingKind.UNFINISHED)),
@@ -437,8 +492,8 @@ def _prepare(scenario: Scenario) -> tuple[MemoryStore, frozenset[Original]]:
             await store.put(file.key, file.data)
 
     async def prepare() -> None:
-        if not scenario.new:
-            await ensure_record(_context(store))
+        if scenario.record:
+            await ensure_record(_context(store, settings=scenario.record))
         if scenario.settled:
             await write(scenario.settled)
             await run(store, scenario.settled_with, at=EARLIER, now=lambda: EARLIER)

@@ -25,6 +25,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
+    Iterable,
     Iterator,
     Mapping,
     Sequence,
@@ -32,6 +33,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import attrgetter
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
@@ -519,7 +521,7 @@ class _State(NamedTuple):
         world: The objects.
         faults: How many answers were lost so far.
         late: The requests that were sent, but have not arrived yet; perhaps they never do.
-        nodes: The node of each program.
+        nodes: The node of each program, by number: equal programs are interchangeable.
     """
 
     world: World
@@ -534,6 +536,10 @@ class _Step(NamedTuple):
     request: Request
     position: int | None = None
     outcome: str = ""
+
+
+def _sorted(nodes: Iterable[Node]) -> tuple[Node, ...]:
+    return tuple(sorted(nodes, key=attrgetter("number")))
 
 
 _NO_ANSWER = Answer(error=TransientError("no answer"))
@@ -591,7 +597,7 @@ class _Search:
     def work(self) -> Explored:
         started, explored = perf_counter(), Explored()
         world = self._worlds.intern(self._explorer.store, self._explorer.written, frozenset())
-        roots = tuple(map(self._nodes.root, self._explorer.programs))
+        roots = _sorted(map(self._nodes.root, self._explorer.programs))
         # Every schedule that leads to a state has the same length: the levels are disjoint.
         level = {_State(world, 0, (), roots): 1}
         while level and not explored.broken:
@@ -643,7 +649,7 @@ class _Search:
         self, nodes: tuple[Node, ...], position: int, number: int, answer: Answer
     ) -> tuple[Node, ...]:
         child = self._nodes.following(nodes[position], number, answer)
-        return (*nodes[:position], child, *nodes[position + 1 :])
+        return _sorted((*nodes[:position], child, *nodes[position + 1 :]))
 
     def _check(self, state: _State) -> None:
         for node in state.nodes:

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 import asyncagg.job.aggregates as aggregates_module
+import asyncagg.job.pipeline as pipeline_module
+import asyncagg.quarantine.restore as restore_module
+import asyncagg.windows as windows_module
 from asyncagg.aggregate.reader import Known, StoredAggregate
 from asyncagg.errors import NotFoundError, StoreError
 from asyncagg.job.archive import Mover
@@ -104,10 +107,29 @@ def _delete_without_etag(patch: pytest.MonkeyPatch) -> None:
 
 
 def _skip_counted_check(patch: pytest.MonkeyPatch) -> None:
-    async def mutated(*_: object) -> Known:
+    async def mutated(*_: object, **__: object) -> Known:
         return Known(set(), set(), {})
 
     patch.setattr(StoredAggregate, "known", mutated)
+
+
+def _ignore_record(patch: pytest.MonkeyPatch) -> None:
+    async def mutated(context: JobContext) -> JobContext:
+        return context
+
+    patch.setattr(pipeline_module, "follow_record", mutated)
+    patch.setattr(pipeline_module, "ensure_record", mutated)
+
+
+def _restore_without_claim(patch: pytest.MonkeyPatch) -> None:
+    async def mutated(*_: object) -> dict[str, RunFile]:
+        return {}
+
+    patch.setattr(restore_module, "claim_files", mutated)
+
+
+def _restore_into_any_window(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(windows_module, "RESTORED", "nowhere in a key")
 
 
 MUTATIONS = (
@@ -118,4 +140,11 @@ MUTATIONS = (
     Mutation("copies over other content", "overwritten", _copy_over_other_content),
     Mutation("deletes without the etag", "overwritten", _delete_without_etag),
     Mutation("skips the check for counted files", "two runners", _skip_counted_check),
+    Mutation("ignores the record", "other settings than the record", _ignore_record),
+    Mutation("restores without a claim", "different limits, deleted", _restore_without_claim),
+    Mutation(
+        "restores into the window of the copy",
+        "restored by two next to smaller limits",
+        _restore_into_any_window,
+    ),
 )
