@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 
 import anyio
 
-from asyncagg.aggregate.reader import Known, StoredAggregate
+from asyncagg.aggregate.reader import StoredAggregate
 from asyncagg.aggregate.rows import RowSpool
 from asyncagg.errors import AggregateError, StoreError
 from asyncagg.job.aggregates import load_aggregate, retry_commit
@@ -30,7 +30,7 @@ from asyncagg.job.deadline import Deadline
 from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.fetch import Fetcher
 from asyncagg.job.outcome import RunReport, Tally, WindowReport
-from asyncagg.job.restored import find_counted
+from asyncagg.job.redelivered import find_counted
 from asyncagg.job.run_files import RunFileReader
 from asyncagg.model import RunFile, Window
 
@@ -127,12 +127,12 @@ class Settlement:
     ) -> tuple[set[str], set[str]]:
         """Return the keys of files that were settled before: (counted, quarantined)."""
         with self.run_report.timed("load"):
-            known = await stored.known(files) if stored else Known(set(), set(), {})
+            if stored is None:
+                return set(), set()
             layout = self.context.layout
+            known = await stored.known(files, layout.was_restored)
             doubtful = {
-                file: known.redelivered.get(file.key, [])
-                for file in files
-                if file.key in known.redelivered or layout.was_restored(file.key)
+                file: known.redelivered[file.key] for file in files if file.key in known.redelivered
             }
             known.counted.update(
                 await find_counted(self.context.store, layout, doubtful, workers=self.workers)
