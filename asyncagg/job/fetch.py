@@ -125,6 +125,8 @@ class Fetcher:
             case _:
                 self._tally.deferred += 1
                 _log.warning("deferred", extra={"key": file.key, "reason": str(error)})
+                if self.counted:
+                    self._refusals.accept("get")
                 if isinstance(error, AccessDeniedError):
                     self._refusals.add(error)
         return None

@@ -23,6 +23,7 @@ from asyncagg.job.deadline import Deadline
 from asyncagg.job.layout import KeyKind
 from asyncagg.job.listing import KeyRange, list_range
 from asyncagg.job.outcome import RunReport
+from asyncagg.job.refusals import Refusals
 from asyncagg.job.settle import Count, Settler
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.clock import utc_now
@@ -77,10 +78,11 @@ async def run(
         ConfigurationError: The store cannot be used (no bucket, no permission, no guard).
         TransientError: The listing failed after all retries; nothing is lost.
     """
-    committer = Committer()
-    return await run_pipeline(
+    committer, refusals = Committer(), Refusals()
+    report = await run_pipeline(
         JobContext(store, settings, temporary, now),
         committer.count,
+        refusals,
         committed=committer.committed,
         at=at,
         deadline=deadline,
@@ -89,11 +91,14 @@ async def run(
         keys=keys,
         progress=progress,
     )
+    refusals.check()
+    return report
 
 
 async def run_pipeline(
     context: JobContext,
     count: Count,
+    refusals: Refusals,
     *,
     committed: Callable[[Window], int] = lambda _: 0,
     at: datetime | None = None,
@@ -108,6 +113,7 @@ async def run_pipeline(
     Args:
         context: The dependencies.
         count: How the files of a window become counted.
+        refusals: Notes the requests that the store refuses; the caller checks it.
         committed: Returns how many files of a window are committed by now.
         at: This and the following arguments are those of `run`.
         deadline: When to be done.
@@ -119,7 +125,7 @@ async def run_pipeline(
     at = at or context.now()
     deadline = deadline or Deadline()
     report = RunReport(at=at.isoformat(), dry_run=dry_run)
-    settler = Settler(context, report, deadline, count)
+    settler = Settler(context, report, deadline, count, refusals)
     planner = _Planner(context, report, at, only, committed)
     pipeline = _Pipeline(context, report, deadline, planner, settler, keys, progress)
     with anyio.CancelScope(deadline=deadline.work_ends) as scope:
@@ -127,7 +133,6 @@ async def run_pipeline(
     if scope.cancelled_caught:
         report.complete = False
     _log.info("run", extra=_summary(report))
-    settler.refusals.check()
     return report
 
 

@@ -14,9 +14,13 @@ class Refusals:
     A refusal of one object (another KMS key or owner, a legal hold, an archived storage class)
     concerns that object: it is deferred, and the others continue. If no request of the same
     operation succeeds, the set-up is wrong and the run fails.
+
+    Args:
+        most: So many refusals of an operation end the run at once, unless one was accepted before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: float = _MAX_REFUSED) -> None:
+        self._most = most
         self._first: dict[str, StoreError] = {}
         self._counts: dict[str, int] = {}
         self._accepted: set[str] = set()
@@ -27,15 +31,23 @@ class Refusals:
         Raises:
             StoreError: So many were refused, and none accepted, that the set-up is at fault.
         """
-        operation = error.operation
-        self._first.setdefault(operation, error)
-        self._counts[operation] = self._counts.get(operation, 0) + 1
-        if self._counts[operation] >= _MAX_REFUSED and operation not in self._accepted:
+        self._add(error.operation, error, 1)
+
+    def _add(self, operation: str, first: StoreError, count: int) -> None:
+        self._first.setdefault(operation, first)
+        self._counts[operation] = self._counts.get(operation, 0) + count
+        if self._counts[operation] >= self._most and operation not in self._accepted:
             raise self._first[operation]
 
     def accept(self, operation: str) -> None:
         """Note that a request of this operation succeeded."""
         self._accepted.add(operation)
+
+    def merge(self, other: Refusals) -> None:
+        """Add what another part of the run has noted; see `add`."""
+        self._accepted |= other._accepted
+        for operation, first in other._first.items():
+            self._add(operation, first, other._counts[operation])
 
     def check(self) -> None:
         """Check at the end of a run.

@@ -180,17 +180,23 @@ class Settler:
         run: The report of the run.
         deadline: When to stop fetching, and when to stop.
         count: How files become counted.
+        refusals: The requests of the run that the store refuses.
     """
 
     def __init__(
-        self, context: JobContext, run: RunReport, deadline: Deadline, count: Count
+        self,
+        context: JobContext,
+        run: RunReport,
+        deadline: Deadline,
+        count: Count,
+        refusals: Refusals,
     ) -> None:
         self._context = context
         self._run = run
         self._deadline = deadline
         self._count = count
         self._reader = RunFileReader(context.store, context.settings)
-        self.refusals = Refusals()
+        self._refusals = refusals
 
     async def settle(
         self, window: Window, files: WindowBatch, report: WindowReport, *, workers: int
@@ -204,7 +210,7 @@ class Settler:
             self._run,
             self._reader,
             self._deadline,
-            self.refusals,
+            self._refusals,
             workers,
         )
         try:
@@ -216,7 +222,7 @@ class Settler:
             report.tally.deferred += len(files)
             _log.warning("window deferred", extra={"window": window.name, "reason": str(error)})
             if isinstance(error, AccessDeniedError):
-                self.refusals.add(error)
+                self._refusals.add(error)
         else:
             await settlement.move_files(outcomes)
         _log.info(

@@ -15,16 +15,23 @@ The order is: check, copy, delete. After each step the content is in one of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from msgspec import structs
 
-from asyncagg.errors import ConfigurationError, NotFoundError, PreconditionFailedError, StoreError
+from asyncagg.errors import (
+    AccessDeniedError,
+    NotFoundError,
+    PreconditionFailedError,
+    StoreError,
+)
 from asyncagg.job.archive import same_bytes, same_content
 from asyncagg.job.context import JobContext
 from asyncagg.job.layout import KeyKind
+from asyncagg.job.refusals import Refusals
 from asyncagg.job.restored import is_archived
 from asyncagg.job.run_files import RunFileReader
 from asyncagg.model import RunFile
@@ -34,6 +41,16 @@ from asyncagg.runtime.tasks import for_each
 from asyncagg.store import Matches, Store
 
 _OVERWRITTEN = "it was overwritten meanwhile: try again"
+
+
+RestoreStatus = Literal["put_back", "counted", "left"]
+
+_ACCEPTED: dict[RestoreStatus, tuple[str, ...]] = {
+    "left": ("head", "get"),
+    "counted": ("head", "get", "delete"),
+    "put_back": ("head", "get", "copy", "delete"),
+}
+"""The operations that the store has accepted when a file has this status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +66,7 @@ class RestoreResult:
     """
 
     key: str
-    status: Literal["put_back", "counted", "left"]
+    status: RestoreStatus
     inbox_key: str = ""
     reason: str = ""
 
@@ -64,9 +81,13 @@ class Restorer:
     Args:
         context: Where the files are.
         force: Whether to restore even files that would be quarantined again.
+
+    Attributes:
+        refusals: What the store has refused; to be checked at the end.
     """
 
     def __init__(self, context: JobContext, *, force: bool = False) -> None:
+        self.refusals = Refusals(most=math.inf)
         self._store = context.store
         self._settings = context.settings
         self._layout = context.layout
@@ -90,20 +111,27 @@ class Restorer:
 
         Raises:
             UsageError: The key is not in quarantine.
-            ConfigurationError: A permission is missing.
+            ConfigurationError: The store cannot be used.
         """
         check_key(self._settings, key)
         try:
-            return await self._restore((await self._store.head(key)).file)
+            result = await self._restore((await self._store.head(key)).file)
         except NotFoundError:
             reason = "no object has this key"
         except PreconditionFailedError:
             reason = _OVERWRITTEN
-        except ConfigurationError:
-            raise
         except StoreError as error:
             reason = str(error)
+            self._note_refusal(error)
+        else:
+            for operation in _ACCEPTED[result.status]:
+                self.refusals.accept(operation)
+            return result
         return RestoreResult(key, "left", reason=reason)
+
+    def _note_refusal(self, error: StoreError) -> None:
+        if isinstance(error, AccessDeniedError):
+            self.refusals.add(error)
 
     async def replace(self, key: str, source: Store, name: str) -> RestoreResult:
         """Overwrite a file with fixed content, and restore it.
@@ -142,9 +170,8 @@ class Restorer:
             return RestoreResult(file.key, "left", reason=blocker)
         counted = await self._is_counted_or_copied(file, target)
         failure = (await self._store.delete([file])).get(file.key)
-        if isinstance(failure, ConfigurationError):
-            raise failure
         if failure is not None:
+            self._note_refusal(failure)
             reason = f"it was copied to the inbox, but is still in quarantine: {failure}"
             return RestoreResult(file.key, "left", target, reason)
         if counted:
