@@ -32,7 +32,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from asyncagg.errors import AsyncaggError
+from asyncagg.errors import AsyncaggError, NotFoundError
 from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.record import follow_record
@@ -68,6 +68,9 @@ def time_option(name: str, description: str) -> Any:
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
 SinceOption = Annotated[
     datetime | None, time_option("--since", "Only windows that start then or later.")
+]
+AllowEmptyOption = Annotated[
+    bool, typer.Option("--allow-empty", help="Do not fail if there is nothing.")
 ]
 UntilOption = Annotated[datetime | None, time_option("--until", "Only windows that end by then.")]
 _StoreArgument = Annotated[
@@ -203,6 +206,24 @@ def configure_logs(settings: Settings, *, json: bool) -> None:
     quieter = "warning" if settings.log_level == "info" else settings.log_level
     logs.configure(settings.log_level if json else quieter, json=json)
     logs.correlation_id.set(uuid.uuid4().hex)
+
+
+def check_found(
+    settings: Settings, *prefixes: str, found: bool, allow_empty: bool, filtered: bool
+) -> None:
+    """Fail if nothing was found: the store, a prefix or the interval may be mistyped.
+
+    Raises:
+        NotFoundError: Nothing was found, and that is not allowed.
+    """
+    if found or allow_empty:
+        return
+    places = ", ".join(map(repr, prefixes))
+    interval = " in this interval" if filtered else ""
+    raise NotFoundError(
+        f"nothing found{interval}: looked in {settings.store!r} at {places}; expected a store that "
+        "`asyncagg run` has filled, and its prefixes; or pass --allow-empty"
+    )
 
 
 # ------------------------------------------------------------------------------ output

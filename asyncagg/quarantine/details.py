@@ -61,7 +61,8 @@ async def file_details(context: JobContext, key: str) -> FileDetails:
     """
     check_key(context.settings, key)
     found = await look_up(context, key)
-    entry = (await find_entries(context, [found])).get(key)
+    entries, _ = await find_entries(context, [found])
+    entry = entries.get(key)
     reason = await quarantine_reason(RunFileReader(context.store, context.settings), found.file)
     async with context.store.stream(key, if_match=found.file.etag) as body:
         excerpt, unzipped = await _excerpt(key, body)

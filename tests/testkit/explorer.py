@@ -27,6 +27,7 @@ from asyncagg.job.context import JobContext
 from asyncagg.job.layout import Layout
 from asyncagg.job.pipeline import run, run_pipeline
 from asyncagg.job.record import ensure_record
+from asyncagg.job.refusals import Refusals
 from asyncagg.quarantine.restore import Restorer
 from asyncagg.settings import Settings
 from asyncagg.store import Store
@@ -93,7 +94,9 @@ def runner(number: int, settings: Settings = PLAIN) -> Program:
     async def work(store: Store) -> tuple[int, int]:
         committer = Committer()
         context = _context(store, number, settings)
-        report = await run_pipeline(context, committer.count, committed=committer.committed, at=AT)
+        report = await run_pipeline(
+            context, committer.count, Refusals(), committed=committer.committed, at=AT
+        )
         return report.total.counted, report.total.deferred
 
     return Program(f"runner {number}", work, AT)
