@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import orjson
 import typer
 from rich.table import Table
@@ -49,7 +47,7 @@ def doctor(*, settings: Settings, json: JsonOption = False) -> None:
     configure_logs(settings, json=json)
 
     async def work() -> Diagnosis:
-        return await diagnose(settings, environ=os.environ)
+        return await diagnose(settings)
 
     diagnosis = execute(work)
     if json:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -39,7 +39,6 @@ _SLOW_SECONDS = 0.2
 async def diagnose(
     settings: Settings,
     *,
-    environ: Mapping[str, str],
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Diagnosis:
@@ -47,7 +46,6 @@ async def diagnose(
 
     Args:
         settings: The settings of the job.
-        environ: The environment, for ``AWS_CA_BUNDLE``.
         now: The clock of this machine.
         monotonic: The time in seconds, for latencies.
 
@@ -57,7 +55,7 @@ async def diagnose(
     exam = Examination()
     exam.results["prefixes"] = _prefixes(settings)
     if "://" in settings.store:
-        return await _check_bucket(exam, settings, environ, now, monotonic)
+        return await _check_bucket(exam, settings, now, monotonic)
     if not settings.store:
         raise UsageError("store '': expected s3://bucket[/prefix] or a directory")
     await _check_directory(exam, settings)
@@ -118,7 +116,6 @@ async def _check_directory(exam: Examination, settings: Settings) -> None:
 async def _check_bucket(
     exam: Examination,
     settings: Settings,
-    environ: Mapping[str, str],
     now: Callable[[], datetime],
     monotonic: Callable[[], float],
 ) -> Diagnosis:
@@ -129,7 +126,7 @@ async def _check_bucket(
     bucket, root = parse_bucket(settings.store)
     try:
         async with open_control(endpoint_url=settings.endpoint_url, connections=2) as control:
-            s3 = S3Checks(control, bucket, root, settings, environ, now)
+            s3 = S3Checks(control, bucket, root, settings, now)
             await s3.check_access(exam)
             if exam.passed("bucket"):
                 await _check_requests(exam, settings, s3, monotonic)

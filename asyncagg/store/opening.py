@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +20,8 @@ from asyncagg.store.retry import Retry, RetryPolicy
 if TYPE_CHECKING:
     from asyncagg.store.s3.boto import Control
     from asyncagg.store.s3.plane import DataPlane
+
+_log = logging.getLogger(__name__)
 
 _CLEANUP_SECONDS = 5.0
 _MAX_PAGE_BYTES = 16 * 1024 * 1024
@@ -78,7 +80,9 @@ async def _open_s3(settings: Settings, retry: Retry | None) -> AsyncIterator[Sto
 async def _open_plane(
     control: Control, settings: Settings, bucket: str, prefix: str
 ) -> AsyncIterator[DataPlane]:
-    if settings.data_plane == "boto":
+    if control.proxy and settings.data_plane == "lean":
+        _log.info("requests go through aioboto3", extra={"proxy": control.proxy})
+    if control.proxy or settings.data_plane == "boto":
         from asyncagg.store.s3.boto import BotoBucket, BotoPlane  # noqa: PLC0415
 
         yield BotoPlane(BotoBucket(control.client, bucket, prefix))
@@ -90,7 +94,7 @@ async def _open_plane(
     target = await control.locate(bucket)
     tls = None
     if target.endpoint.tls:
-        tls = await to_thread.run_sync(tls_context, os.environ.get("AWS_CA_BUNDLE"))
+        tls = await to_thread.run_sync(tls_context, control.ca_bundle)
     requester = Requester(
         target,
         control.credentials,
@@ -110,10 +114,20 @@ async def _open_plane(
 
 def parse_bucket(url: str) -> tuple[str, str]:
     """Return the bucket and the key prefix of an ``s3://`` URL, or raise a `UsageError`."""
+    if ":" in url.removeprefix("s3://").partition("/")[0]:
+        raise UsageError(
+            f"store {url!r}: an ARN is not accepted; expected a bucket's name or, for an access "
+            "point, its alias, such as s3://name-...-s3alias"
+        )
     parts = urlsplit(url)
     prefix = parts.path.lstrip("/")
     if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
         raise UsageError(f"store {url!r}: expected s3://bucket[/prefix] or a directory")
+    if parts.netloc.endswith(("--x-s3", "--xa-s3", "--op-s3")):
+        raise UsageError(
+            f"store {url!r}: directory buckets and S3 on Outposts list in no order and lack "
+            "conditions; expected a general purpose bucket"
+        )
     if prefix and not prefix.endswith("/"):
         prefix += "/"
     return parts.netloc, prefix

@@ -13,6 +13,7 @@ from binascii import b2a_base64
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
+from functools import partial
 from hashlib import md5
 from typing import Any
 
@@ -24,6 +25,7 @@ from asyncagg.store.s3.http import Response
 from asyncagg.store.s3.plane import Page, check_etag, delete_failures, s3_error
 from asyncagg.store.s3.requester import Requester, S3Request
 from asyncagg.store.s3.sigv4 import canonical_query, encode_path
+from asyncagg.store.s3.text import content_encoding, in_utc
 
 _MD5 = re.compile("[0-9a-f]{32}")
 _RANGE = re.compile(rb"bytes (\d+)-")
@@ -211,13 +213,17 @@ class HttpDataPlane:
         digest = b64encode(md5(body, usedforsecurity=False).digest()).decode()
         headers = {"content-type": "application/xml", "content-md5": digest}
         request = S3Request("delete", files[0].key, "POST", "/", headers, "delete=", body)
-        return self._requester.ask(request, self._parse_deleted)
+        return self._requester.ask(request, partial(self._parse_deleted, files))
 
-    def _parse_deleted(self, _: S3Request, response: Response) -> dict[str, StoreError]:
-        skip = len(self._prefix)
+    def _parse_deleted(
+        self, files: Sequence[RunFile], _: S3Request, response: Response
+    ) -> dict[str, StoreError]:
         errors = s3xml.parse_delete_errors(response.body)
         return delete_failures(
-            ((error.key[skip:], error.code, error.message) for error in errors), self._bucket
+            ((error.key, error.code, error.message) for error in errors),
+            files,
+            prefix=self._prefix,
+            bucket=self._bucket,
         )
 
     async def _delete_one(self, file: RunFile) -> dict[str, StoreError]:
@@ -244,7 +250,7 @@ def _parse_info(request: S3Request, response: Response) -> ObjectInfo:
             request.key,
             int(headers[b"content-length"]),
             _etag(headers),
-            parsedate_to_datetime(headers[b"last-modified"].decode("latin-1")),
+            in_utc(parsedate_to_datetime(headers[b"last-modified"].decode("latin-1"))),
         )
     except (KeyError, ValueError) as error:
         raise TransientError(f"a header is missing or invalid: {error}") from error
@@ -270,8 +276,7 @@ def _etag(headers: Mapping[bytes, bytes]) -> str:
 def _content_encoding(response: Response) -> str:
     if response.head.lower().find(b"\r\ncontent-encoding:") < 0:  # few responses have one
         return ""
-    value = response.headers[b"content-encoding"]
-    return "" if value == b"aws-chunked" else value.decode("latin-1").lower()
+    return content_encoding(response.headers[b"content-encoding"].decode("latin-1"))
 
 
 def _is_md5(etag: str, headers: Mapping[bytes, bytes]) -> bool:
