@@ -25,7 +25,7 @@ from asyncagg.doctor.permissions import Grant, grants, policy
 from asyncagg.errors import AsyncaggError, NotFoundError, UsageError
 from asyncagg.settings import Settings
 from asyncagg.store import Store
-from asyncagg.store.guards import PROBE, GuardedStore
+from asyncagg.store.guards import PROBE, GuardedStore, PartsGuard
 from asyncagg.store.opening import open_store, parse_bucket
 
 if TYPE_CHECKING:
@@ -182,10 +182,14 @@ async def _check_requests(
 async def _guards(store: Store, settings: Settings) -> CheckResult:
     # As in a run, guards that seem to be missing are probed again: a response may have been lost.
     found = await GuardedStore(store, prefix=settings.archive_prefix, required=False).guards()
-    if not found.missing:
+    parts = getattr(store, "parts_guard", None)
+    missing = list(found.missing)
+    if isinstance(parts, PartsGuard) and not await parts.honoured():
+        missing.append("conditions of multipart uploads")
+    if not missing:
         return CheckResult("ok", "conditional writes, copies and deletes are honoured")
-    detail = f"not honoured: {', '.join(found.missing)}"
-    if not found.missing_required:
+    detail = f"not honoured: {', '.join(missing)}"
+    if missing == ["copy_if_absent"]:
         return CheckResult("warn", f"{detail}; the archive is checked before each copy instead")
     if settings.conditional_writes == "off":
         return CheckResult(

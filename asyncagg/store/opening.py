@@ -13,7 +13,7 @@ from anyio import move_on_after, to_thread
 
 from asyncagg.errors import UsageError
 from asyncagg.settings import Settings
-from asyncagg.store.guards import GuardedStore
+from asyncagg.store.guards import GuardedStore, PartsGuard
 from asyncagg.store.protocol import Store
 from asyncagg.store.retry import Retry, RetryPolicy
 
@@ -60,20 +60,19 @@ async def _open_s3(settings: Settings, retry: Retry | None) -> AsyncIterator[Sto
     from asyncagg.store.s3.boto import BotoBucket, BotoMultipart, open_control  # noqa: PLC0415
     from asyncagg.store.s3.store import S3Store  # noqa: PLC0415
 
-    bucket, prefix = parse_bucket(settings.store)
+    bucket, root = parse_bucket(settings.store)
     retry = retry or Retry(RetryPolicy(attempts=settings.retry_attempts))
     async with (
         open_control(
             endpoint_url=settings.endpoint_url, connections=settings.concurrency
         ) as control,
-        _open_plane(control, settings, bucket, prefix) as plane,
+        _open_plane(control, settings, bucket, root) as plane,
     ):
-        multipart = BotoMultipart(BotoBucket(control.client, bucket, prefix))
-        yield GuardedStore(
-            S3Store(settings.store, plane, multipart, retry),
-            prefix=settings.archive_prefix,
-            required=settings.conditional_writes == "required",
-        )
+        multipart = BotoMultipart(BotoBucket(control.client, bucket, root))
+        store = S3Store(settings.store, plane, multipart, retry)
+        prefix, required = settings.archive_prefix, settings.conditional_writes == "required"
+        store.parts_guard = PartsGuard(store, store.put_in_parts, prefix=prefix, required=required)
+        yield GuardedStore(store, prefix=prefix, required=required)
 
 
 @asynccontextmanager

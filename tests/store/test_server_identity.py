@@ -16,6 +16,7 @@ from ssl import SSLContext
 
 import pytest
 from aiobotocore.config import AioConfig
+from anyio import to_thread
 from botocore import UNSIGNED
 from testkit.certificates import Authority
 
@@ -88,7 +89,7 @@ async def _boto_plane(control: Control) -> None:
 
 async def _lean_plane(control: Control) -> None:
     target = await control.locate("b")
-    tls = tls_context(control.ca_bundle) if target.endpoint.tls else None
+    tls = await to_thread.run_sync(tls_context, control.ca_bundle)
     requester = Requester(target, control.credentials, tls=tls)
     plane = HttpDataPlane(requester)
     try:
@@ -230,7 +231,7 @@ async def test_a_redirect_takes_nothing_to_another_server(
                 ).encode()
                 with suppress(AsyncaggError):
                     await send()
-        assert len(asked.received) >= 12
+        assert 12 <= len(asked.received) <= 12 * 5
         assert [plain.received, tls_elsewhere.received, other_host.received] == [[], [], []]
 
 

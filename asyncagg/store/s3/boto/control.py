@@ -16,7 +16,11 @@ import aioboto3
 from aiobotocore.config import AioConfig
 from botocore import exceptions as boto_errors
 from botocore.httpsession import mask_proxy_url
-from botocore.utils import get_environ_proxies
+from botocore.utils import (
+    get_environ_proxies,
+    is_valid_endpoint_url,
+    is_valid_ipv6_endpoint_url,
+)
 
 from asyncagg.errors import ConfigurationError
 from asyncagg.store.s3.boto.bucket import (
@@ -155,7 +159,7 @@ class Control:
 
 @asynccontextmanager
 async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[Control]:
-    """Open an S3 client of aioboto3, with its own retries turned off.
+    """Open an S3 client of aioboto3.
 
     ``endpoint_url`` is that of an S3 server other than AWS, or empty.
 
@@ -163,8 +167,13 @@ async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[
         ConfigurationError: The endpoint is not a URL, or boto rejects its environment.
     """
     _check_credentials()
+    if endpoint_url and not (
+        is_valid_endpoint_url(endpoint_url) or is_valid_ipv6_endpoint_url(endpoint_url)
+    ):
+        raise ConfigurationError(
+            f"endpoint_url {endpoint_url!r}: expected a URL such as http://127.0.0.1:5000"
+        )
     config = AioConfig(
-        retries={"total_max_attempts": 1},
         signature_version="s3v4",
         max_pool_connections=connections,
         connect_timeout=_CONNECT_SECONDS,
@@ -188,8 +197,14 @@ async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[
                 client = await stack.enter_async_context(opening)
         except boto_errors.BotoCoreError as error:
             raise configuration_error(error) from error
+        client.meta.events.register("before-call.s3.HeadBucket", _without_redirect)
         _warn_of_plain_http(client.meta.endpoint_url)
         yield Control(session, client)
+
+
+def _without_redirect(*, context: dict[str, Any], **_: Any) -> None:
+    """Keep a HeadBucket where it is: botocore sends one to follow a redirect, without end."""
+    context["s3_redirect"]["redirected"] = True
 
 
 def _check_credentials() -> None:

@@ -86,7 +86,8 @@ class Session(AioSession):
 
     def __init__(self) -> None:
         super().__init__()
-        self.set_default_client_config(_Config())
+        # The one retry layer is `asyncagg.store.retry`, also for credentials.
+        self.set_default_client_config(_Config(retries={"total_max_attempts": 1}))
 
     @property
     def ca_bundle(self) -> str | None:
@@ -97,9 +98,10 @@ class Session(AioSession):
     def _create_credential_resolver(self) -> Any:
         resolver = super()._create_credential_resolver()
         providers = {each.METHOD: each for each in resolver.providers}
-        timeout = AioContainerMetadataFetcher.TIMEOUT_SECONDS
-        fetcher = AioContainerMetadataFetcher(_MetadataSession(timeout=timeout))
-        providers["container-role"]._fetcher = fetcher
+        session = _MetadataSession(
+            verify=self.ca_bundle or True, timeout=AioContainerMetadataFetcher.TIMEOUT_SECONDS
+        )
+        providers["container-role"]._fetcher = AioContainerMetadataFetcher(session)
         instance = providers["iam-role"]._role_fetcher
         instance._session = _MetadataSession(
             timeout=instance._timeout,
