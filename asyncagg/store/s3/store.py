@@ -27,6 +27,7 @@ from asyncagg.errors import (
     TransientError,
 )
 from asyncagg.model import RunFile
+from asyncagg.store.guards import PartsGuard
 from asyncagg.store.protocol import (
     Absent,
     Body,
@@ -55,6 +56,9 @@ class S3Store:
 
     ``retry`` is the one retry layer around the requests of the data plane and of multipart uploads.
     Objects larger than ``copy_bytes`` are copied in parts.
+
+    Attributes:
+        parts_guard: Asked before a conditional multipart upload is completed, if there is one.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class S3Store:
         self._multipart = multipart
         self._copy_bytes = copy_bytes
         self.retry = retry
+        self.parts_guard: PartsGuard | None = None
 
     @property
     def url(self) -> str:
@@ -189,6 +194,8 @@ class S3Store:
                         send = partial(self._multipart.upload_part, key, upload, number, part)
                         etags.append(await self.retry.call("put", send))
                         if is_last:
+                            if condition is not None and self.parts_guard is not None:
+                                condition = await self.parts_guard(key, condition)
                             return await self._complete(key, upload, etags, condition)
                         del part, send  # there is memory for one part only
                         part, is_last = await anext(parts)
@@ -198,6 +205,13 @@ class S3Store:
             raise PreconditionFailedError(
                 str(error), operation="put", key=key, bucket=error.bucket
             ) from error
+
+    async def put_in_parts(self, key: str, data: bytes, condition: Condition) -> str:
+        """Write an object by a multipart upload of one part, however small it is."""
+        async with self._upload("put", key, "application/octet-stream", {}) as upload:
+            send = partial(self._multipart.upload_part, key, upload, 1, BytesIO(data))
+            etags = [await self.retry.call("put", send)]
+            return await self._complete(key, upload, etags, condition)
 
     @asynccontextmanager
     async def _upload(
