@@ -38,11 +38,12 @@ NOON = datetime(2025, 10, 21, 12, tzinfo=UTC)
 
 def _made(kind: type[Exception]) -> Exception:
     if issubclass(kind, boto_errors.ClientError):
-        return kind({"Error": {"Code": "AccessDenied"}}, "GetObject")
+        return boto_errors.ClientError({"Error": {"Code": "AccessDenied"}}, "GetObject")
     if kind is boto_errors.WaiterError:
-        return kind(name="w", reason="r", last_response={})
+        return boto_errors.WaiterError(name="w", reason="r", last_response={})
     names = re.findall(r"{(\w+)", getattr(kind, "fmt", ""))
-    return kind(**{name: name for name in names})
+    made: Exception = kind(**{name: name for name in names})
+    return made
 
 
 RAISED = [
