@@ -36,13 +36,15 @@ from asyncagg.store.s3.xml import parse_error, parse_listing
 NOON = datetime(2025, 10, 21, 12, tzinfo=UTC)
 
 
-def _made(kind: type[Exception]) -> Exception:
+def _made(kind: Any) -> Exception:
+    made: Exception
     if issubclass(kind, boto_errors.ClientError):
-        return boto_errors.ClientError({"Error": {"Code": "AccessDenied"}}, "GetObject")
-    if kind is boto_errors.WaiterError:
-        return boto_errors.WaiterError(name="w", reason="r", last_response={})
-    names = re.findall(r"{(\w+)", getattr(kind, "fmt", ""))
-    made: Exception = kind(**{name: name for name in names})
+        made = kind({"Error": {"Code": "AccessDenied"}}, "GetObject")
+    elif kind is boto_errors.WaiterError:
+        made = kind(name="w", reason="r", last_response={})
+    else:
+        names = re.findall(r"{(\w+)", getattr(kind, "fmt", ""))
+        made = kind(**{name: name for name in names})
     return made
 
 
