@@ -71,7 +71,7 @@ class ClusterEngine:
         Raises:
             AsyncaggError: The error of the task.
             TransientError: Too many workers died while they ran it.
-            ConfigurationError: The scheduler or the last worker is gone, or a worker lacks the package.
+            ConfigurationError: The scheduler or the last worker is gone, or one lacks a package.
         """
         name = f"{task.__name__}-{uuid.uuid4().hex}"
         bound = partial(perform, self._settings, task, *args, **kwargs)

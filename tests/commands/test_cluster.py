@@ -14,6 +14,8 @@ from typing import Any
 
 import anyio
 import pytest
+from distributed import Client
+from distributed.security import Security
 from harness import environment
 from testkit.promises import check_after_clean_run, final_bytes, of_server
 from testkit.s3server import Pause, Request, S3Server
@@ -21,7 +23,7 @@ from testkit.scenario import AT, BUCKET, fill_server, moment, open_s3, prepared,
 
 import asyncagg.backfill.cluster
 from asyncagg.backfill import backfill
-from asyncagg.backfill.cluster import join_cluster
+from asyncagg.backfill.cluster import join_cluster, start_cluster
 from asyncagg.errors import ConfigurationError
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.pipeline import run
@@ -332,6 +334,74 @@ async def test_no_scheduler_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match=r"scheduler 'tcp://127.0.0.1:1'.*expected"):
         async with join_cluster(Settings(), "tcp://127.0.0.1:1"):
             pass
+
+
+async def test_a_cluster_without_a_worker_is_named(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not waited for in silence."""
+    for worker in cluster.workers:
+        worker.kill()
+        await anyio.to_thread.run_sync(worker.wait)
+    monkeypatch.setattr(asyncagg.backfill.cluster, "_CONNECT_SECONDS", 3)
+    with pytest.raises(ConfigurationError, match=r"workers.*expected the address of a Dask"):
+        async with join_cluster(Settings(), cluster.address):
+            pass
+
+
+async def test_a_cluster_whose_last_worker_dies_is_given_up(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says how to continue."""
+    monkeypatch.setattr(asyncagg.backfill.cluster, "_CHECK_SECONDS", 3.0)
+    async with S3Server([BUCKET]) as server, anyio.create_task_group() as group:
+        fill_server(server, prepared().store)
+        pause = server.faults.pause_at = Pause(putting("work/"))
+
+        async def kill() -> None:
+            await pause.reached.wait()
+            for worker in cluster.workers:
+                worker.kill()
+            pause.release.set()
+
+        group.start_soon(kill)
+        with pytest.raises(ConfigurationError, match="no worker any more.*to continue"):
+            await backfilled(server, cluster)
+
+
+async def test_a_worker_without_the_package_is_named(cluster: Cluster) -> None:
+    """Before any work is sent to it."""
+    hide = (
+        "import sys, importlib.machinery as m; find = m.PathFinder.find_spec; "
+        "m.PathFinder.find_spec = lambda name, *a: None if name == 'asyncagg' else find(name, *a); "
+        "sys.meta_path[:] = [each for each in sys.meta_path if 'editable' not in str(each)]; "
+        "from distributed.cli.dask_worker import main; main()"
+    )
+    words = [cluster.address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+    with subprocess.Popen([sys.executable, "-c", hide, *words], env=environment()) as worker:
+        cluster.workers.append(worker)
+        with anyio.fail_after(60):
+            while True:
+                try:
+                    async with join_cluster(Settings(), cluster.address):
+                        await anyio.sleep(0.2)
+                except ConfigurationError as error:
+                    assert "cannot import asyncagg: expected the same version" in str(error)
+                    break
+        worker.kill()
+
+
+async def test_a_local_cluster_needs_its_certificate() -> None:
+    """Another user of this machine can send no code to its scheduler."""
+    async with start_cluster(Settings(), 1) as engine:
+        address = engine._client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        for other, security in (
+            (address.replace("tls://", "tcp://"), None),
+            (address, Security.temporary()),
+        ):
+            with pytest.raises(OSError, match="Timed out|Connection|connect"):
+                await Client(other, security=security, asynchronous=True, timeout=1)
 
 
 def test_dask_is_imported_for_a_cluster_only() -> None:
