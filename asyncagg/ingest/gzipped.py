@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 from asyncagg.errors import InvalidRunFileError
 
+_ENDINGS = (".gz", ".GZ", ".Gz", ".gZ")
+
 
 def is_gzipped(key: str, content_encoding: str) -> bool:
     """Return whether an object's bytes are gzip, by its key or its ``Content-Encoding``."""
-    return key.endswith(".gz") or content_encoding in {"gzip", "x-gzip"}
+    return key.endswith(_ENDINGS) or content_encoding in {"gzip", "x-gzip"}
 
 
 def inflate(data: bytes, limit: int) -> Iterator[bytes]:

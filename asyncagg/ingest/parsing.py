@@ -21,8 +21,8 @@ _MAX_GROWTH = 4
 
 
 def is_run_file(key: str) -> bool:
-    """Return whether a key ends like a run file's: ``.json`` or ``.json.gz``."""
-    return key.endswith((".json", ".json.gz"))
+    """Return whether a key ends like a run file's: ``.json`` or ``.json.gz``, in any case."""
+    return key.endswith((".json", ".json.gz")) or key[-8:].lower().endswith((".json", ".json.gz"))
 
 
 def parse(data: bytes, file: RunFile, top_cutoff: float = -math.inf) -> RunResult:

@@ -24,6 +24,8 @@ _DIGEST_LENGTH = 16
 _RESTORED = ".putback-"
 """Marks the key of a file restored from quarantine; a digest follows."""
 
+_JSON = re.compile(r"\.json", re.IGNORECASE)
+
 _AGGREGATE_NAME = re.compile(r"\d{8}t\d{4}Z\.json", re.ASCII)
 
 
@@ -120,7 +122,7 @@ class Layout:
     def conflict_key(key: str, etag: str) -> str:
         """Return the key to use instead of one that is taken by other content."""
         folder, slash, name = key.rpartition("/")
-        stem, dot, ending = name.partition(".json")
+        stem, dot, ending = _partition(name)
         suffix = f".{etag[:16]}{dot}{ending}"
         stem = _cut(stem, _MAX_NAME_BYTES - len(suffix.encode()))
         return _shorten(f"{folder}{slash}{stem}{suffix}")
@@ -179,7 +181,7 @@ class Layout:
     def _split_restored(self, key: str) -> tuple[str, str]:
         """Return what comes before and after the digest in the key of a restored file."""
         folder, slash, name = self.inbox_key(key).rpartition("/")
-        stem, dot, ending = name.partition(".json")
+        stem, dot, ending = _partition(name)
         stem = stem.partition(_RESTORED)[0]  # it may have been restored before
         reserved = len(_RESTORED) + _DIGEST_LENGTH + len(f"{dot}{ending}".encode())
         start = f"{folder}{slash}{_cut(stem, _MAX_NAME_BYTES - reserved)}"
@@ -191,11 +193,19 @@ class Layout:
         return _RESTORED in key
 
 
+def _partition(name: str) -> tuple[str, str, str]:
+    """Return what is before ``.json`` in a name, that ending as it is written, and the rest."""
+    found = _JSON.search(name)
+    if found is None:
+        return name, "", ""
+    return name[: found.start()], found[0], name[found.end() :]
+
+
 def _shorten(key: str) -> str:
     """Return a key that S3 accepts: one that is too long is cut, and gets a digest."""
     if len(key) <= _MAX_KEY_BYTES // 4 or len(key.encode()) <= _MAX_KEY_BYTES:
         return key
-    ending = ".json.gz" if key.endswith(".gz") else ".json"
+    ending = ".json.gz" if key.lower().endswith(".gz") else ".json"
     suffix = f".{sha256(key.encode()).hexdigest()[:16]}{ending}"
     return _cut(key, _MAX_KEY_BYTES - len(suffix)) + suffix
 

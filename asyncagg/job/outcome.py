@@ -11,6 +11,9 @@ from typing import Any
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.model import Window
 
+MAX_IGNORED = 5
+"""How many keys of ignored objects a report has."""
+
 STEPS = ("list", "load", "fetch", "commit", "archive")
 
 
@@ -99,6 +102,7 @@ class RunReport:
         dry_run: Whether the job only listed files and changed nothing.
         windows: The windows with files, by name.
         ignored: Objects in the inbox that are not run files.
+        ignored_keys: The first of them, without folder markers.
         waiting: Run files whose window has not ended.
         complete: Whether the whole inbox was listed and worked on.
         oldest_seconds: Age of the oldest run file seen; 0 if there was none.
@@ -109,10 +113,17 @@ class RunReport:
     dry_run: bool = False
     windows: dict[str, WindowReport] = field(default_factory=dict)
     ignored: int = 0
+    ignored_keys: list[str] = field(default_factory=list)
     waiting: int = 0
     complete: bool = True
     oldest_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
+
+    def ignore(self, key: str) -> None:
+        """Note an object that is not a run file."""
+        self.ignored += 1
+        if len(self.ignored_keys) < MAX_IGNORED and not key.endswith("/"):
+            self.ignored_keys.append(key)
 
     def window(self, window: Window, aggregate_key: str) -> WindowReport:
         """Return the report of a window, a new one if it has none yet."""
@@ -123,6 +134,7 @@ class RunReport:
         for each in other.windows.values():
             self.add_window(each)
         self.ignored += other.ignored
+        self.ignored_keys = [*self.ignored_keys, *other.ignored_keys][:MAX_IGNORED]
         self.waiting += other.waiting
         self.complete = self.complete and other.complete
         self.oldest_seconds = max(self.oldest_seconds, other.oldest_seconds)
