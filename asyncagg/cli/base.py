@@ -333,12 +333,18 @@ def print_report(report: RunReport) -> None:
     if report.waiting:
         notes.append(f"{report.waiting} files wait for their window to end")
     if report.ignored:
-        notes.append(f"{report.ignored} objects ignored (not .json or .json.gz)")
+        notes.append(describe_ignored(report.ignored, report.ignored_keys))
     if not report.complete:
         backlog = f"{'' if report.listed else 'at least '}{report.backlog:,} files"
         notes.append(f"time ran out and {backlog} are left: run it again to continue")
     if notes:
         out.print("; ".join(notes))
+
+
+def describe_ignored(count: int, keys: Sequence[str]) -> str:
+    """Say how many objects of the inbox are ignored, and name the first."""
+    such = f", such as {', '.join(map(repr, keys))}" if keys else ""
+    return f"{count} objects ignored (not .json or .json.gz){such}"
 
 
 @contextmanager

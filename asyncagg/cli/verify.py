@@ -112,6 +112,9 @@ def _print(report: VerifyReport, title: str) -> None:
     )
     columns = (Column("check", no_wrap=True), "found", "examples")
     base.print_table([_row(report, kind) for kind in FindingKind], *columns, title=title)
+    if report.ignored.count:
+        keys = [each.key for each in report.ignored.examples[:_SHOWN]]
+        base.print_text(base.describe_ignored(report.ignored.count, keys))
     if not report.complete:
         base.out.print("time ran out before everything was checked")
     if report.exit_code == 0:

@@ -24,6 +24,8 @@ from asyncagg.doctor.permission_checks import check_permission, prerequisites
 from asyncagg.doctor.permissions import Grant, grants, policy
 from asyncagg.errors import AccessDeniedError, AsyncaggError, NotFoundError, UsageError
 from asyncagg.job.context import JobContext
+from asyncagg.job.layout import KeyKind, Layout
+from asyncagg.job.outcome import MAX_IGNORED
 from asyncagg.job.record import follow_record
 from asyncagg.settings import Settings
 from asyncagg.store import Store
@@ -117,6 +119,12 @@ async def _check_directory(exam: Examination, settings: Settings) -> None:
             await _check_record(exam, store, settings)
     await check("space", partial(checks.space, root), "directory")
 
+    async def names() -> CheckResult:
+        async with open_store(settings) as store:
+            return await _names(store, settings)
+
+    await exam.check("names", names, needs=["directory"])
+
 
 async def _check_bucket(
     exam: Examination,
@@ -179,6 +187,11 @@ async def _check_requests(
             needs=[str(grant) for grant in needed_by_guards],
         )
         await exam.check(
+            "names",
+            partial(_names, store, settings),
+            needs=[str(Grant("s3:ListBucket", settings.runs_prefix))],
+        )
+        await exam.check(
             "latency",
             partial(_latency, store, settings, monotonic),
             needs=[str(Grant("s3:GetObject", settings.runs_prefix))],
@@ -203,6 +216,26 @@ async def _check_record(exam: Examination, store: Store, settings: Settings) -> 
 
     await exam.check("record", find)
     return used
+
+
+async def _names(store: Store, settings: Settings) -> CheckResult:
+    """Look for objects in the inbox that no run will ever read, in the first page."""
+    layout = Layout(settings)
+    async for page in store.list_pages(settings.runs_prefix):
+        ignored = [
+            file.key
+            for file in page
+            if layout.kind(file.key) is KeyKind.IGNORED and not file.key.endswith("/")
+        ]
+        if ignored:
+            return CheckResult(
+                "warn",
+                f"{len(ignored)} of the first {len(page)} objects in the inbox are ignored: "
+                f"{', '.join(map(repr, ignored[:MAX_IGNORED]))}",
+                "a run reads keys that end in .json or .json.gz: rename or remove the others",
+            )
+        break
+    return CheckResult("ok", "no object in the inbox is ignored")
 
 
 async def _guards(store: Store, settings: Settings) -> CheckResult:

@@ -34,8 +34,8 @@ _skim_run = msgspec.json.Decoder(RunShape).decode
 
 
 def is_run_file(key: str) -> bool:
-    """Return whether a key ends like a run file's: ``.json`` or ``.json.gz``."""
-    return key.endswith((".json", ".json.gz"))
+    """Return whether a key ends like a run file's: ``.json`` or ``.json.gz``, in any case."""
+    return key.endswith((".json", ".json.gz")) or key[-8:].lower().endswith((".json", ".json.gz"))
 
 
 def parse(data: bytes, file: RunFile, top_cutoff: float = _NO_CUTOFF) -> RunResult:

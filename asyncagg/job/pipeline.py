@@ -156,6 +156,7 @@ def _summary(report: RunReport) -> dict[str, Any]:
         "at": report.at,
         "windows": len(report.windows),
         "ignored": report.ignored,
+        "ignored_keys": report.ignored_keys,
         "waiting": report.waiting,
         "backlog": report.backlog,
         "listed": report.listed,
@@ -210,7 +211,8 @@ class _Planner:
         for file in page:
             kind = self._layout.kind(file.key)
             if kind is not KeyKind.RUN_FILE:
-                self._report.ignored += kind is KeyKind.IGNORED
+                if kind is KeyKind.IGNORED:
+                    self._report.ignore(file.key)
                 continue
             window = self._window_of(file)
             if window.end > self._at:

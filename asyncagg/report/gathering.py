@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from asyncagg.aggregate.head import accumulator_of
@@ -37,9 +37,6 @@ MAX_QUARANTINED = 200
 
 _MAX_REASON = 500
 
-_ALL_TIMES = Interval(datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC))
-"""The times that names of aggregates may have; others are ignored."""
-
 
 async def gather(
     store: Store,
@@ -66,8 +63,7 @@ async def gather(
         UsageError: The interval ends before it starts.
         StoreError: The listing failed, or not one aggregate could be read.
     """
-    asked = check_interval(since, until)
-    interval = Interval(max(asked.since, _ALL_TIMES.since), min(asked.until, _ALL_TIMES.until))
+    interval = check_interval(since, until)
     count = 0
     first = last = None
     async for windows in list_aggregate_windows(store, settings, interval):

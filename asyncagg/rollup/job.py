@@ -14,7 +14,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from asyncagg.aggregate.reader import read_head
@@ -24,7 +24,7 @@ from asyncagg.job.context import JobContext
 from asyncagg.job.refusals import Refusals
 from asyncagg.model import RunFile
 from asyncagg.rollup.document import build, dump, load, to_input
-from asyncagg.rollup.periods import NAME_FORMATS, Period, Span, levels
+from asyncagg.rollup.periods import Period, Span, levels, moment_of, name_of
 from asyncagg.runtime.clock import utc_now
 from asyncagg.runtime.tasks import for_each, map_each
 from asyncagg.settings import Settings
@@ -137,7 +137,7 @@ class _Job:
     ) -> AsyncIterator[tuple[datetime, RunFile]]:
         """Yield the aggregates, or the rollups of a period, with their start, in order."""
         prefix = self._prefix(source)
-        after = "" if first is None else f"{prefix}{first:{NAME_FORMATS[source]}}"
+        after = "" if first is None else f"{prefix}{name_of(first, source)}"
         async for page in self._store.list_pages(prefix, start_after=after):
             for file in page:
                 start = self._start_of(file.key, source)
@@ -152,12 +152,10 @@ class _Job:
         if source is None:
             window = self._layout.aggregate_window(key)
             return window.start if window else None
-        name = key.removeprefix(self._prefix(source)).removesuffix(".json")
-        try:
-            start = datetime.strptime(name, NAME_FORMATS[source]).replace(tzinfo=UTC)
-        except ValueError:
+        prefix = self._prefix(source)
+        if not (key.startswith(prefix) and key.endswith(".json")):
             return None
-        return start if key == self._key(Span(start, source)) else None
+        return moment_of(key[len(prefix) : -len(".json")], source)
 
     def _prefix(self, source: Period | None) -> str:
         layout = self._layout

@@ -98,6 +98,7 @@ class _Audit:
     async def work(self) -> None:
         await self._inventory.collect(self._recompute)
         self._report.counts = await self._inventory.database.counts()
+        self._report.ignored = self._inventory.ignored
         await self._report_aggregates()
         await self._report_damaged()
         self._report_misplaced()

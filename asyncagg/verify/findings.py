@@ -100,6 +100,7 @@ class VerifyReport:
         counts: How much was verified.
         findings: The problems, by kind.
         not_judged: The kinds that could not be checked, and why.
+        ignored: The objects in the inbox that are not run files; no problem by themselves.
         plan: What can be repaired.
         complete: Whether it ended before its time limit.
     """
@@ -107,6 +108,7 @@ class VerifyReport:
     counts: Counts = field(default_factory=Counts)
     findings: dict[FindingKind, Finding] = field(default_factory=dict)
     not_judged: dict[FindingKind, str] = field(default_factory=dict)
+    ignored: Finding = field(default_factory=Finding)
     plan: Plan = field(default_factory=Plan)
     complete: bool = True
 
@@ -151,6 +153,10 @@ class VerifyReport:
             "counts": self.counts._asdict(),
             "findings": {kind.value: each.as_dict() for kind, each in self.findings.items()},
             "not_judged": {kind.value: why for kind, why in self.not_judged.items()},
+            "ignored": {
+                "count": self.ignored.count,
+                "keys": [e.key for e in self.ignored.examples],
+            },
             "plan": asdict(self.plan),
             "complete": self.complete,
             "exit_code": self.exit_code,

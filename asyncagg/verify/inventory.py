@@ -52,6 +52,7 @@ class Inventory:
         unread: The windows whose aggregate could not be read, and why.
         misnamed: Keys of aggregates whose name is not that of a window of this length.
         misplaced: The counted files whose time is not in the window of their aggregate, by that.
+        ignored: The objects in the inbox that are not run files, without folder markers.
         last_settled: The last window whose aggregate was committed long ago; see `WAITING_WINDOWS`.
     """
 
@@ -62,6 +63,7 @@ class Inventory:
         self.unread: dict[Window, str] = {}
         self.misnamed: set[str] = set()
         self.misplaced: dict[Window, Finding] = {}
+        self.ignored = Finding()
         self.last_settled: Window | None = None
         self.refusals = Refusals(most=math.inf)
         self._patience = timedelta(minutes=WAITING_WINDOWS * context.settings.window_minutes)
@@ -108,7 +110,11 @@ class Inventory:
     async def _list_inbox(self) -> None:
         layout, window_of = self._context.layout, self._context.window_of
         async for page in self._pages(layout.runs_prefix):
-            files = [file for file in page if layout.kind(file.key) is KeyKind.RUN_FILE]
+            kinds = [(layout.kind(file.key), file) for file in page]
+            files = [file for kind, file in kinds if kind is KeyKind.RUN_FILE]
+            for kind, file in kinds:
+                if kind is KeyKind.IGNORED and not file.key.endswith("/"):
+                    self.ignored.add(file.key, "")
             await self.database.add_inbox([(file, window_of(file).name) for file in files])
 
     async def _read_changed(self, read: Callable[[Window], Awaitable[object]]) -> None:
