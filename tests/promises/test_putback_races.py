@@ -219,7 +219,11 @@ async def test_counted_by_a_run_after_its_only_copy_went_to_quarantine(store: St
     """A run with small limits copies it there, the producer deletes it, another run counts it."""
     await before_commit(store, lambda: quarantine_only(store))
     (key,) = [key async for key in keys(store, "quarantine/")]
-    assert (await Restorer(JobContext(store, BY_NAME)).restore(key)).status == "counted"
+    restorer, fixed = Restorer(JobContext(store, BY_NAME)), MemoryStore()
+    await fixed.put("fixed.json", run_data(2))
+    outcome = await restorer.replace(key, fixed, "fixed.json")
+    assert (outcome.status, "it is counted" in outcome.reason) == ("left", True)
+    assert (await restorer.restore(key)).status == "counted"
     await check_counted_once(store)
 
 
