@@ -62,7 +62,7 @@ def no_blocked_loop() -> Iterator[None]:
             )
             function.can_block_in("asyncagg/sample/demo.py", {"_moto"})
             # The explorer has no threads: a schedule must not depend on them.
-            function.can_block_in("testkit/interleaving.py", {"_run_here", "run_in_executor"})
+            function.can_block_in("testkit/explorer/programs.py", {"_run_here", "run_in_executor"})
         yield
 
 

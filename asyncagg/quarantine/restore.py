@@ -64,7 +64,7 @@ class RestoreResult:
     Attributes:
         key: Its key in quarantine.
         status: ``put_back``: it was moved to the inbox. ``counted``: it was counted before, and is
-            deleted from quarantine. ``left``: it is still in quarantine.
+            moved to the archive. ``left``: it is still in quarantine.
         inbox_key: Its key in the inbox, if it is there.
         reason: Why it is left.
     """

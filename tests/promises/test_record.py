@@ -277,3 +277,22 @@ def test_every_command_follows_the_record(tmp_path: Path) -> None:
     assert asyncagg("doctor", folder, "--window-minutes", "5", "--adopt").returncode == 0
     record = json.loads((tmp_path / RECORD).read_text())
     assert (record["window_minutes"], record["runs_prefix"]) == (5, "in/")
+
+
+async def test_two_first_runs_at_once() -> None:
+    """One begins before there is a record, and finds the aggregates of the other: it goes on."""
+    clock = Clock(AT - timedelta(minutes=12))
+    store = MemoryStore(clock)
+    await store.put("runs/a.json", run_data(1))
+    raced = False
+
+    async def hook(operation: str, key: str, when: str) -> None:
+        nonlocal raced
+        if (operation, key, when, raced) == ("list", "aggregates/", "before", False):
+            raced = True
+            await run(store, Settings(), at=AT)
+            await store.put("runs/b.json", run_data(2))
+
+    report = await run(HookedStore(store, hook), Settings(), at=AT)
+    assert raced
+    assert report.total.counted == 1
