@@ -54,7 +54,8 @@ def no_blocked_loop() -> Iterator[None]:
         for function in blocking.functions.values():
             # Once per process: botocore reads its service model, the store's module is imported.
             function.can_block_in(
-                "asyncagg/store/s3/boto/control.py", {"open_control", "locate", "identity"}
+                "asyncagg/store/s3/boto/control.py",
+                {"open_control", "locate", "identity", "credentials"},
             )
             function.can_block_in(
                 "asyncagg/store/opening.py", {"open_store", "_open_s3", "_open_plane"}

@@ -21,10 +21,12 @@ from asyncagg.job.committer import Committer
 from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
 from asyncagg.job.deferrals import Deferrals
+from asyncagg.job.journal import Journal, open_journal
 from asyncagg.job.layout import KeyKind
 from asyncagg.job.listing import KeyRange, list_range
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.record import ensure_record, follow_record
+from asyncagg.job.refusals import Refusals
 from asyncagg.job.settle import Count, Settler
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.clock import utc_now
@@ -81,10 +83,12 @@ async def run(
         ConfigurationError: The store cannot be used (no bucket, no permission, no guard).
         TransientError: The listing failed after all retries; nothing is lost.
     """
-    committer = Committer()
-    return await run_pipeline(
+    committer, refusals = Committer(), Refusals()
+    report = await run_pipeline(
         JobContext(store, settings, temporary, now),
         committer.count,
+        refusals,
+        keeps_journal=True,
         committed=committer.committed,
         at=at,
         deadline=deadline,
@@ -93,12 +97,16 @@ async def run(
         keys=keys,
         progress=progress,
     )
+    refusals.check()
+    return report
 
 
 async def run_pipeline(
     context: JobContext,
     count: Count,
+    refusals: Refusals,
     *,
+    keeps_journal: bool = False,
     committed: Callable[[Window], int] = lambda _: 0,
     at: datetime | None = None,
     deadline: Deadline | None = None,
@@ -112,6 +120,8 @@ async def run_pipeline(
     Args:
         context: The dependencies.
         count: How the files of a window become counted.
+        refusals: Notes the requests that the store refuses; the caller checks it.
+        keeps_journal: Whether to look for files that kill a run.
         committed: Returns how many files of a window are committed by now.
         at: This and the following arguments are those of `run`.
         deadline: When to be done.
@@ -123,17 +133,20 @@ async def run_pipeline(
     at = at or context.now()
     deadline = deadline or Deadline()
     report = RunReport(at=at.isoformat(), dry_run=dry_run)
-    deferrals = Deferrals(context, at)
+    deferrals = Deferrals(context, refusals, at)
     with anyio.CancelScope(deadline=deadline.work_ends) as scope:
         context = await follow_record(context)
-        settler = Settler(context, report, deadline, deferrals, count)
-        planner = _Planner(context, report, at, only, committed)
-        await _Pipeline(context, report, deadline, planner, settler, keys, progress).work()
+        async with open_journal(context, deadline, kept=keeps_journal) as journal:
+            settler = Settler(context, report, deadline, deferrals, count)
+            planner = _Planner(context, report, at, only=only, committed=committed, journal=journal)
+            pipeline = _Pipeline(
+                context, report, deadline, planner, settler, journal, keys, progress
+            )
+            await pipeline.work()
     if scope.cancelled_caught:
         report.complete = False
     report.oldest_deferred_seconds = deferrals.oldest_seconds
     _log.info("run", extra=_summary(report))
-    deferrals.check()
     return report
 
 
@@ -143,6 +156,7 @@ def _summary(report: RunReport) -> dict[str, Any]:
         "at": report.at,
         "windows": len(report.windows),
         "ignored": report.ignored,
+        "ignored_keys": report.ignored_keys,
         "waiting": report.waiting,
         "backlog": report.backlog,
         "listed": report.listed,
@@ -161,8 +175,10 @@ class _Planner:
         context: JobContext,
         report: RunReport,
         at: datetime,
+        *,
         only: Callable[[Window], bool] | None,
         committed: Callable[[Window], int],
+        journal: Journal,
     ) -> None:
         self._layout = context.layout
         self._window_of = context.window_of
@@ -171,6 +187,7 @@ class _Planner:
         self._at = at
         self._only = only
         self._committed = committed
+        self._journal = journal
         self._oldest = datetime.max.replace(tzinfo=UTC)
         self._last_key = ""
         self.in_order = True
@@ -194,12 +211,15 @@ class _Planner:
         for file in page:
             kind = self._layout.kind(file.key)
             if kind is not KeyKind.RUN_FILE:
-                self._report.ignored += kind is KeyKind.IGNORED
+                if kind is KeyKind.IGNORED:
+                    self._report.ignore(file.key)
                 continue
             window = self._window_of(file)
             if window.end > self._at:
                 self._report.waiting += 1
             elif self._only is None or self._only(window):
+                if self._journal.holds_back(file):
+                    continue
                 if file.last_modified < self._oldest:
                     self._note_age(file)
                 if window is not held_window:  # usually the same as for the previous file
@@ -216,6 +236,8 @@ class _Planner:
         Each commit writes the whole aggregate of its window again. So the chunks of a large window
         grow with what this run has committed of it, which keeps the cost per file constant.
         """
+        if self._journal.is_careful:
+            return 1
         if len(chunk) > 1 or not self.in_order:
             return self._chunk_files
         grown = sum(map(self._committed, chunk)) // CHUNK_GROWTH
@@ -236,6 +258,7 @@ class _Pipeline:
     deadline: Deadline
     planner: _Planner
     settler: Settler
+    journal: Journal
     keys: Sequence[KeyRange]
     progress: Callable[[RunReport], object] | None
 
@@ -273,12 +296,32 @@ class _Pipeline:
                 async with AsyncExitStack() as stack:
                     chunk: dict[Window, WindowBatch] = {}
                     more = await self._fill(chunk, pages, held, stack)
-                    if chunk and not self.report.dry_run:
-                        await ensure_record(self.context)
-                    await self._settle_chunk(chunk)
-                if more and self.deadline.intake_ends() <= anyio.current_time():
+                    await self._settle_chunk(chunk, careful=self.journal.is_careful)
+                if more and self._is_late():
                     self.report.complete = more = False
                     await self._count_rest(pages, held)
+        await self._settle_suspects()
+
+    def _is_late(self) -> bool:
+        return self.deadline.intake_ends() <= anyio.current_time()
+
+    async def _settle_suspects(self) -> None:
+        """Settle what the last run may have died of, and defer what it has died of."""
+        window_of = self.context.window_of
+        while not self._is_late() and (part := self.journal.next_part()):
+            chunk: dict[Window, WindowBatch] = {}
+            for file in part:
+                batch = chunk.setdefault(window_of(file), WindowBatch(len(part)))
+                batch.held.append(file)
+            await self._settle_chunk(chunk, careful=True)
+        self.report.untaken += self.journal.untried
+        for file in self.journal.poisonous:
+            await self.settler.defer(
+                window_of(file),
+                file,
+                "runs died while they read it: expected a file that can be read. Replace or remove "
+                f"it, or remove {self.context.layout.journal_key!r} to try it again",
+            )
 
     async def _count_rest(
         self, pages: ObjectReceiveStream[Sequence[RunFile]], held: Sequence[Sequence[RunFile]]
@@ -309,19 +352,25 @@ class _Pipeline:
                 held.append(page)  # only files in memory can be sorted
                 return True
             size += self.planner.add(page, chunk)
-            if size < self.context.settings.chunk_files:
-                continue
             if size >= self.planner.chunk_size(chunk):
                 return True
+            if size < self.context.settings.chunk_files:
+                continue
             if spool is None:
                 spool = await stack.enter_async_context(self.context.open_spool())
             for batch in chunk.values():  # only one: see `chunk_size`
                 await batch.move_to(spool)
         return False
 
-    async def _settle_chunk(self, chunk: dict[Window, WindowBatch]) -> None:
-        at_once = max(1, min(WINDOWS_AT_ONCE, len(chunk), self.context.settings.concurrency))
-        workers = self.context.settings.concurrency // at_once
+    async def _settle_chunk(self, chunk: dict[Window, WindowBatch], *, careful: bool) -> None:
+        """Settle the windows of a chunk side by side, or if ``careful`` one request at a time."""
+        if chunk and not self.report.dry_run:
+            await ensure_record(self.context)
+            files = [file for each in chunk.values() for file in each.held] if careful else []
+            await self.journal.begin(files)
+        requests = 1 if careful else self.context.settings.concurrency
+        at_once = max(1, min(WINDOWS_AT_ONCE, len(chunk), requests))
+        workers = requests // at_once
 
         async def settle(item: tuple[Window, WindowBatch]) -> None:
             window, files = item

@@ -230,6 +230,11 @@ class Settler:
             extra={"window": window.name, "revision": report.revision, **asdict(report.tally)},
         )
 
+    async def defer(self, window: Window, file: RunFile, reason: str) -> None:
+        """Leave a file in the inbox, for a reason."""
+        report = self._run.window(window, self._context.layout.aggregate_key(window))
+        await self.deferrals.add(file, StoreError(reason, operation="get"), report.tally)
+
     async def _count_files(self, settlement: Settlement) -> Outcomes:
         try:
             return await retry_commit(lambda: self._count(settlement))

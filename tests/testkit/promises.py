@@ -45,8 +45,8 @@ __all__ = (
 PROBE = "asyncagg-probe-"
 """In the names of the objects of the guards' probe, which a crash may leave."""
 
-RECORD = ("asyncagg.json", ".asyncagg")
-"""The ends of the keys of the store's record and of its copy: snapshots leave them out."""
+RECORD = ("asyncagg.json", ".asyncagg", "asyncagg.run")
+"""The ends of the keys of the store's record, its copy, and the journal: left out of snapshots."""
 
 _ASIDE = ".asyncagg-aside"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

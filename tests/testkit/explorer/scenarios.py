@@ -10,6 +10,7 @@ from typing import Any
 from asyncagg.job.committer import Committer
 from asyncagg.job.context import JobContext
 from asyncagg.job.pipeline import run_pipeline
+from asyncagg.job.refusals import Refusals
 from asyncagg.quarantine.restore import Restorer
 from asyncagg.settings import Settings
 from asyncagg.store import Store
@@ -69,7 +70,9 @@ def runner(number: int, settings: Settings = PLAIN) -> Program:
     async def work(store: Store) -> tuple[int, int]:
         committer = Committer()
         context = new_context(store, number, settings)
-        report = await run_pipeline(context, committer.count, committed=committer.committed, at=AT)
+        report = await run_pipeline(
+            context, committer.count, Refusals(), committed=committer.committed, at=AT
+        )
         return report.total.counted, report.total.deferred
 
     return Program(f"runner {number}", work, AT)
