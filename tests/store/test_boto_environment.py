@@ -36,7 +36,7 @@ from asyncagg.store.s3.xml import parse_error, parse_listing
 NOON = datetime(2025, 10, 21, 12, tzinfo=UTC)
 
 
-def _made(kind: type[Exception]) -> Exception:
+def _made(kind: Any) -> Any:
     if issubclass(kind, boto_errors.ClientError):
         return kind({"Error": {"Code": "AccessDenied"}}, "GetObject")
     if kind is boto_errors.WaiterError:
