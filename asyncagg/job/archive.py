@@ -135,7 +135,9 @@ class Mover:
         else:
             return conflict
         raise StoreError(
-            f"cannot copy {file.key!r}: {target!r} and {conflict!r} both exist with other content",
+            f"cannot copy {file.key!r} with etag {file.etag!r}: the store says that a condition "
+            f"does not hold (412), but the file is unchanged; {target!r} and {conflict!r} may "
+            "both exist with other content",
             operation="copy",
             key=file.key,
         )

@@ -84,7 +84,10 @@ async def _open_plane(
     if control.proxy or settings.data_plane == "boto":
         from asyncagg.store.s3.boto import BotoBucket, BotoPlane  # noqa: PLC0415
 
-        yield BotoPlane(BotoBucket(control.client, bucket, prefix))
+        yield BotoPlane(
+            BotoBucket(control.client, bucket, prefix),
+            max_body_bytes=max(settings.stream_bytes, _MAX_PAGE_BYTES),
+        )
         return
     from asyncagg.store.s3.http import Limits, tls_context  # noqa: PLC0415
     from asyncagg.store.s3.http_plane import HttpDataPlane  # noqa: PLC0415
@@ -113,7 +116,7 @@ async def _open_plane(
 
 def parse_bucket(url: str) -> tuple[str, str]:
     """Return the bucket and the key prefix of an ``s3://`` URL, or raise a `UsageError`."""
-    if ":" in url.removeprefix("s3://").partition("/")[0]:
+    if url.startswith("s3://arn:"):
         raise UsageError(
             f"store {url!r}: an ARN is not accepted; expected a bucket's name or, for an access "
             "point, its alias, such as s3://name-...-s3alias"

@@ -20,10 +20,14 @@ _BLOCK = 256 * 1024
 
 
 class BotoPlane:
-    """`asyncagg.store.s3.plane.DataPlane` through aioboto3."""
+    """`asyncagg.store.s3.plane.DataPlane` through aioboto3.
 
-    def __init__(self, bucket: BotoBucket) -> None:
+    ``max_body_bytes`` limits a body that is read whole.
+    """
+
+    def __init__(self, bucket: BotoBucket, *, max_body_bytes: int = 64 * 1024 * 1024) -> None:
         self._bucket = bucket
+        self._max_body_bytes = max_body_bytes
 
     async def list_page(self, prefix: str, *, start_after: str, token: str | None) -> Page:
         """ListObjectsV2, up to 1,000 keys; ``token`` continues an earlier page."""
@@ -61,9 +65,13 @@ class BotoPlane:
         """GetObject, read whole; a short body is a `TransientError`."""
         with self._bucket.translating("get", key):
             response = await self._get(key, if_match)
+            length = self._length(key, response)
             async with response["Body"] as body:
+                if length > self._max_body_bytes:
+                    detail = f"the response's body exceeds {self._max_body_bytes} bytes"
+                    raise self._bucket.error(TransientError, "get", key, detail)
                 data = await body.read()
-        self._check_length(key, response["ContentLength"], len(data))
+        self._check_length(key, length, len(data))
         etag = etag_of(response)
         if if_match is not None:
             check_etag(key, etag, if_match)
@@ -77,8 +85,9 @@ class BotoPlane:
         ranged = {"Range": f"bytes={offset}-"} if offset else {}
         with self._bucket.translating("get", key):
             response = await self._get(key, if_match, **ranged)
+            length = self._length(key, response)
         async with response["Body"] as body:
-            chunks = self._chunks(key, body, response["ContentLength"])
+            chunks = self._chunks(key, body, length)
             encoding = content_encoding(response.get("ContentEncoding", ""))
             yield StreamedBody(chunks, etag_of(response), encoding)
 
@@ -98,6 +107,12 @@ class BotoPlane:
             read += len(block)
             yield block
         self._check_length(key, length, read)
+
+    def _length(self, key: str, response: Mapping[str, Any]) -> int:
+        if "ContentLength" not in response:
+            detail = "the response has no length, so its end is unknown"
+            raise self._bucket.error(TransientError, "get", key, detail)
+        return int(response["ContentLength"])
 
     def _check_length(self, key: str, announced: int, read: int) -> None:
         if announced != read:
