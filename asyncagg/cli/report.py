@@ -29,7 +29,7 @@ def report(
         str | None,
         typer.Option(
             "--out",
-            help="The file to write, - for standard output; default: report.html, none with --json.",
+            help="The file to write; - for standard output. Default: report.html; none with --json",
             metavar="FILE",
         ),
     ] = None,
