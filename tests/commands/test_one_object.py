@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from testkit.hooked import HookedStore
-from testkit.scenario import Clock, moment, run_data
+from testkit.s3server import Faults, S3Server
+from testkit.scenario import BUCKET, PLANES, Clock, fill_server, moment, open_s3, run_data
 
 from asyncagg.backfill import LocalEngine, backfill, recompute_all
 from asyncagg.errors import AccessDeniedError, StoreError
@@ -21,6 +24,7 @@ from asyncagg.report import gather
 from asyncagg.rollup import Period, rollup
 from asyncagg.settings import Settings
 from asyncagg.store import Store
+from asyncagg.store.directory import DirectoryStore
 from asyncagg.store.memory import MemoryStore
 from asyncagg.store.s3.plane import s3_error
 from asyncagg.verify import verify
@@ -163,6 +167,52 @@ async def test_one_refused_object_is_named_and_the_others_go_on(name: str, kind:
     assert outcome.code == 3
     assert key in outcome.named or WINDOW in outcome.named
     assert (await command(store)).code == 0
+
+
+OPERATIONS = {
+    "stream": "GetObject",
+    "get": "GetObject",
+    "head": "HeadObject",
+    "put": "PutObject",
+    "copy": "CopyObject",
+}
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("name", COMMANDS)
+async def test_over_http_one_refused_object_is_named_too(name: str, plane: str) -> None:
+    """The server answers 403 to the requests for that object."""
+    command, key, operations = COMMANDS[name]
+    refused = {OPERATIONS[each] for each in operations}
+    if "copy" in operations:  # the server names a copy by its target
+        name_of_file = key.rpartition("/")[2]
+        key = f"archive/{name_of_file}" if key == WAITING else "runs/20251021t135100Z_bad.putback"
+    faults = Faults(denied=lambda asked, of: asked in refused and of.startswith(key))
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        fill_server(server, await settled())
+        server.faults = faults
+        async with open_s3(server, plane, window_by="name") as (store, _):
+            assert (await command(store)).code == 3
+            faults.denied = None
+            assert (await command(store)).code == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind the superuser")
+@pytest.mark.parametrize(
+    "name",
+    [name for name, (_, _, operations) in COMMANDS.items() if operations & {"get", "stream"}],
+)
+async def test_in_a_directory_one_file_of_another_user_is_named_too(
+    name: str, tmp_path: Path
+) -> None:
+    """Its mode is 600, so that it cannot be read."""
+    command, key, _ = COMMANDS[name]
+    for each, stored in (await settled())._objects.items():
+        path = tmp_path / each
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(stored.data)
+    (tmp_path / key).chmod(0)
+    assert (await command(DirectoryStore(tmp_path))).code == 3
 
 
 OTHERWISE = {
