@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterable
 from typing import Any, NamedTuple, NoReturn
 
@@ -38,6 +39,7 @@ _MAX_GROWTH = 4
 
 _MIN_BLOCK = 64 * 1024  # shorter ones are joined: a value that is cut is looked at again
 _MAX_EXCERPT = 40
+_MAX_UNKNOWN = 100  # names of fields that are not read
 _BULK = 16 * 1024
 _AFTER_FAILURE = 16
 _LONGEST_CHARACTER = len(r"\ud83d\ude00") + 4
@@ -64,18 +66,25 @@ _Steps = Generator[None, None, None]
 """A part of the parser: it yields whenever it needs more data."""
 
 
-async def parse_stream(chunks: AsyncIterator[bytes], file: RunFile, *, max_bytes: int) -> RunResult:
+async def parse_stream(
+    chunks: AsyncIterator[bytes],
+    file: RunFile,
+    *,
+    max_bytes: int,
+    unknown: Counter[str] | None = None,
+) -> RunResult:
     """Return the result of a run file, reading it block by block.
 
     Args:
         chunks: Its content as stored; gzip is recognised by its first bytes.
         file: Its reference: its key and time replace missing ones.
         max_bytes: The largest size of the unzipped content.
+        unknown: Counts the names of fields that are not read.
 
     Raises:
         InvalidRunFileError: It can never be counted.
     """
-    parser = RunFileParser(file)
+    parser = RunFileParser(file, unknown=unknown)
     unzipper = Unzipper(max_bytes)
     async for chunk in chunks:
         for block in unzipper.feed(chunk):
@@ -101,16 +110,19 @@ class _Seen(NamedTuple):
 class RunFileParser:
     """Parses one run file, whose unzipped content arrives in blocks.
 
-    Attributes:
-        unknown: The names of its first fields that are not read.
-
     Args:
         file: Its reference: its key and time replace missing ones.
         top_cutoff: Matches with a lower score are checked and left out.
+        unknown: Counts the names of fields that are not read.
     """
 
-    def __init__(self, file: RunFile, top_cutoff: float = -math.inf) -> None:
-        self.unknown: set[str] = set()
+    def __init__(
+        self,
+        file: RunFile,
+        top_cutoff: float = -math.inf,
+        unknown: Counter[str] | None = None,
+    ) -> None:
+        self._unknown = unknown
         self._file = file
         self._top_cutoff = top_cutoff
         self._data = b""
@@ -213,8 +225,7 @@ class RunFileParser:
 
     def _field(self, name: str) -> _Steps:
         if name not in ACCEPTED:
-            if len(self.unknown) < 100:
-                self.unknown.add(name)
+            self._count_unknown(name)
             yield from self._skip_value()
             return
         place = self._base + self._pos
@@ -234,6 +245,11 @@ class RunFileParser:
         value = self._load(self._data[self._pos : end])
         self._fields[name] = _Seen(value, self._excerpt(end), place)
         self._pos = end
+
+    def _count_unknown(self, name: str) -> None:
+        counts = self._unknown
+        if counts is not None and (name in counts or len(counts) < _MAX_UNKNOWN):
+            counts[_shortened(name.encode())] += 1
 
     def _matches(self) -> _Steps:
         self._pos += 1

@@ -31,6 +31,9 @@ REASON = "asyncagg-reason"
 MODIFIED = "asyncagg-last-modified"
 """Metadata of a quarantined object: when its run file arrived, which determines its window."""
 
+_MAX_KEPT_METADATA = 1400
+"""Bytes: S3 keeps 2 KB of metadata, of which a reason needs up to 600."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -72,8 +75,20 @@ class Mover:
             Its key there, or None if the file stays in the inbox; the tally records the reason.
         """
         ascii_reason = reason.encode("ascii", "backslashreplace").decode("ascii")
-        modified = file.last_modified.isoformat()
-        metadata = {REASON: " ".join(ascii_reason.split()), MODIFIED: modified}
+        try:
+            kept = producer_metadata((await self._store.head(file.key)).metadata)
+        except NotFoundError:
+            self._tally.gone += 1
+            return None
+        except StoreError as error:
+            self._defer(file, error)
+            return None
+        if sum(map(len, (*kept, *kept.values()))) > _MAX_KEPT_METADATA:
+            kept = {}
+        metadata = kept | {
+            REASON: " ".join(ascii_reason.split()),
+            MODIFIED: file.last_modified.isoformat(),
+        }
         return await self._ensure_copied(file, self._layout.quarantine_key(file.key), metadata)
 
     async def _move(
@@ -183,6 +198,11 @@ class Mover:
         )
         if isinstance(error, AccessDeniedError):
             self._refusals.add(error)
+
+
+def producer_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the metadata that a file had before it was quarantined."""
+    return {name: metadata[name] for name in metadata if name not in {REASON, MODIFIED}}
 
 
 async def same_content(store: Store, file: RunFile, other: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from msgspec import structs
 
 from asyncagg.errors import ConfigurationError, NotFoundError, PreconditionFailedError, StoreError
-from asyncagg.job.archive import same_bytes, same_content
+from asyncagg.job.archive import producer_metadata, same_bytes, same_content
 from asyncagg.job.context import JobContext
 from asyncagg.job.layout import KeyKind
 from asyncagg.job.restored import is_archived
@@ -181,7 +181,9 @@ class Restorer:
             if await is_archived(self._store, self._layout, file, key):
                 return True
         try:
-            await self._store.copy(file.key, target, if_match=file.etag, metadata={})
+            found = (await self._store.head(file.key)).metadata
+            metadata = producer_metadata(found)
+            await self._store.copy(file.key, target, if_match=file.etag, metadata=metadata)
         except PreconditionFailedError:  # the response of a first attempt was lost, or it changed
             if not await same_content(self._store, file, target):
                 raise
