@@ -33,6 +33,9 @@ MODIFIED = "asyncagg-last-modified"
 ETAG = "asyncagg-etag"
 """Metadata of a quarantined object: the etag of its run file; a copy may have another."""
 
+_MAX_KEPT_METADATA = 1400
+"""Bytes: S3 keeps 2 KB of metadata, of which a reason needs up to 600."""
+
 
 class Mover:
     """Moves the files of one window, and counts the outcomes.
@@ -72,7 +75,14 @@ class Mover:
             Its key there, or None if the file stays in the inbox; the tally records the reason.
         """
         ascii_reason = reason.encode("ascii", "backslashreplace").decode("ascii")
-        metadata = {REASON: " ".join(ascii_reason.split()), **_arrival(file)}
+        try:
+            kept = producer_metadata((await self._store.head(file.key)).metadata)
+        except StoreError as error:
+            await self._deferrals.add(file, error, self._tally)
+            return None
+        if sum(map(len, (*kept, *kept.values()))) > _MAX_KEPT_METADATA:
+            kept = {}
+        metadata = kept | {REASON: " ".join(ascii_reason.split()), **_arrival(file)}
         return await self._ensure_copied(file, self._layout.quarantine_key(file.key), metadata)
 
     async def _move(
@@ -175,6 +185,11 @@ class Mover:
 def _arrival(file: RunFile) -> dict[str, str]:
     """Return the metadata that identifies a run file by its copy in quarantine."""
     return {MODIFIED: file.last_modified.isoformat(), ETAG: file.etag}
+
+
+def producer_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the metadata that a file had before it was quarantined."""
+    return {name: metadata[name] for name in metadata if name not in {REASON, MODIFIED, ETAG}}
 
 
 async def same_content(store: Store, file: RunFile, other: str) -> bool:

@@ -32,7 +32,7 @@ from asyncagg.errors import (
     PreconditionFailedError,
     StoreError,
 )
-from asyncagg.job.archive import digest, same_bytes, same_content
+from asyncagg.job.archive import digest, producer_metadata, same_bytes, same_content
 from asyncagg.job.context import JobContext
 from asyncagg.job.layout import KeyKind
 from asyncagg.job.refusals import Refusals
@@ -257,7 +257,8 @@ class Restorer:
 
     async def _is_copied(self, file: RunFile, target: str) -> bool:
         try:
-            await self._store.copy(file.key, target, if_match=file.etag, metadata={})
+            metadata = producer_metadata((await self._store.head(file.key)).metadata)
+            await self._store.copy(file.key, target, if_match=file.etag, metadata=metadata)
         except PreconditionFailedError:
             return await same_content(self._store, file, target)
         return True

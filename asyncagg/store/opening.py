@@ -46,7 +46,7 @@ async def open_store(settings: Settings, *, retry: Retry | None = None) -> Async
         # Imported only when needed: the Lambda never does.
         from asyncagg.store.directory import DirectoryStore  # noqa: PLC0415
 
-        yield DirectoryStore(Path(settings.store))
+        yield DirectoryStore(Path(settings.store), inbox=settings.runs_prefix)
     else:
         raise UsageError(
             "store '': expected s3://bucket[/prefix] or a directory "
