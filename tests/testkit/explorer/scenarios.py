@@ -10,6 +10,7 @@ from typing import Any
 from asyncagg.job.committer import Committer
 from asyncagg.job.context import JobContext
 from asyncagg.job.pipeline import run_pipeline
+from asyncagg.job.record import follow_record
 from asyncagg.job.refusals import Refusals
 from asyncagg.quarantine.restore import Restorer
 from asyncagg.settings import Settings
@@ -104,7 +105,7 @@ def verifier(*expected: FindingKind) -> Program:
     """Return a program that verifies the store, and may find nothing but what is expected."""
 
     async def work(store: Store) -> dict[str, Any]:
-        report = await verify(new_context(store))
+        report = await verify(await follow_record(new_context(store)))
         assert set(report.found) <= set(expected), f"verify finds {report.findings}"
         return {kind: finding.examples for kind, finding in report.findings.items()}
 
