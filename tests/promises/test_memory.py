@@ -93,6 +93,6 @@ def test_dense_documents_stay_inside_the_budget(store: Server, *, packed: bool) 
         body = gzip.compress(data, 1) if packed else data
         for copy in range(8):
             store.put(f"runs/{number}-{copy}.json", body, len(body))
-    done = settle(store)
+    done = settle(store, MALLOC_MMAP_THRESHOLD_="262144")  # as in template.yaml
     assert done.answer["processed_files"] == 32
     assert done.peak_bytes <= BUDGET
