@@ -7,7 +7,7 @@ from collections import Counter
 
 from asyncagg.errors import InvalidRunFileError
 from asyncagg.ingest.gzipped import inflate, is_gzip
-from asyncagg.ingest.parsing import parse
+from asyncagg.ingest.parsing import parse, parse_blocks
 from asyncagg.ingest.streaming import parse_stream
 from asyncagg.job.byte_limiter import ByteLimiter
 from asyncagg.model import RunFile, RunResult
@@ -64,14 +64,14 @@ class RunFileReader:
             body = await self._store.get(key or file.key, if_match=file.etag)
             if not is_gzip(body.data):
                 return parse(body.data, file, top_cutoff, unknown)
-            unzipped = self._unzip(body.data)
-            if unzipped is not None:
-                return parse(unzipped, file, top_cutoff, unknown)
+            blocks = self._unzip(body.data)
+            if blocks is not None:
+                return parse_blocks(blocks, file, top_cutoff, unknown)
         finally:
             self._limiter.release(file.size)
         return await self._read_stream(file, key, unknown)
 
-    def _unzip(self, data: bytes) -> bytes | None:
+    def _unzip(self, data: bytes) -> list[bytes] | None:
         """Return the unzipped content, or None if it is too large to hold."""
         blocks = []
         size = 0
@@ -80,7 +80,7 @@ class RunFileReader:
             if size > self._stream_bytes:
                 return None
             blocks.append(block)
-        return b"".join(blocks)
+        return blocks
 
     async def _read_stream(
         self, file: RunFile, key: str, unknown: Counter[str] | None
