@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -30,12 +31,10 @@ def totals(total: Accumulator, late: int) -> dict[str, Any]:
     }
 
 
-def top_matches(total: Accumulator) -> list[dict[str, Any]]:
-    """Return the best matches as they are in a document, each with its source."""
-    return [
-        orjson.loads(body) | dict(zip(RESERVED, (key, position), strict=True))
-        for _, key, position, body in total.top
-    ]
+def top_matches(total: Accumulator) -> Iterator[dict[str, Any]]:
+    """Yield the best matches as they are in a document, each with its source."""
+    for _, key, position, body in total.top:
+        yield orjson.loads(body) | dict(zip(RESERVED, (key, position), strict=True))
 
 
 def accumulator_of(head: dict[str, Any]) -> Accumulator:

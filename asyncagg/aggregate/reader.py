@@ -29,6 +29,7 @@ _LONGEST_ROW = 64 * 1024
 """Bytes of a row: keys have up to 1,024 bytes and reasons 500 characters, each escaped to six."""
 
 _SEPARATOR = re.compile(rb'\n\],\n("\w+":\[(?=\n))')
+_MATCHES = b'"top_matches":[\n'
 _LONGEST_SEPARATOR = len(b"\n],\n") + max(map(len, MARKS))
 
 
@@ -204,7 +205,9 @@ async def read_aggregate(
     if spans is None:
         raise _damaged(key, "its parts are not where they belong")
     head = await _read_spooled_head(key, window, spool, spans[0].start - len(MARKS[0]))
-    total = _field(key, head, accumulator_of)
+    # One match at a time: decoded, each may be 30 times as large.
+    lazily = head | {"top_matches": map(orjson.loads, head["top_matches"])}
+    total = _field(key, lazily, accumulator_of)
     counts = (total.counted, total.counted, total.quarantined)
     for span, rows in zip(spans, counts, strict=True):
         if span.rows != rows:
@@ -309,6 +312,7 @@ async def _read_spooled_head(key: str, window: Window, spool: Spool, end: int) -
 
 
 def _parse_head(key: str, window: Window, text: bytes) -> dict[str, Any]:
+    """Return a head, its matches as JSON."""
     head = _load_head(key, text)
     expected, found = window_member(window), head.get("window")
     if found != expected:
@@ -317,12 +321,18 @@ def _parse_head(key: str, window: Window, text: bytes) -> dict[str, Any]:
 
 
 def _load_head(key: str, text: bytes) -> dict[str, Any]:
+    members, mark, rows = text.partition(_MATCHES)
     try:
-        head = json.loads(text.rstrip().removesuffix(b",") + b"}")
+        head = json.loads(members + (mark.rstrip() or b'"":[') + b"]}")
     except (ValueError, RecursionError) as error:
         raise _damaged(key, f"its head is not JSON ({error})") from error
     if not isinstance(head, dict) or head.get("schema_version") != SCHEMA_VERSION:
         raise _damaged(key, f"its schema_version is not {SCHEMA_VERSION}")
+    *matches, end = filter(None, rows.split(b"\n"))
+    missing = [row for row in matches[:-1] if not row.endswith(b",")]
+    if not mark or end != b"]," or missing or (matches and matches[-1].endswith(b",")):
+        raise _damaged(key, "its matches are not where they belong")
+    head["top_matches"] = [row.removesuffix(b",") for row in matches]
     return head
 
 
@@ -337,7 +347,12 @@ async def read_head(key: str, window: Window, chunks: AsyncIterator[bytes]) -> d
     Raises:
         AggregateError: It is not an aggregate, is damaged, or belongs to another window.
     """
-    return _parse_head(key, window, await _head_text(key, chunks))
+    head = _parse_head(key, window, await _head_text(key, chunks))
+    return head | {"top_matches": _field(key, head, _decoded_matches)}
+
+
+def _decoded_matches(head: dict[str, Any]) -> list[Any]:
+    return [orjson.loads(row) for row in head["top_matches"]]
 
 
 async def read_window(key: str, chunks: AsyncIterator[bytes]) -> Window:

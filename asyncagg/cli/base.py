@@ -313,7 +313,9 @@ def visible(text: str) -> str:
 
 def print_report(report: RunReport) -> None:
     """Print what a run did, window by window."""
-    names = ("counted", "late", "quarantined", "failed", "deferred", "left", "archived")
+    names = ["counted", "late", "quarantined", "deferred", "left", "archived"]
+    if report.total.failed:
+        names.insert(3, "failed")
     if report.windows:
         print_table(
             [

@@ -41,7 +41,7 @@ def build(
         "revision": revision,
         "aggregation_timestamp": written_at.astimezone(UTC).isoformat(),
         **totals(total, sum(each["files"]["late"] for each in inputs)),
-        "top_matches": top_matches(total),
+        "top_matches": list(top_matches(total)),
         "inputs": inputs,
     }
 

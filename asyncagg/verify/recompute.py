@@ -315,7 +315,7 @@ async def _compare(
     # Its head is read again, because loading has parsed and converted its numbers.
     async with context.store.stream(stored.key, if_match=stored.etag) as body:
         head = await read_head(stored.key, window, body.chunks)
-    expected = totals(true, stored.late) | {"top_matches": top_matches(true)}
+    expected = totals(true, stored.late) | {"top_matches": list(top_matches(true))}
     differences = {
         name: (head.get(name), value) for name, value in expected.items() if head.get(name) != value
     }
