@@ -6,10 +6,12 @@ import math
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import orjson
 
 from asyncagg.aggregate.accumulator import RESERVED, Accumulator, RankedMatch
 from asyncagg.aggregate.sketch import Sketch
+from asyncagg.model import Pack
 
 
 def totals(total: Accumulator, late: int) -> dict[str, Any]:
@@ -36,6 +38,15 @@ def top_matches(total: Accumulator) -> list[dict[str, Any]]:
         orjson.loads(body) | dict(zip(RESERVED, (key, position), strict=True))
         for _, key, position, body in total.top
     ]
+
+
+def packs_of(head: dict[str, Any]) -> tuple[Pack, ...]:
+    """Return the packs that a head names.
+
+    Raises:
+        ValueError: The member is invalid.
+    """
+    return msgspec.convert(head.get("packs", ()), tuple[Pack, ...])
 
 
 def accumulator_of(head: dict[str, Any]) -> Accumulator:

@@ -14,11 +14,11 @@ import orjson
 
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.format import END, MARKS, SCHEMA_VERSION, Table, window_member
-from asyncagg.aggregate.head import accumulator_of
+from asyncagg.aggregate.head import accumulator_of, packs_of
 from asyncagg.aggregate.rows import CountedRow, QuarantinedRow
 from asyncagg.aggregate.spool import LONGEST_LINE, Spool
 from asyncagg.errors import AggregateError, UsageError
-from asyncagg.model import RunFile, Window
+from asyncagg.model import CountedFile, Pack, RunFile, Window
 from asyncagg.windows import parse_window
 
 T = TypeVar("T")
@@ -37,13 +37,15 @@ class Known(NamedTuple):
 
     Attributes:
         counted: Those that it counts.
+        packed: Those of them that are in a pack.
         quarantined: Those that it records as quarantined.
-        redelivered: Those that it counts with other etags, which are the values.
+        redelivered: Those that it counts with other etags: the versions that it counts.
     """
 
     counted: set[str]
+    packed: set[str]
     quarantined: set[str]
-    redelivered: dict[str, list[str]]
+    redelivered: dict[str, list[CountedFile]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class StoredAggregate:
         accumulator: What is folded into it.
         first_key: The first key in it; empty if it has no row.
         last_key: The last key in it; empty if it has no row.
+        packs: The packs that its files are in.
     """
 
     key: str
@@ -67,6 +70,7 @@ class StoredAggregate:
     accumulator: Accumulator
     first_key: str
     last_key: str
+    packs: Sequence[Pack]
     _spool: Spool
     _tables: Sequence[_Span]
 
@@ -79,7 +83,7 @@ class StoredAggregate:
         async for _ in self._lines(Table.SUMMARIES):
             pass  # only their shape: they may be copied without parsing
         etags = {file.key: file.etag for file in files}
-        known = Known(set(), set(), {})
+        known = Known(set(), set(), set(), {})
         for table, keys in ((Table.SOURCES, known.counted), (Table.QUARANTINED, known.quarantined)):
             previous = ("", "")
             async for line, row in self._parsed(table):
@@ -90,14 +94,17 @@ class StoredAggregate:
                 etag = etags.get(row["key"])
                 if etag == row["etag"]:
                     keys.add(row["key"])
+                    if "pack" in row:
+                        known.packed.add(row["key"])
                 elif etag is not None and table is Table.SOURCES:
-                    known.redelivered.setdefault(row["key"], []).append(row["etag"])
+                    version = msgspec.json.decode(line, type=CountedFile)
+                    known.redelivered.setdefault(row["key"], []).append(version)
         return known
 
-    async def files(self) -> AsyncIterator[list[RunFile]]:
+    async def files(self) -> AsyncIterator[list[CountedFile]]:
         """Yield its counted files, in the order of key and etag, many at a time."""
         async for lines in self._lines(Table.SOURCES):
-            yield [msgspec.json.decode(line, type=RunFile) for line in lines]
+            yield [msgspec.json.decode(line, type=CountedFile) for line in lines]
 
     async def counted_rows(self) -> AsyncIterator[CountedRow]:
         """Yield the rows of its counted files."""
@@ -210,6 +217,7 @@ async def read_aggregate(
         accumulator=total,
         first_key=min(keys, default=""),
         last_key=max(keys, default=""),
+        packs=_field(key, head, packs_of),
         _spool=spool,
         _tables=spans,
     )

@@ -127,7 +127,7 @@ class Settlement:
     ) -> tuple[set[str], set[str]]:
         """Return the keys of files that were settled before: (counted, quarantined)."""
         with self.run_report.timed("load"):
-            known = await stored.known(files) if stored else Known(set(), set(), {})
+            known = await stored.known(files) if stored else Known(set(), set(), set(), {})
             layout = self.context.layout
             doubtful = {
                 file: known.redelivered.get(file.key, [])
