@@ -47,6 +47,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     runs_prefix: Annotated[str, _text("Where run files arrive: the inbox.")] = "runs/"
     aggregate_prefix: Annotated[str, _text("Where aggregates are written.")] = "aggregates/"
     archive_prefix: Annotated[str, _text("Where counted run files are moved to.")] = "archive/"
+    archive_format: Annotated[
+        Literal["files", "packs"],
+        _text("How counted files are archived: an object each, or many in one ZIP."),
+    ] = "files"
     quarantine_prefix: Annotated[
         str, _text("Where run files are moved to that can never be counted.")
     ] = "quarantine/"

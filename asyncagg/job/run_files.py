@@ -30,8 +30,8 @@ class RunFileReader:
 
     async def read(
         self, file: RunFile, *, key: str = "", top_cutoff: float = -math.inf
-    ) -> RunResult:
-        """Return the content of a run file.
+    ) -> tuple[RunResult, bytes | None]:
+        """Return the content of a run file, and its bytes if they were read whole.
 
         Args:
             file: Its reference.
@@ -47,19 +47,19 @@ class RunFileReader:
                 f"too large: {file.size} bytes, expected at most {self._max_bytes}"
             )
         if file.size > self._stream_bytes:
-            return await self._read_stream(file, key)
+            return await self._read_stream(file, key), None
         if not self._limiter.take(file.size):
             await self._limiter.acquire(file.size)
         try:
             body = await self._store.get(key or file.key, if_match=file.etag)
             if not is_gzipped(file.key, body.content_encoding):
-                return parse(body.data, file, top_cutoff)
+                return parse(body.data, file, top_cutoff), body.data
             unzipped = self._unzip(body.data)
             if unzipped is not None:
-                return parse(unzipped, file, top_cutoff)
+                return parse(unzipped, file, top_cutoff), body.data
         finally:
             self._limiter.release(file.size)
-        return await self._read_stream(file, key)
+        return await self._read_stream(file, key), None
 
     def _unzip(self, data: bytes) -> bytes | None:
         """Return the unzipped content, or None if it is too large to hold."""

@@ -155,6 +155,7 @@ async def recompute_or_raise(
                 window,
                 total,
                 [rows],
+                packs=stored.packs,
                 condition=Matches(stored.etag),
                 revision=stored.revision + 1,
                 late=stored.late,
@@ -239,7 +240,7 @@ class _Archive:
         self.invalid_keys: list[str] = []
         self.unproven = 0
 
-    async def read(self, file: RunFile, *, top_cutoff: float) -> RunResult:
+    async def read(self, file: RunFile, *, top_cutoff: float) -> tuple[RunResult, bytes | None]:
         """Read a counted file; see `asyncagg.job.fetch.Read`."""
         archived = self._layout.archive_key(file.key)
         conflict = self._layout.conflict_key(archived, file.etag)

@@ -127,6 +127,7 @@ class _Repair:
                 window,
                 total,
                 [rows],
+                packs=(),
                 condition=Matches(damaged.etag),
                 revision=damaged.revision + 1,
                 late=min(damaged.files.get("late", 0), total.counted),

@@ -50,10 +50,9 @@ KEYS = [
 ]
 
 
-def write(
-    files: list[tuple[RunFile, bytes]], runs_prefix: str = "runs/"
-) -> tuple[bytes, list[int]]:
-    pack = PackWriter(runs_prefix)
+def write(files: list[tuple[RunFile, bytes]]) -> tuple[bytes, list[int]]:
+    """Return a pack of these files, and where their contents begin."""
+    pack = PackWriter("runs/")
     offsets = [pack.add(file, data) for file, data in files]
     pack.finish()
     data = b"".join(pack.take())

@@ -112,6 +112,28 @@ class HttpDataPlane:
         if not response.framed:
             raise TransientError("the response has no length, so it may be incomplete")
 
+    def get_range(
+        self, key: str, start: int, length: int, *, if_match: str | None
+    ) -> Coroutine[Any, Any, Body]:
+        """GetObject of a range, read whole; it may be shorter if the object ends before."""
+        headers = {"range": f"bytes={start}-{start + length - 1}"}
+        if if_match is not None:
+            headers["if-match"] = f'"{if_match}"'
+        request = S3Request("get", key, "GET", self._root + encode_path(key), headers)
+
+        def parse(_: S3Request, response: Response) -> Body:
+            headers = response.headers
+            if not response.framed:
+                raise TransientError("the response has no length, so it may be incomplete")
+            if response.status != 206 or _first_byte(response.status, headers) != start:
+                raise TransientError(f"the body is not the range from byte {start}")
+            etag = _etag(headers)
+            if if_match is not None:
+                check_etag(key, etag, if_match)
+            return Body(response.body, etag, _content_encoding(response))
+
+        return self._requester.ask(request, parse)
+
     @asynccontextmanager
     async def open(
         self, key: str, *, if_match: str | None, offset: int

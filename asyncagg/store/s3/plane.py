@@ -49,6 +49,9 @@ class DataPlane(Protocol):
     async def get(self, key: str, *, if_match: str | None) -> Body:
         """GetObject, read whole; a short or altered body is a `TransientError`."""
 
+    async def get_range(self, key: str, start: int, length: int, *, if_match: str | None) -> Body:
+        """GetObject of a range, read whole; it may be shorter if the object ends before."""
+
     def open(
         self, key: str, *, if_match: str | None, offset: int
     ) -> AbstractAsyncContextManager[StreamedBody]:

@@ -58,6 +58,23 @@ class BotoPlane:
             response = await self._get(key, if_match)
             async with response["Body"] as body:
                 data = await body.read()
+        return self._body(key, if_match, response, data)
+
+    async def get_range(self, key: str, start: int, length: int, *, if_match: str | None) -> Body:
+        """GetObject of a range, read whole; it may be shorter if the object ends before."""
+        with self._bucket.translating("get", key):
+            ranged = f"bytes={start}-{start + length - 1}"
+            response = await self._get(key, if_match, Range=ranged)
+            if not response.get("ContentRange", "").startswith(f"bytes {start}-"):
+                detail = f"the body is not the range from byte {start}"
+                raise self._bucket.error(TransientError, "get", key, detail)
+            async with response["Body"] as body:
+                data = await body.read()
+        return self._body(key, if_match, response, data)
+
+    def _body(
+        self, key: str, if_match: str | None, response: Mapping[str, Any], data: bytes
+    ) -> Body:
         self._check_length(key, response["ContentLength"], len(data))
         etag = etag_of(response)
         if if_match is not None:
