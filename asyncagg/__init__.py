@@ -1,5 +1,7 @@
 """Asynchronous, high-throughput aggregator of many small JSON result files on S3."""
 
+import logging
+
 from asyncagg.errors import AsyncaggError
 from asyncagg.job.deadline import Deadline
 from asyncagg.job.outcome import RunReport, Tally, WindowReport
@@ -24,3 +26,6 @@ __all__ = (
     "run",
     "settings_from",
 )
+
+# A program that uses the library decides where its log goes.
+logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -121,8 +121,17 @@ class Window(msgspec.Struct, frozen=True, order=True, gc=False):
     @property
     def name(self) -> str:
         """Its name, such as ``20251021t1400Z``."""
-        # Not %Y: on some systems it omits the leading zeros of years before 1000.
-        return f"{self.end.year:04}{self.end:%m%dt%H%MZ}"
+        return _stamp(self.end)
+
+    @property
+    def start_name(self) -> str:
+        """Its start, written like its name."""
+        return _stamp(self.start)
+
+
+def _stamp(moment: datetime) -> str:
+    # Not %Y: on some systems it omits the leading zeros of years before 1000.
+    return f"{moment.year:04}{moment:%m%dt%H%MZ}"
 
 
 class Interval(NamedTuple):

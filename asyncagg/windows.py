@@ -16,6 +16,9 @@ WindowBy: TypeAlias = Literal["last_modified", "name"]
 
 MINUTES_A_DAY = 1440
 
+RESTORED = ".putback-"
+"""Marks the name of a file restored from quarantine; the start of its window follows."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST = datetime.min.replace(tzinfo=UTC)
 _LAST = datetime.max.replace(tzinfo=UTC)
@@ -46,22 +49,34 @@ def stamp_of(key: str) -> datetime | None:
         return None
 
 
+def time_in_name(key: str, by: WindowBy) -> datetime | None:
+    """Return the time in a file's name that decides its window, if any.
+
+    It is the mark of a file restored from quarantine, so that all copies of the file belong to one
+    window; otherwise, with ``name``, the time stamp that the name starts with.
+    """
+    mark = stamp_of(key.rpartition(RESTORED)[2]) if RESTORED in key else None
+    return mark or (stamp_of(key) if by == "name" else None)
+
+
 def window_selector(by: WindowBy, minutes: int) -> Callable[[RunFile], Window]:
     """Return a function that maps a file to its window.
 
-    With ``name``, the ``last_modified`` of a file decides if its name has no time stamp, or one
-    that is more than a day later than the file: it would wait until then.
+    The ``last_modified`` of a file decides if its name has no time, or one that is more than a day
+    later than the file: it would wait until then.
     """
-    if by == "last_modified":
-        return lambda file: window_of(file.last_modified, minutes)
 
-    def by_name(file: RunFile) -> Window:
-        stamp = stamp_of(file.key)
+    def select(file: RunFile) -> Window:
+        key = file.key
+        if RESTORED in key:
+            stamp = time_in_name(key, by)
+        else:  # the usual case: no call too many
+            stamp = stamp_of(key) if by == "name" else None
         if stamp is None or stamp - file.last_modified > _TRUSTED_LEAD:
             stamp = file.last_modified
         return window_of(stamp, minutes)
 
-    return by_name
+    return select
 
 
 def parse_window(name: str, minutes: int) -> Window:

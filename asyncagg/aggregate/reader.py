@@ -74,8 +74,14 @@ class StoredAggregate:
     _spool: Spool
     _tables: Sequence[_Span]
 
-    async def known(self, files: Iterable[RunFile]) -> Known:
+    async def known(
+        self, files: Iterable[RunFile], unversioned: Callable[[str], bool] = lambda _: False
+    ) -> Known:
         """Check all rows, and return which of the files it has.
+
+        Args:
+            files: The files.
+            unversioned: Returns whether a key has one content, whatever the etag.
 
         Raises:
             AggregateError: Its rows are damaged or not in order.
@@ -92,11 +98,13 @@ class StoredAggregate:
                     raise _damaged(self.key, f"a row is out of order: {line[:80]!r}")
                 previous = identity
                 etag = etags.get(row["key"])
-                if etag == row["etag"]:
+                if etag is None:
+                    continue
+                if etag == row["etag"] or unversioned(row["key"]):
                     keys.add(row["key"])
                     if "pack" in row:
                         known.packed.add(row["key"])
-                elif etag is not None and table is Table.SOURCES:
+                elif table is Table.SOURCES:
                     version = msgspec.json.decode(line, type=CountedFile)
                     known.redelivered.setdefault(row["key"], []).append(version)
         return known

@@ -22,6 +22,7 @@ _EVENTBRIDGE_FIELDS = {
     "region",
     "resources",
     "detail",
+    "replay-name",  # an archive replay adds it
 }
 _SOURCES = ("aws.scheduler", "aws.events")
 _ACCEPTED = (

@@ -102,7 +102,10 @@ def measurements(report: RunReport, usage: Usage) -> Iterator[Measurement]:
     yield "FilesQuarantined", "Count", total.quarantined
     yield "FilesDeferred", "Count", total.deferred
     yield "FilesLate", "Count", total.late
-    yield "FilesLeft", "Count", total.left
+    yield "FilesLeft", "Count", total.left + report.untaken
+    yield "FilesFailed", "Count", total.failed
+    yield "Backlog", "Count", report.backlog
+    yield "Complete", "Count", int(report.complete)
     yield "WindowsFailed", "Count", len(report.failures)
     yield "OldestFileAge", "Seconds", report.oldest_seconds
     yield "OldestDeferred", "Seconds", report.oldest_deferred_seconds

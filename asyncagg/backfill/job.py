@@ -191,8 +191,10 @@ class _Backfill:
         self._at_once = 2 * engine.workers
 
     async def work(self) -> None:
+        segments = await self._survey()
+        self.report.listed = True
         pieces = plan(
-            await self._survey(),
+            segments,
             most=min(MAX_PIECE, self._settings.chunk_files),
             shares=self._engine.workers * PIECES_PER_WORKER,
         )

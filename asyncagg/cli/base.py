@@ -292,7 +292,7 @@ def visible(text: str) -> str:
 
 def print_report(report: RunReport) -> None:
     """Print what a run did, window by window."""
-    names = ("counted", "late", "quarantined", "deferred", "left", "archived")
+    names = ("counted", "late", "quarantined", "failed", "deferred", "left", "archived")
     if report.windows:
         print_table(
             [
@@ -314,7 +314,8 @@ def print_report(report: RunReport) -> None:
     if report.ignored:
         notes.append(f"{report.ignored} objects ignored (not .json or .json.gz)")
     if not report.complete:
-        notes.append("time ran out before the whole inbox was listed: run it again to continue")
+        backlog = f"{'' if report.listed else 'at least '}{report.backlog:,} files"
+        notes.append(f"time ran out and {backlog} are left: run it again to continue")
     if notes:
         out.print("; ".join(notes))
 

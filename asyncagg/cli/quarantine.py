@@ -136,10 +136,10 @@ def retry(
     The next run counts them. Correct a file with --replace, or overwrite it in quarantine; or it
     is accepted as it is by today's version and settings. Each file is read first, and stays in
     quarantine if it would not be accepted. It gets a new name in the inbox (x.json becomes
-    x.putback-0123456789abcdef.json), and is counted in the window of that name's time with
-    --window-by name, else in the current window (in a directory: the window of the file's time).
-    If it is stopped, run it again: no file is lost, and none is counted twice. On S3 it needs
-    PutObject for the inbox and DeleteObject for quarantine, which the job itself does not have.
+    x.putback-20251021t1300Z-0123456789abcdef.json), and is counted in the window in which it
+    arrived. If it is stopped, run it again: no file is lost, and none is counted twice. On S3 it
+    needs PutObject for the inbox and DeleteObject for quarantine, which the job itself does not
+    have.
 
     The exit code is 3 if a file stays in quarantine.
 

@@ -32,6 +32,9 @@ REASON = "asyncagg-reason"
 MODIFIED = "asyncagg-last-modified"
 """Metadata of a quarantined object: when its run file arrived, which determines its window."""
 
+ETAG = "asyncagg-etag"
+"""Metadata of a quarantined object: the etag of its run file; a copy may have another."""
+
 
 class Mover:
     """Moves the files of one window, and counts the outcomes.
@@ -71,7 +74,7 @@ class Mover:
 
     async def move_to_quarantine(self, files: Iterable[RunFile]) -> None:
         """Move files that a commit has recorded as quarantined; most have a copy there already."""
-        await self._move(files, self._layout.quarantine_key, "quarantined")
+        await self._move(files, self._layout.quarantine_key, "quarantined", _arrival)
 
     async def copy_to_quarantine(self, file: RunFile, reason: str) -> str | None:
         """Put a copy of a file into quarantine, with the reason in its metadata.
@@ -80,8 +83,7 @@ class Mover:
             Its key there, or None if the file stays in the inbox; the tally records the reason.
         """
         ascii_reason = reason.encode("ascii", "backslashreplace").decode("ascii")
-        modified = file.last_modified.isoformat()
-        metadata = {REASON: " ".join(ascii_reason.split()), MODIFIED: modified}
+        metadata = {REASON: " ".join(ascii_reason.split()), **_arrival(file)}
         return await self._ensure_copied(file, self._layout.quarantine_key(file.key), metadata)
 
     async def _move(
@@ -89,6 +91,7 @@ class Mover:
         files: Iterable[RunFile],
         target_of: Callable[[str], str],
         outcome: Literal["archived", "quarantined"],
+        metadata_of: Callable[[RunFile], Mapping[str, str] | None] = lambda _: None,
     ) -> None:
         copied: list[RunFile] = []
 
@@ -100,7 +103,8 @@ class Mover:
             setattr(self._tally, outcome, getattr(self._tally, outcome) + removed)
 
         async def copy(file: RunFile) -> None:
-            if await self._ensure_copied(file, target_of(file.key)) is not None:
+            target, metadata = target_of(file.key), metadata_of(file)
+            if await self._ensure_copied(file, target, metadata) is not None:
                 copied.append(file)
                 if len(copied) >= DELETE_BATCH:
                     await delete()
@@ -177,6 +181,11 @@ class Mover:
         return len(files) - len(failures)
 
 
+def _arrival(file: RunFile) -> dict[str, str]:
+    """Return the metadata that identifies a run file by its copy in quarantine."""
+    return {MODIFIED: file.last_modified.isoformat(), ETAG: file.etag}
+
+
 async def same_content(store: Store, file: RunFile, other: str) -> bool:
     """Return whether the object at another key exists and has the content of a file."""
     try:
@@ -195,11 +204,12 @@ async def same_bytes(store: Store, file: RunFile, other_store: Store, other: Run
         store.stream(file.key, if_match=file.etag) as left,
         other_store.stream(other.key, if_match=other.etag) as right,
     ):
-        return await _digest(left.chunks) == await _digest(right.chunks)
+        return await digest(left.chunks) == await digest(right.chunks)
 
 
-async def _digest(chunks: AsyncIterator[bytes]) -> bytes:
-    digest = hashlib.sha256()
+async def digest(chunks: AsyncIterator[bytes]) -> bytes:
+    """Return the SHA-256 of a content."""
+    found = hashlib.sha256()
     async for chunk in chunks:
-        digest.update(chunk)
-    return digest.digest()
+        found.update(chunk)
+    return found.digest()

@@ -11,7 +11,7 @@ from asyncagg.errors import UsageError
 from asyncagg.ingest.parsing import is_run_file
 from asyncagg.model import RunFile, Window
 from asyncagg.settings import Settings
-from asyncagg.windows import parse_window
+from asyncagg.windows import RESTORED, parse_window
 
 _MAX_KEY_BYTES = 1024
 """The longest key that S3 accepts, in bytes of UTF-8."""
@@ -21,8 +21,7 @@ _MAX_NAME_BYTES = 255
 
 _DIGEST_LENGTH = 16
 
-_RESTORED = ".putback-"
-"""Marks the key of a file restored from quarantine; a digest follows."""
+_WINDOW_LENGTH = len("20251021t1400Z-")
 
 _AGGREGATE_NAME = re.compile(r"\d{8}t\d{4}Z\.json", re.ASCII)
 
@@ -70,7 +69,8 @@ class Layout:
         if self._nested and key.startswith(self._nested):
             return KeyKind.INTERNAL
         if not is_run_file(key):
-            return KeyKind.IGNORED
+            is_journal = self._aggregates_in_inbox and key == self.journal_key
+            return KeyKind.INTERNAL if is_journal else KeyKind.IGNORED
         if self._aggregates_in_inbox and (self.is_aggregate(key) or key == self.record_key):
             return KeyKind.INTERNAL
         return KeyKind.RUN_FILE
@@ -83,6 +83,11 @@ class Layout:
     def record_key(self) -> str:
         """The key of the store's record."""
         return f"{self.aggregate_prefix}asyncagg.json"
+
+    @property
+    def journal_key(self) -> str:
+        """The key of the journal of runs. It does not end like a run file's."""
+        return f"{self.aggregate_prefix}asyncagg.run"
 
     @property
     def record_copy_key(self) -> str:
@@ -174,22 +179,29 @@ class Layout:
         """Return the key in the inbox for a key in quarantine."""
         return self.runs_prefix + key.removeprefix(self.quarantine_prefix)
 
-    def restored_key(self, file: RunFile) -> str:
+    def restored_key(self, key: str, content: bytes, window: Window) -> str:
         """Return the key in the inbox under which a file in quarantine is restored.
 
-        It depends on the key in quarantine and the etag, so no other file has it.
-        """
-        digest = sha256(f"{file.key}\0{file.etag}".encode()).hexdigest()[:_DIGEST_LENGTH]
-        start, ending = self._split_restored(file.key)
-        return f"{start}{digest}{ending}"
+        It depends on the former key and the content: no other file has it, and all copies of the
+        file have the same. It contains the window, so the file is counted there whenever it is
+        copied.
 
-    def restored_prefixes(self, moved_to: str) -> tuple[str, ...]:
-        """Return the prefixes of all keys that a file restored from this key may have.
+        Args:
+            key: Its former key in the inbox.
+            content: A digest of its content.
+            window: The window that it is counted in.
+        """
+        digest = sha256(key.encode() + content).hexdigest()[:_DIGEST_LENGTH]
+        start, ending = self._split_restored(key)
+        return f"{start}{window.start_name}-{digest}{ending}"
+
+    def restored_prefixes(self, key: str) -> tuple[str, ...]:
+        """Return the prefixes of all keys that a restored file may have, by its former inbox key.
 
         The digest depends on the content at the time of the restore, so only the prefix is known.
         The file may now be in the inbox, the archive or quarantine.
         """
-        start, _ = self._split_restored(moved_to)
+        start, _ = self._split_restored(key)
         name = start.removeprefix(self.runs_prefix)
         shortest = _MAX_KEY_BYTES - _DIGEST_LENGTH - len("..json.gz")  # what `_shorten` keeps
         return (
@@ -200,17 +212,18 @@ class Layout:
 
     def _split_restored(self, key: str) -> tuple[str, str]:
         """Return what comes before and after the digest in the key of a restored file."""
-        folder, slash, name = self.inbox_key(key).rpartition("/")
+        folder, slash, name = key.rpartition("/")
         stem, dot, ending = name.partition(".json")
-        stem = stem.partition(_RESTORED)[0]  # it may have been restored before
-        reserved = len(_RESTORED) + _DIGEST_LENGTH + len(f"{dot}{ending}".encode())
+        stem = stem.partition(RESTORED)[0]  # it may have been restored before
+        reserved = len(RESTORED) + _WINDOW_LENGTH + _DIGEST_LENGTH
+        reserved += len(f"{dot}{ending}".encode())
         start = f"{folder}{slash}{_cut(stem, _MAX_NAME_BYTES - reserved)}"
-        return f"{_cut(start, _MAX_KEY_BYTES - reserved)}{_RESTORED}", f"{dot}{ending}"
+        return f"{_cut(start, _MAX_KEY_BYTES - reserved)}{RESTORED}", f"{dot}{ending}"
 
     @staticmethod
     def was_restored(key: str) -> bool:
         """Return whether a key in the inbox belongs to a file restored from quarantine."""
-        return _RESTORED in key
+        return RESTORED in key
 
 
 def _shorten(key: str) -> str:

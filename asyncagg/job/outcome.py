@@ -22,6 +22,7 @@ class Tally:
         counted: Folded into an aggregate by this run.
         archived: Moved to the archive, or found there already.
         quarantined: Moved to quarantine.
+        failed: Left in the inbox because their window failed.
         deferred: Left in the inbox after an error; the next run takes them.
         left: Not taken, or counted but not archived: time ran out, or it was a dry run.
         late: Added to an aggregate that this run did not create.
@@ -38,6 +39,7 @@ class Tally:
     counted: int = 0
     archived: int = 0
     quarantined: int = 0
+    failed: int = 0
     deferred: int = 0
     left: int = 0
     late: int = 0
@@ -100,6 +102,8 @@ class RunReport:
         windows: The windows with files, by name.
         ignored: Objects in the inbox that are not run files.
         waiting: Run files whose window has not ended.
+        untaken: Run files that were listed when it was too late to settle them.
+        listed: Whether the whole inbox was listed, so that `waiting` and `backlog` are exact.
         complete: Whether the whole inbox was listed and worked on.
         oldest_seconds: Age of the oldest run file seen; 0 if there was none.
         oldest_deferred_seconds: Age of the oldest file that was deferred; 0 if there was none.
@@ -111,6 +115,8 @@ class RunReport:
     windows: dict[str, WindowReport] = field(default_factory=dict)
     ignored: int = 0
     waiting: int = 0
+    untaken: int = 0
+    listed: bool = False
     complete: bool = True
     oldest_seconds: float = 0.0
     oldest_deferred_seconds: float = 0.0
@@ -126,6 +132,8 @@ class RunReport:
             self.add_window(each)
         self.ignored += other.ignored
         self.waiting += other.waiting
+        self.untaken += other.untaken
+        self.listed = self.listed and other.listed
         self.complete = self.complete and other.complete
         self.oldest_seconds = max(self.oldest_seconds, other.oldest_seconds)
         self.oldest_deferred_seconds = max(
@@ -161,6 +169,12 @@ class RunReport:
         return total
 
     @property
+    def backlog(self) -> int:
+        """Files of windows that have ended, and that stay in the inbox; at least, if not listed."""
+        total = self.total
+        return total.left + total.deferred + total.failed + self.untaken
+
+    @property
     def failures(self) -> Mapping[str, str]:
         """The windows that were not settled, and why."""
         return {name: each.failure for name, each in self.windows.items() if each.failure}
@@ -178,4 +192,5 @@ class RunReport:
         """Return everything, ready for JSON."""
         everything = asdict(self)
         everything["windows"] = list(everything["windows"].values())
-        return everything | {"total": asdict(self.total), "exit_code": self.exit_code}
+        numbers = {"backlog": self.backlog, "exit_code": self.exit_code}
+        return everything | {"total": asdict(self.total)} | numbers

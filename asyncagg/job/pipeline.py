@@ -21,6 +21,7 @@ from asyncagg.job.committer import Committer
 from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
 from asyncagg.job.deferrals import Deferrals
+from asyncagg.job.journal import Journal, open_journal
 from asyncagg.job.layout import KeyKind
 from asyncagg.job.listing import KeyRange, list_range
 from asyncagg.job.outcome import RunReport
@@ -126,9 +127,13 @@ async def run_pipeline(
     deferrals = Deferrals(context, at)
     with anyio.CancelScope(deadline=deadline.work_ends) as scope:
         context = await follow_record(context)
-        settler = Settler(context, report, deadline, deferrals, count)
-        planner = _Planner(context, report, at, only, committed)
-        await _Pipeline(context, report, deadline, planner, settler, keys, progress).work()
+        async with open_journal(context, deadline) as journal:
+            settler = Settler(context, report, deadline, deferrals, count)
+            planner = _Planner(context, report, at, only=only, committed=committed, journal=journal)
+            pipeline = _Pipeline(
+                context, report, deadline, planner, settler, journal, keys, progress
+            )
+            await pipeline.work()
     if scope.cancelled_caught:
         report.complete = False
     report.oldest_deferred_seconds = deferrals.oldest_seconds
@@ -144,8 +149,10 @@ def _summary(report: RunReport) -> dict[str, Any]:
         "windows": len(report.windows),
         "ignored": report.ignored,
         "waiting": report.waiting,
+        "backlog": report.backlog,
+        "listed": report.listed,
         "complete": report.complete,
-        "failed": len(report.failures),
+        "failed_windows": len(report.failures),
         **asdict(report.total),
         **seconds,
     }
@@ -159,8 +166,10 @@ class _Planner:
         context: JobContext,
         report: RunReport,
         at: datetime,
+        *,
         only: Callable[[Window], bool] | None,
         committed: Callable[[Window], int],
+        journal: Journal,
     ) -> None:
         self._layout = context.layout
         self._window_of = context.window_of
@@ -169,6 +178,7 @@ class _Planner:
         self._at = at
         self._only = only
         self._committed = committed
+        self._journal = journal
         self._oldest = datetime.max.replace(tzinfo=UTC)
         self._last_key = ""
         self.in_order = True
@@ -198,6 +208,8 @@ class _Planner:
             if window.end > self._at:
                 self._report.waiting += 1
             elif self._only is None or self._only(window):
+                if self._journal.holds_back(file):
+                    continue
                 if file.last_modified < self._oldest:
                     self._note_age(file)
                 if window is not held_window:  # usually the same as for the previous file
@@ -214,6 +226,8 @@ class _Planner:
         Each commit writes the whole aggregate of its window again. So the chunks of a large window
         grow with what this run has committed of it, which keeps the cost per file constant.
         """
+        if self._journal.is_careful:
+            return 1
         if len(chunk) > 1 or not self.in_order:
             return self._chunk_files
         grown = sum(map(self._committed, chunk)) // CHUNK_GROWTH
@@ -234,6 +248,7 @@ class _Pipeline:
     deadline: Deadline
     planner: _Planner
     settler: Settler
+    journal: Journal
     keys: Sequence[KeyRange]
     progress: Callable[[RunReport], object] | None
 
@@ -242,7 +257,7 @@ class _Pipeline:
             send, receive = anyio.create_memory_object_stream[Sequence[RunFile]](1)
             group.start_soon(self._list, send)
             # Both are child tasks: to cancel the task that holds a shield would interrupt it.
-            group.start_soon(self._settle_chunks, receive, group.cancel_scope)
+            group.start_soon(self._settle_chunks, receive)
 
     async def _list(self, pages: ObjectSendStream[Sequence[RunFile]]) -> None:
         """Send the listing page by page."""
@@ -255,6 +270,7 @@ class _Pipeline:
                 except anyio.BrokenResourceError:
                     return  # the receiver was cancelled first
                 before = perf_counter()
+            self.report.listed = True
 
     async def _pages(self) -> AsyncIterator[Sequence[RunFile]]:
         prefix = self.context.settings.runs_prefix
@@ -262,9 +278,7 @@ class _Pipeline:
             async for page in list_range(self.context.store, prefix, keys):
                 yield page
 
-    async def _settle_chunks(
-        self, pages: ObjectReceiveStream[Sequence[RunFile]], listing: anyio.CancelScope
-    ) -> None:
+    async def _settle_chunks(self, pages: ObjectReceiveStream[Sequence[RunFile]]) -> None:
         more = True
         held: list[Sequence[RunFile]] = []
         async with pages:
@@ -272,13 +286,41 @@ class _Pipeline:
                 async with AsyncExitStack() as stack:
                     chunk: dict[Window, WindowBatch] = {}
                     more = await self._fill(chunk, pages, held, stack)
-                    if chunk and not self.report.dry_run:
-                        await ensure_record(self.context)
-                    await self._settle_chunk(chunk)
-                if more and self.deadline.intake_ends() <= anyio.current_time():
-                    self.report.complete = False
-                    listing.cancel()
-                    return
+                    await self._settle_chunk(chunk, careful=self.journal.is_careful)
+                if more and self._is_late():
+                    self.report.complete = more = False
+                    await self._count_rest(pages, held)
+        await self._settle_suspects()
+
+    def _is_late(self) -> bool:
+        return self.deadline.intake_ends() <= anyio.current_time()
+
+    async def _settle_suspects(self) -> None:
+        """Settle what the last run may have died of, and defer what it has died of."""
+        window_of = self.context.window_of
+        while not self._is_late() and (part := self.journal.next_part()):
+            chunk: dict[Window, WindowBatch] = {}
+            for file in part:
+                batch = chunk.setdefault(window_of(file), WindowBatch(len(part)))
+                batch.held.append(file)
+            await self._settle_chunk(chunk, careful=True)
+        self.report.untaken += self.journal.untried
+        for file in self.journal.poisonous:
+            await self.settler.defer(
+                window_of(file),
+                file,
+                "runs died while they read it: expected a file that can be read. Replace or remove "
+                f"it, or remove {self.context.layout.journal_key!r} to try it again",
+            )
+
+    async def _count_rest(
+        self, pages: ObjectReceiveStream[Sequence[RunFile]], held: Sequence[Sequence[RunFile]]
+    ) -> None:
+        """Count the files that are too late for this run, in the time that is left."""
+        for page in held:
+            self.report.untaken += self.planner.add(page, {})
+        async for page in pages:
+            self.report.untaken += self.planner.add(page, {})
 
     async def _fill(
         self,
@@ -300,19 +342,25 @@ class _Pipeline:
                 held.append(page)  # only files in memory can be sorted
                 return True
             size += self.planner.add(page, chunk)
-            if size < self.context.settings.chunk_files:
-                continue
             if size >= self.planner.chunk_size(chunk):
                 return True
+            if size < self.context.settings.chunk_files:
+                continue
             if spool is None:
                 spool = await stack.enter_async_context(self.context.open_spool())
             for batch in chunk.values():  # only one: see `chunk_size`
                 await batch.move_to(spool)
         return False
 
-    async def _settle_chunk(self, chunk: dict[Window, WindowBatch]) -> None:
-        at_once = max(1, min(WINDOWS_AT_ONCE, len(chunk), self.context.settings.concurrency))
-        workers = self.context.settings.concurrency // at_once
+    async def _settle_chunk(self, chunk: dict[Window, WindowBatch], *, careful: bool) -> None:
+        """Settle the windows of a chunk side by side, or if ``careful`` one request at a time."""
+        if chunk and not self.report.dry_run:
+            await ensure_record(self.context)
+            files = [file for each in chunk.values() for file in each.held] if careful else []
+            await self.journal.begin(files)
+        requests = 1 if careful else self.context.settings.concurrency
+        at_once = max(1, min(WINDOWS_AT_ONCE, len(chunk), requests))
+        workers = requests // at_once
 
         async def settle(item: tuple[Window, WindowBatch]) -> None:
             window, files = item

@@ -83,9 +83,13 @@ async def follow_record(context: JobContext) -> JobContext:
         ConfigurationError: The record is damaged, or has an unknown format.
     """
     key, record = await _find_record(context)
-    if record is not None:
-        return _follow(context, record.values(), key)
-    return await _follow_aggregates(context)
+    if record is None:
+        inferred = await _follow_aggregates(context)
+        # Another run may have written the record, then the aggregates, since it was looked for.
+        key, record = await _find_record(context)
+        if record is None:
+            return inferred
+    return _follow(context, record.values(), key)
 
 
 async def ensure_record(context: JobContext) -> None:

@@ -32,7 +32,7 @@ from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.fetch import Fetcher
 from asyncagg.job.outcome import RunReport, Tally, WindowReport
 from asyncagg.job.packing import LostPack, Packer, open_packer, remove_lost
-from asyncagg.job.restored import find_counted
+from asyncagg.job.redelivered import find_counted
 from asyncagg.job.run_files import RunFileReader
 from asyncagg.model import Pack, RunFile, Window
 
@@ -152,18 +152,18 @@ class Settlement:
     async def find_known(self, files: Sequence[RunFile], stored: StoredAggregate | None) -> Known:
         """Return the keys of files that were settled before."""
         with self.run_report.timed("load"):
-            known = await stored.known(files) if stored else Known(set(), set(), set(), {})
+            if stored is None:
+                return Known(set(), set(), set(), {})
             layout = self.context.layout
+            known = await stored.known(files, layout.was_restored)
             doubtful = {
-                file: known.redelivered.get(file.key, [])
-                for file in files
-                if file.key in known.redelivered or layout.was_restored(file.key)
+                file: known.redelivered[file.key] for file in files if file.key in known.redelivered
             }
             counted, packed = await find_counted(
                 self.context.store,
                 layout,
                 doubtful,
-                stored.packs if stored else (),
+                stored.packs,
                 workers=self.workers,
             )
             known.counted.update(counted, packed)
@@ -255,6 +255,7 @@ class Settler:
             outcomes = await self._count_files(settlement)
         except AggregateError as error:
             report.failure = str(error)
+            report.tally.failed += len(files)
             _log.error("window failed", extra={"window": window.name, "reason": str(error)})
         except StoreError as error:
             report.tally.deferred += len(files)
@@ -266,6 +267,11 @@ class Settler:
             "window",
             extra={"window": window.name, "revision": report.revision, **asdict(report.tally)},
         )
+
+    async def defer(self, window: Window, file: RunFile, reason: str) -> None:
+        """Leave a file in the inbox, for a reason."""
+        report = self._run.window(window, self._context.layout.aggregate_key(window))
+        await self.deferrals.add(file, StoreError(reason, operation="get"), report.tally)
 
     async def _count_files(self, settlement: Settlement) -> Outcomes:
         try:

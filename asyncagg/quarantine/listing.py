@@ -14,12 +14,12 @@ from msgspec import structs
 from asyncagg.errors import AggregateError, NotFoundError, UsageError
 from asyncagg.ingest.parsing import is_run_file
 from asyncagg.job.aggregates import load_aggregate
-from asyncagg.job.archive import MODIFIED, REASON
+from asyncagg.job.archive import ETAG, MODIFIED, REASON
 from asyncagg.job.context import JobContext
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.tasks import map_each
 from asyncagg.settings import Settings
-from asyncagg.windows import stamp_of
+from asyncagg.windows import time_in_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,13 @@ class QuarantinedFile:
         window: The window that it would be counted in, or None if unknown: a file that was
             overwritten in quarantine has lost its metadata, and with it the time of its arrival.
         reason: Why it is there, from its metadata or its window's aggregate; empty if unknown.
+        etag: The etag with which it arrived, if that is known.
     """
 
     file: RunFile
     window: Window | None
     reason: str
+    etag: str = ""
 
     def with_entry(self, entry: dict[str, Any] | None) -> QuarantinedFile:
         """Return it with the reason that an aggregate gives, if the metadata gave none."""
@@ -100,12 +102,13 @@ async def look_up(context: JobContext, key: str) -> QuarantinedFile:
     settings, info = context.settings, await context.store.head(key)
     arrived = _parse_time(info.metadata.get(MODIFIED, ""))
     window = None
-    if arrived is not None or (settings.window_by == "name" and stamp_of(key) is not None):
+    if arrived is not None or time_in_name(key, settings.window_by) is not None:
         inbox_key, modified = context.layout.inbox_key(key), arrived or info.file.last_modified
         window = context.window_of(
             structs.replace(info.file, key=inbox_key, last_modified=modified)
         )
-    return QuarantinedFile(info.file, window, info.metadata.get(REASON, ""))
+    metadata = info.metadata
+    return QuarantinedFile(info.file, window, metadata.get(REASON, ""), metadata.get(ETAG, ""))
 
 
 def _parse_time(text: str) -> datetime | None:

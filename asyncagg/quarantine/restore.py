@@ -1,35 +1,42 @@
 """Restore files from quarantine: move those that would be accepted now back into the inbox.
 
-A file gets a new key: the old one with a mark and a digest of the key in quarantine and the etag.
+A file gets a new key: the old one with a mark, its window, and a digest of the old key and the
+content. Each file counts once, because
 
-* With the old key, runs would move it back unread: an aggregate names that key and etag as
-  quarantined. And a run that deletes a file from the inbox, because quarantine has a copy, could do
-  so just when the copy is deleted here. A file with another key has another place in quarantine.
-* The new key depends on the content, so a retry finds a restored file in the inbox or the archive.
-* After a lost response, a retry cannot tell whether the file was already restored, and a run may
-  have counted it since. So runs check the archive before they count a file with the mark
-  (`asyncagg.job.restored`).
+* it is claimed first (`asyncagg.quarantine.claim`): with the old key, no run counts it any more. If
+  a run has counted it before, it goes to the archive instead.
+* with the new key, it always belongs to the same window, whenever and however often it is copied.
+  So the aggregate of that window knows whether it is counted, or quarantined once more.
 
-The order is: check, copy, delete. After each step the content is in one of the places or in both.
+The order is: check, claim, copy, delete. After each step the content is in one of the places or in
+both.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from msgspec import structs
 
-from asyncagg.errors import ConfigurationError, NotFoundError, PreconditionFailedError, StoreError
-from asyncagg.job.archive import same_bytes, same_content
+from asyncagg.errors import (
+    AggregateError,
+    ConfigurationError,
+    NotFoundError,
+    PreconditionFailedError,
+    StoreError,
+)
+from asyncagg.job.archive import digest, same_bytes, same_content
 from asyncagg.job.context import JobContext
 from asyncagg.job.layout import KeyKind
-from asyncagg.job.restored import is_archived
 from asyncagg.job.run_files import RunFileReader
-from asyncagg.model import RunFile
+from asyncagg.model import RunFile, Window
+from asyncagg.quarantine.claim import Claim, claim_files
 from asyncagg.quarantine.details import quarantine_reason
-from asyncagg.quarantine.listing import check_key
+from asyncagg.quarantine.listing import QuarantinedFile, check_key, look_up
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store import Matches, Store
 
@@ -58,6 +65,10 @@ class RestoreResult:
         return asdict(self)
 
 
+Report: TypeAlias = Callable[[RestoreResult], object]
+"""Called with what happened to each file."""
+
+
 class Restorer:
     """Restores files from quarantine; jobs and other restorers may run at the same time.
 
@@ -67,23 +78,17 @@ class Restorer:
     """
 
     def __init__(self, context: JobContext, *, force: bool = False) -> None:
+        self._context = context
         self._store = context.store
         self._settings = context.settings
         self._layout = context.layout
         self._reader = RunFileReader(context.store, context.settings)
         self._force = force
 
-    async def restore_all(self, report: Callable[[RestoreResult], None]) -> None:
+    async def restore_all(self, report: Report) -> None:
         """Restore every file that would be accepted now; ``report`` is called with each result."""
-
-        async def one(file: RunFile) -> None:
-            report(await self.restore(file.key))
-
         async for page in self._store.list_pages(self._settings.quarantine_prefix):
-            await for_each(filter(self._is_run_file, page), one, workers=self._settings.concurrency)
-
-    def _is_run_file(self, file: RunFile) -> bool:
-        return self._layout.kind(self._layout.restored_key(file)) is KeyKind.RUN_FILE
+            await self._restore([file.key for file in page if self._is_run_file(file.key)], report)
 
     async def restore(self, key: str) -> RestoreResult:
         """Restore the file with a key in quarantine.
@@ -93,17 +98,9 @@ class Restorer:
             ConfigurationError: A permission is missing.
         """
         check_key(self._settings, key)
-        try:
-            return await self._restore((await self._store.head(key)).file)
-        except NotFoundError:
-            reason = "no object has this key"
-        except PreconditionFailedError:
-            reason = _OVERWRITTEN
-        except ConfigurationError:
-            raise
-        except StoreError as error:
-            reason = str(error)
-        return RestoreResult(key, "left", reason=reason)
+        results: list[RestoreResult] = []
+        await self._restore([key], results.append)
+        return results[0]
 
     async def replace(self, key: str, source: Store, name: str) -> RestoreResult:
         """Overwrite a file with fixed content, and restore it.
@@ -128,6 +125,11 @@ class Restorer:
         # A second write could change the etag, and a restored file would be restored again.
         same_size = present.file.size == fixed.size
         if not (same_size and await same_bytes(self._store, present.file, source, fixed)):
+            window, claim = await self._prepare(key)
+            if await claim_files(self._context, window, [claim]):
+                return RestoreResult(
+                    key, "left", reason="it is counted: restore it without a replacement"
+                )
             content, condition = _Content(source, fixed), Matches(present.file.etag)
             try:
                 await self._store.put(key, content, condition=condition, metadata=present.metadata)
@@ -135,57 +137,126 @@ class Restorer:
                 return RestoreResult(key, "left", reason=_OVERWRITTEN)
         return await self.restore(key)
 
-    async def _restore(self, file: RunFile) -> RestoreResult:
-        target = self._layout.restored_key(file)
-        blocker = await self._blocker(file)
-        if blocker:
-            return RestoreResult(file.key, "left", reason=blocker)
-        counted = await self._is_counted_or_copied(file, target)
+    async def _restore(self, keys: Iterable[str], report: Report) -> None:
+        """Restore files; those of one window are claimed together."""
+        claims: defaultdict[Window, list[Claim]] = defaultdict(list)
+        workers = self._settings.concurrency
+
+        async def prepare(key: str) -> None:
+            with _reporting(report, [key]):
+                window, claim = await self._prepare(key)
+                blocker = await self._blocker(claim)
+                if blocker:
+                    report(RestoreResult(key, "left", reason=blocker))
+                else:
+                    claims[window].append(claim)
+
+        await for_each(keys, prepare, workers=workers)
+        for window, group in claims.items():
+            with _reporting(report, [claim.file.key for claim in group]):
+                counted = await claim_files(self._context, window, group)
+                await self._move_each(group, counted, report)
+
+    async def _prepare(self, key: str) -> tuple[Window, Claim]:
+        """Return the window of a file, and the claim to it."""
+        found = await look_up(self._context, key)
+        file = found.file
+        arrived = self._arrived(found)
+        unmoved = arrived or structs.replace(file, key=self._layout.inbox_key(key))
+        window = found.window or self._context.window_of(unmoved)
+        async with self._store.stream(key, if_match=file.etag) as body:
+            content = await digest(body.chunks)
+        restored_key = self._layout.restored_key(unmoved.key, content, window)
+        return window, Claim(file, arrived, restored_key, found.reason or "not known any more")
+
+    def _arrived(self, found: QuarantinedFile) -> RunFile | None:
+        """Return a file in quarantine as it was in the inbox, or None if that is unknown."""
+        if not found.etag:
+            return None  # no run has put it there
+        file = structs.replace(found.file, etag=found.etag)
+        key = self._layout.arrival_key(file, self._layout.quarantine_key)
+        return structs.replace(file, key=key) if key else None
+
+    async def _blocker(self, claim: Claim) -> str:
+        """Return why a file must not be restored; empty if it may be."""
+        file = claim.file
+        if not self._is_run_file(file.key):
+            return f"{self._layout.inbox_key(file.key)!r} is not the key of a run file"
+        reason = "" if self._force else await quarantine_reason(self._reader, file)
+        if reason:
+            return f"it would be quarantined again: {reason}"
+        original = claim.arrived.key if claim.arrived else self._layout.inbox_key(file.key)
+        if await same_content(self._store, file, original):
+            return f"it is still in the inbox, as {original!r}: the next run settles it"
+        return ""
+
+    def _is_run_file(self, key: str) -> bool:
+        return self._layout.kind(self._layout.inbox_key(key)) is KeyKind.RUN_FILE
+
+    async def _move_each(
+        self, claims: Iterable[Claim], counted: Mapping[str, RunFile], report: Report
+    ) -> None:
+        async def move(claim: Claim) -> None:
+            with _reporting(report, [claim.file.key]):
+                report(await self._move(claim, counted.get(claim.file.key)))
+
+        await for_each(claims, move, workers=self._settings.concurrency)
+
+    async def _move(self, claim: Claim, counted: RunFile | None) -> RestoreResult:
+        """Move a file to the inbox, or to the archive if it is counted."""
+        file = claim.file
+        if counted is None:
+            await self._copy(file, claim.restored_key)
+        else:
+            archived = self._layout.archive_key(counted.key)
+            await self._copy(file, archived, self._layout.conflict_key(archived, counted.etag))
+        target = "" if counted else claim.restored_key
         failure = (await self._store.delete([file])).get(file.key)
         if isinstance(failure, ConfigurationError):
             raise failure
         if failure is not None:
             reason = f"it was copied to the inbox, but is still in quarantine: {failure}"
+            if counted:
+                reason = f"it is counted, but is still in quarantine: {failure}"
             return RestoreResult(file.key, "left", target, reason)
-        if counted:
-            return RestoreResult(file.key, "counted")
-        return RestoreResult(file.key, "put_back", target)
+        return RestoreResult(file.key, "counted" if counted else "put_back", target)
 
-    async def _blocker(self, file: RunFile) -> str:
-        """Return why a file must not be restored; empty if it may be."""
-        if not self._is_run_file(file):
-            return f"{self._layout.restored_key(file)!r} is not the key of a run file"
-        reason = "" if self._force else await quarantine_reason(self._reader, file)
-        if reason:
-            return f"it would be quarantined again: {reason}"
-        for original in self._original_keys(file):
-            if await same_content(self._store, file, original):
-                return f"it is still in the inbox, as {original!r}: the next run settles it"
-        return ""
+    async def _copy(self, file: RunFile, *targets: str) -> None:
+        """Copy a file to the first of some keys that no other content has.
 
-    def _original_keys(self, file: RunFile) -> set[str]:
-        """Return the keys that a file may have had in the inbox: its name may have a suffix."""
-        key = self._layout.inbox_key(file.key)
-        return {key, self._layout.arrival_key(file, self._layout.quarantine_key) or key}
-
-    async def _is_counted_or_copied(self, file: RunFile, target: str) -> bool:
-        """Copy a file into the inbox, unless it is there; or return True if it is counted already.
-
-        It may have been restored before, or copied to quarantine by a run that stopped before its
-        commit and counted by a later one with other settings. The inbox is checked first, because
-        a file is in the archive before it is deleted from the inbox.
+        Raises:
+            PreconditionFailedError: All have, or the file has changed.
         """
-        if await same_content(self._store, file, target):
-            return False
-        for key in (*self._original_keys(file), target):
-            if await is_archived(self._store, self._layout, file, key):
-                return True
+        for target in targets:
+            if await self._is_copied(file, target):
+                return
+        raise PreconditionFailedError(f"cannot copy {file.key!r}: {targets} have other content")
+
+    async def _is_copied(self, file: RunFile, target: str) -> bool:
         try:
             await self._store.copy(file.key, target, if_match=file.etag, metadata={})
-        except PreconditionFailedError:  # the response of a first attempt was lost, or it changed
-            if not await same_content(self._store, file, target):
-                raise
-        return False
+        except PreconditionFailedError:
+            return await same_content(self._store, file, target)
+        return True
+
+
+@contextmanager
+def _reporting(report: Report, keys: Sequence[str]) -> Iterator[None]:
+    """Report files as left if an error prevents that they are restored."""
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except NotFoundError:
+        reason = "no object has this key"
+    except PreconditionFailedError:
+        reason = _OVERWRITTEN
+    except (AggregateError, StoreError) as error:
+        reason = str(error)
+    else:
+        return
+    for key in keys:
+        report(RestoreResult(key, "left", reason=reason))
 
 
 @dataclass(frozen=True, slots=True)

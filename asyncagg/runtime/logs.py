@@ -16,6 +16,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 class _CorrelationFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.correlation_id = correlation_id.get()
+        vars(record).pop("taskName", None)  # of asyncio: it says nothing, and formatters print it
         return True
 
 

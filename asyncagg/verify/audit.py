@@ -223,10 +223,13 @@ class _Audit:
     async def _is_orphan(self, entry: QuarantinedEntry) -> bool:
         if await self._head(entry.key) or await self._head(entry.moved_to):
             return False
-        for prefix in self._context.layout.restored_prefixes(entry.moved_to):
-            async for page in self._context.store.list_pages(prefix):
-                if page:
-                    return False  # it was restored from quarantine
+        layout = self._context.layout
+        # If its metadata is lost, its key in quarantine determines that of a restored file.
+        for key in {entry.key, layout.inbox_key(entry.moved_to)}:
+            for prefix in layout.restored_prefixes(key):
+                async for page in self._context.store.list_pages(prefix):
+                    if page:
+                        return False  # it was restored from quarantine
         return True
 
 

@@ -16,7 +16,7 @@ from asyncagg.model import RunFile, Window
 from asyncagg.verify.damaged import DamagedAggregate
 from asyncagg.verify.database import QuarantinedEntry
 from asyncagg.verify.inventory import Inventory
-from asyncagg.windows import stamp_of
+from asyncagg.windows import time_in_name
 
 
 async def assign_unnamed_files(context: JobContext, inventory: Inventory) -> int:
@@ -56,8 +56,8 @@ async def _assign(context: JobContext, inventory: Inventory, *, quarantined: boo
 
 def _window_by_name(context: JobContext, file: RunFile) -> Window | None:
     """Return the window that a file's name determines, or None if the name does not decide."""
-    stamp = stamp_of(file.key)
-    if stamp is None or context.settings.window_by != "name":
+    stamp = time_in_name(file.key, context.settings.window_by)
+    if stamp is None:
         return None
     window = context.window_of(file)
     # A stamp too far ahead of the file is ignored: the window is then of another time.

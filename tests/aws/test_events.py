@@ -44,7 +44,12 @@ def windows(request: RunRequest) -> list[str]:
     return [each.name[9:13] for each in chosen if request.only is None or request.only(each)]
 
 
-@pytest.mark.parametrize("event", [SCHEDULER, RULE], ids=["scheduler", "rule"])
+REPLAYED = RULE | {"replay-name": "last-week"}
+
+
+@pytest.mark.parametrize(
+    "event", [SCHEDULER, RULE, REPLAYED], ids=["scheduler", "rule", "replayed from an archive"]
+)
 def test_an_eventbridge_event_selects_what_ended_by_its_time(
     event: dict[str, Any],
 ) -> None:

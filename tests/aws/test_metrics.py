@@ -36,8 +36,15 @@ def report() -> RunReport:
         opportunities=108,
         matches=109,
         errors=110,
+        failed=112,
     )
-    made = RunReport(at="2025-10-21T14:00:00+00:00", oldest_seconds=111.5)
+    made = RunReport(
+        at="2025-10-21T14:00:00+00:00",
+        oldest_seconds=111.5,
+        oldest_deferred_seconds=113.5,
+        untaken=114,
+        complete=False,
+    )
     made.windows = {"w": WindowReport("w", "aggregates/w.json", tally=tally, failure="damaged")}
     made.seconds = {"list": 1.0, "load": 2.0, "fetch": 3.0, "commit": 4.0, "archive": 5.0}
     return made
@@ -71,7 +78,11 @@ def test_every_metric_has_its_own_number() -> None:
         "FilesArchived": 102,
         "FilesQuarantined": 103,
         "FilesDeferred": 104,
-        "FilesLeft": 105,
+        "FilesLeft": 105 + 114,
+        "FilesFailed": 112,
+        "Backlog": 104 + 105 + 112 + 114,
+        "Complete": 0,
+        "OldestDeferred": 113.5,
         "FilesLate": 106,
         "BytesCounted": 107,
         "Opportunities": 108,

@@ -139,14 +139,15 @@ def test_the_alarms_watch_metrics_that_are_published() -> None:
     """They use the handler's namespace and dimension, and each notifies the topic."""
     watched = set()
     for name, alarm in resources("AWS::CloudWatch::Alarm"):
-        watched.add(alarm["MetricName"])
-        if alarm["Namespace"] == "asyncagg":
-            assert alarm["MetricName"] in published()
-            assert alarm["Dimensions"] == [{"Name": "service", "Value": "stack"}]
+        metric = alarm if "MetricName" in alarm else alarm["Metrics"][0]["MetricStat"]["Metric"]
+        watched.add(metric["MetricName"])
+        if metric["Namespace"] == "asyncagg":
+            assert metric["MetricName"] in published()
+            assert metric["Dimensions"] == [{"Name": "service", "Value": "stack"}]
         topic = Resolver({"AlarmTopicArn": "arn:topic"}).properties(name)
         assert topic["AlarmActions"] == topic["OKActions"] == ["arn:topic"]
     assert watched >= {
-        *("Errors", "Throttles", "Duration"),
+        *("Errors", "Throttles", "Complete", "WindowsFailed"),
         *("OldestFileAge", "FilesQuarantined", "FilesDeferred"),
     }
 

@@ -14,6 +14,7 @@ from testkit.hooked import HookedStore
 from testkit.leaps import Leaps, deadline
 from testkit.loops import until
 from testkit.promises import (
+    RECORD,
     Original,
     Snapshot,
     check_after_clean_run,
@@ -486,7 +487,7 @@ async def test_a_hanging_file_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -
         return len(got) == DUE - 1 and len(committed) == 3 and LAST_QUARANTINED in done
 
     async def hang(operation: str, key: str, when: str) -> None:
-        if when == "after":
+        if when == "after" and not key.endswith(RECORD):
             done.append((operation, key))
         elif operation == "get" and key == "runs/c03.json":
             await until(rest_is_done)
@@ -519,8 +520,8 @@ async def test_a_hanging_key_over_http(plane: str, monkeypatch: pytest.MonkeyPat
             commits = server.audit.counts["PutObject"] + 3
 
             def rest_is_done() -> bool:
-                # The files, and an aggregate for each of the windows.
-                got = server.audit.counts["GetObject"] == DUE + 4
+                # The files, an aggregate for each of the windows, and the record twice.
+                got = server.audit.counts["GetObject"] == DUE + 4 + 2
                 bad = server.has(BUCKET, "quarantine/d12-empty.json")
                 return got and bad and server.audit.counts["PutObject"] == commits
 
@@ -553,13 +554,14 @@ async def test_the_deadline_at_every_request(stage: str, monkeypatch: pytest.Mon
 
         async def late(
             operation: str,
-            _key: str,
+            key: str,
             when: str,
             number: int = number,
         ) -> None:
             nonlocal seen
-            seen += operation == stage and when == "before"
-            if operation == stage and when == "before" and seen == number:
+            due = operation == stage and when == "before" and not key.endswith(RECORD)
+            seen += due
+            if due and seen == number:
                 clock.leap(1000)
                 await asyncio.Event().wait()
             if when == "before":  # an answer lost to the cancellation could not be reported
@@ -604,6 +606,40 @@ async def test_the_deadline_stops_the_intake(monkeypatch: pytest.MonkeyPatch) ->
     assert "runs/g16.json" in inner._objects
     await run(inner, settings, at=AT)
     check_done(of_memory(inner))
+
+
+@pytest.mark.parametrize("stage", ["list", "get", "put", "copy", "delete"])
+@pytest.mark.parametrize("leap", [60, 95, 1000])
+async def test_the_backlog_is_true(stage: str, leap: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever time runs out: exact if the listing came to its end, else a lower bound."""
+    clock = Leaps(monkeypatch)
+    monkeypatch.setattr(memory_store, "_PAGE", 4)
+    exact = 0
+    for number in range(1, 12):
+        inner = fill_memory(prepared().store)
+        seen = 0
+
+        async def late(operation: str, key: str, when: str, number: int = number) -> None:
+            nonlocal seen
+            seen += operation == stage and when == "before" and key.startswith(("runs/", "aggr"))
+            if seen == number and operation == stage:
+                seen += 1
+                clock.leap(leap)
+            await asyncio.sleep(0)
+
+        settings = Settings(chunk_files=3, concurrency=2)
+        report = await run(HookedStore(inner, late), settings, at=AT, deadline=deadline())
+        due = [key for key in inner._objects if is_due(key, inner)]
+        assert report.backlog == len(due) if report.listed else report.backlog <= len(due)
+        assert report.complete <= report.listed
+        exact += report.listed
+    assert exact or leap > 60  # then there is no time to list on
+
+
+def is_due(key: str, store: memory_store.MemoryStore) -> bool:
+    """Return whether a file of the scenario is in the inbox though its window has ended."""
+    named = key.startswith("runs/") and key.endswith((".json", ".gz"))
+    return named and store._objects[key].info.file.last_modified < moment(14, 10)
 
 
 @pytest.mark.parametrize("write", range(1, 12))

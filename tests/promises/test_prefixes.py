@@ -106,7 +106,8 @@ async def test_layouts_below_a_prefix_of_a_bucket(places: Places, plane: str) ->
         originals = originals_of(see(), places, bad_of(places))
         asked = settings_of(places, store=f"s3://{BUCKET}/team")
         given = {name: getattr(asked, name) for name in (
-            "store", "runs_prefix", "aggregate_prefix", "archive_prefix", "quarantine_prefix"
+            "store", "window_by", "runs_prefix", "aggregate_prefix", "archive_prefix",
+            "quarantine_prefix",
         )}  # fmt: skip
         async with open_s3(server, plane, **given) as (store, settings):
             await run(store, settings, at=AT)

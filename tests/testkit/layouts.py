@@ -38,8 +38,9 @@ FILES = {
 
 
 def settings_of(places: Places, **more: Any) -> Settings:
-    """Return the settings of a layout."""
+    """Return the settings of a layout; the times of its files decide their windows."""
     return Settings(
+        window_by="last_modified",
         runs_prefix=places.runs,
         aggregate_prefix=places.aggregates,
         archive_prefix=places.archive,

@@ -82,6 +82,11 @@ class Resolver:
                 return None if name == "AWS::NoValue" else self.parameters.get(name, f"<{name}>")
             case [("Fn::GetAtt", name)]:
                 return f"<{name}>"
+            case [("Fn::FindInMap", [name, *keys])]:
+                found = template()["Mappings"][name]
+                for key in keys:
+                    found = found[self.resolve(key)]
+                return found
             case [("Fn::If", [name, first, second])]:
                 return self.resolve(first if self.condition(name) else second)
             case [("Fn::Sub", [text, names])]:

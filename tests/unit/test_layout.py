@@ -215,13 +215,13 @@ def test_a_key_to_come_back_under_is_its_own(
     assume(where.kind(where.inbox_key(key)) is RUN)
     for _ in range(3):
         for tag in {etag, other}:
-            back = where.restored_key(RunFile(key, 1, tag, datetime(2025, 10, 21, tzinfo=UTC)))
+            back = where.restored_key(where.inbox_key(key), tag.encode(), WINDOW)
             assert where.was_restored(back)
             assert back not in keys
             assert back.endswith(".gz") == key.endswith(".gz")
             assert len(back.encode()) <= 1024
             assert len(back.rpartition("/")[2].encode()) <= 255
-            starts = where.restored_prefixes(key)
+            starts = where.restored_prefixes(where.inbox_key(key))
             places = (back, where.archive_key(back), where.quarantine_key(back))
             assert all(place.startswith(start) for place, start in zip(places, starts, strict=True))
             keys.add(back)
@@ -232,10 +232,10 @@ def test_a_key_to_come_back_under_is_its_own(
 @pytest.mark.parametrize("stem", ["", "x" * 250, "é" * 120])
 def test_the_longest_key_can_come_back(folder: str, stem: str) -> None:
     """Two of the same content, whose keys are alike where they are cut, come back apart."""
-    moment, keys = datetime(2025, 10, 21, tzinfo=UTC), set[str]()
+    keys = set[str]()
     for number in range(2):
-        key = DEFAULT.quarantine_key(f"runs/{folder}{stem}{number}.json")
-        back = DEFAULT.restored_key(RunFile(key, 1, "e", moment))
+        key = f"runs/{folder}{stem}{number}.json"
+        back = DEFAULT.restored_key(key, b"e", WINDOW)
         assert DEFAULT.was_restored(back)
         assert len(back.encode()) <= 1024
         starts = DEFAULT.restored_prefixes(key)

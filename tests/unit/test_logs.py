@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -51,6 +53,26 @@ def test_a_hostile_key_stays_on_its_own_line(form: str, value: str) -> None:
     logging.getLogger("asyncagg.test").info("deferred", extra={"key": HOSTILE})
     (line,) = stream.getvalue().splitlines()
     assert value in line
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_the_name_of_the_task_is_not_logged(form: str) -> None:
+    """Python 3.12 adds it to each record; it is a number that nobody knows."""
+    stream = io.StringIO()
+    logs.configure("info", json=form == "json", stream=stream)
+    record = logging.makeLogRecord({"name": "asyncagg.test", "levelno": 20, "msg": "run"})
+    record.taskName = "Task-17"
+    logging.getLogger("asyncagg.test").handle(record)
+    assert "Task" not in stream.getvalue()
+
+
+def test_a_program_without_a_log_sees_no_messages() -> None:
+    """As for every library: warnings do not go to standard error by themselves."""
+    program = "import logging, asyncagg; logging.getLogger('asyncagg.job').warning('a bare word')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stderr == ""
 
 
 def test_a_hostile_key_cannot_forge_a_line_of_the_lambda(

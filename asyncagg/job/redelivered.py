@@ -1,11 +1,7 @@
-"""Files that may have been counted before under another etag or key: the archive decides.
+"""Files that were delivered again with another etag: the archive decides whether they count.
 
 A producer may deliver the same bytes again under the same key. Their etag differs in a directory,
 for encrypted objects and for multipart uploads.
-
-If the response to a restore is lost, an operator may restore a file twice, and a run may already
-have counted the first copy. If so, the content is in the archive. So the archive is checked before
-such a file is counted.
 """
 
 from __future__ import annotations
@@ -18,26 +14,6 @@ from asyncagg.job.layout import Layout
 from asyncagg.model import CountedFile, Pack, RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store import Store
-
-
-async def is_archived(
-    store: Store, layout: Layout, file: RunFile, key: str, etags: Iterable[str] = ()
-) -> bool:
-    """Return whether a file's content is in the archive, under the archive key of an inbox key.
-
-    Args:
-        store: Where the file is.
-        layout: The keys.
-        file: The file, wherever it is now.
-        key: A key in the inbox.
-        etags: Other etags under which it may have been archived.
-    """
-    archived = layout.archive_key(key)
-    conflicts = [layout.conflict_key(archived, etag) for etag in (file.etag, *etags)]
-    for place in (archived, *conflicts):
-        if await same_content(store, file, place):
-            return True
-    return False
 
 
 async def find_counted(
@@ -66,11 +42,16 @@ async def find_counted(
 
     async def check(file: RunFile) -> None:
         versions = files[file]
+        archived = layout.archive_key(file.key)
+        etags = (file.etag, *(version.etag for version in versions))
         try:
             if await _is_packed(store, file, versions, by_id):
                 packed.add(file.key)
-            elif await is_archived(store, layout, file, file.key, [v.etag for v in versions]):
-                counted.add(file.key)
+                return
+            for place in (archived, *[layout.conflict_key(archived, etag) for etag in etags]):
+                if await same_content(store, file, place):
+                    counted.add(file.key)
+                    return
         except (NotFoundError, PreconditionFailedError):
             return  # moved or overwritten; the fetch will notice this
 
