@@ -9,10 +9,10 @@ its comment in the central directory.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 from struct import Struct
 from typing import NamedTuple
@@ -52,18 +52,18 @@ _STORED = 0
 _TIMESTAMP = 0x5455
 _ATTRIBUTES = 0o100644 << 16
 
+_COMMON = Struct("<5H3I2H")
+"""What both headers of a member have: version needed to lengths of name and extra field."""
+
+_CENTRAL_START = CENTRAL_SIGNATURE + _MADE_BY.to_bytes(2, "little")
+_CENTRAL_REST = Struct("<3H2I")
+"""The length of the comment, disk, attributes, and the offset of the local header."""
+
 _MAX_NAME = 1024
 _MAX_PART = 255
 """The longest name of a file or folder that file systems accept, in bytes."""
 
 _DIGEST = 16
-
-# Control characters, backslashes, and parts that are empty or lead out of the folder; folders that
-# have the name of a file, which could not be unpacked beside that file.
-_UNSAFE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\\\ud800-\udfff]|(?:^|/)\.{0,2}(?:/|$)|\.json(?:\.gz)?/", re.IGNORECASE
-)
-_UNSAFE_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f\\\ud800-\udfff]")
 
 
 class DamagedPackError(ValueError):
@@ -120,14 +120,15 @@ class Directory(NamedTuple):
 
 def safe_name(name: str) -> str | None:
     """Return a member's name for a key below the inbox, or None if it needs a `tagged_name`."""
-    if _UNSAFE.search(name) is not None:
+    path = f"/{name}/"
+    if not name.isprintable() or "\\" in name or "//" in path or "/./" in path or "/../" in path:
         return None
+    if ".json/" in name or ".json.gz/" in name:
+        return None  # a folder with the name of a file could not be unpacked next to that file
     if len(name) <= _MAX_PART // 4:
         return name
-    parts = name.encode().split(b"/")
-    if len(name.encode()) > _MAX_NAME or max(map(len, parts)) > _MAX_PART:
-        return None
-    return name
+    sizes = [len(part.encode()) for part in name.split("/")]
+    return name if max(sizes) <= _MAX_PART and sum(sizes) + len(sizes) <= _MAX_NAME else None
 
 
 def tagged_name(name: str, identity: str) -> str:
@@ -138,7 +139,8 @@ def tagged_name(name: str, identity: str) -> str:
         identity: What no other member has.
     """
     digest = sha256(identity.encode(errors="surrogatepass")).hexdigest()[:_DIGEST]
-    *folders, last = _UNSAFE_CHARACTER.sub("_", name).split("/")
+    plain = "".join(sign if sign.isprintable() and sign != "\\" else "_" for sign in name)
+    *folders, last = plain.split("/")
     stem, dot, ending = last.partition(".json")
     suffix = f".{digest}{dot}{ending}" if len(ending.encode()) <= 8 else f".{digest}"
     path = "".join(f"{_folder(folder)}/" for folder in folders)
@@ -158,6 +160,7 @@ def _cut(text: str, size: int) -> str:
     return text.encode()[:size].decode("utf-8", "ignore")
 
 
+@lru_cache(maxsize=1024)  # files of one page of a listing have few times
 def timestamp(modified: datetime) -> Timestamp:
     """Return a time as the headers of a member have it."""
     utc = modified.astimezone(UTC)
@@ -169,31 +172,11 @@ def timestamp(modified: datetime) -> Timestamp:
     )
 
 
-def local_header(name: bytes, when: Timestamp, crc: int, size: int) -> bytes:
-    """Return what comes before the content of a member."""
-    header = LOCAL_HEADER.pack(
-        LOCAL_SIGNATURE,
-        _VERSION,
-        _UTF8_NAMES,
-        _STORED,
-        when.time,
-        when.date,
-        crc,
-        size,
-        size,
-        len(name),
-        len(when.extra),
-    )
-    return header + name + when.extra
-
-
-def central_header(
+def member_headers(
     name: bytes, when: Timestamp, crc: int, size: int, *, header: int, comment: bytes
-) -> bytes:
-    """Return the entry in the central directory of a member with its local header there."""
-    fixed = CENTRAL_HEADER.pack(
-        CENTRAL_SIGNATURE,
-        _MADE_BY,
+) -> tuple[bytes, bytes]:
+    """Return the local header of a member at offset ``header``, and its entry in the directory."""
+    common = _COMMON.pack(
         _VERSION,
         _UTF8_NAMES,
         _STORED,
@@ -203,14 +186,14 @@ def central_header(
         size,
         size,
         len(name),
-        len(when.extra),
-        len(comment),
-        0,
-        0,
-        _ATTRIBUTES,
-        header,
+        EXTRA.size,
     )
-    return fixed + name + when.extra + comment
+    named = name + when.extra
+    rest = _CENTRAL_REST.pack(len(comment), 0, 0, _ATTRIBUTES, header)
+    return (
+        LOCAL_SIGNATURE + common + named,
+        _CENTRAL_START + common + rest + named + comment,
+    )
 
 
 def end_record(directory: Directory) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from zlib import crc32
 
 import msgspec
@@ -18,10 +17,8 @@ from asyncagg.packs.format import (
     MAX_MEMBERS,
     Comment,
     Directory,
-    Timestamp,
-    central_header,
     end_record,
-    local_header,
+    member_headers,
     safe_name,
     tagged_name,
     timestamp,
@@ -59,8 +56,6 @@ class PackWriter:
         self._blocks: list[bytes] = []
         self._directory = bytearray()
         self._names: set[int] = set()  # hashes take a fraction of the memory
-        self._modified: datetime | None = None
-        self._timestamp = Timestamp(0, 0, b"")
 
     def fits(self, size: int) -> bool:
         """Return whether there is room for one more member of this size."""
@@ -69,24 +64,31 @@ class PackWriter:
 
     def add(self, file: RunFile, data: bytes) -> int:
         """Append a member, for which there must be room; return where its content begins."""
-        if file.last_modified is not self._modified:  # usually the same as before
-            self._modified, self._timestamp = file.last_modified, timestamp(file.last_modified)
-        name, when = self._name(file).encode(), self._timestamp
-        crc, size = crc32(data), len(data)
-        comment = _encode(Comment(file.key, file.etag))
-        self._directory += central_header(name, when, crc, size, header=self.bytes, comment=comment)
-        self._append(local_header(name, when, crc, size))
-        offset = self.bytes
-        self._append(data)
+        size, start = len(data), self.bytes
+        local, entry = member_headers(
+            self._name(file).encode(),
+            timestamp(file.last_modified),
+            crc32(data),
+            size,
+            header=start,
+            comment=_encode(Comment(file.key, file.etag)),
+        )
+        self._directory += entry
+        self._blocks += (local, data)
+        written = len(local) + size
+        self.bytes = start + written
+        self.pending += written
         self.files += 1
-        return offset
+        return start + len(local)
 
     def finish(self) -> bytes:
         """Append the central directory and the end of the pack, and return them."""
         directory = Directory(self.files, len(self._directory), self.bytes)
         end = bytes(self._directory) + end_record(directory)
         self._directory.clear()
-        self._append(end)
+        self._blocks.append(end)
+        self.bytes += len(end)
+        self.pending += len(end)
         return end
 
     def take(self) -> Sequence[bytes]:
@@ -94,17 +96,12 @@ class PackWriter:
         blocks, self._blocks, self.pending = self._blocks, [], 0
         return blocks
 
-    def _append(self, data: bytes) -> None:
-        self._blocks.append(data)
-        self.bytes += len(data)
-        self.pending += len(data)
-
     def _name(self, file: RunFile) -> str:
         """Return a name for a member that no other member has."""
         key = file.key.removeprefix(self._skip)
-        identity = f"{file.key}\0{file.etag}"
         name = safe_name(key) or tagged_name(key, file.key)
-        while hash(name) in self._names:
+        identity = f"{file.key}\0{file.etag}"
+        while (digest := hash(name)) in self._names:
             name, identity = tagged_name(key, identity), identity + "\0"
-        self._names.add(hash(name))
+        self._names.add(digest)
         return name

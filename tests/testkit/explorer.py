@@ -366,8 +366,8 @@ SCENARIOS = (
         unmoved=True,
     ),
     packing(
-        name="an unfinished run with packs, then files",
-        programs=TWO,
+        "an unfinished run with packs, then files",
+        *TWO,
         inbox=(LATE,),
         settled=(OLD,),
         settled_with=PACKS,
