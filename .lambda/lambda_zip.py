@@ -4,7 +4,8 @@
     tox -e lambda -- x86_64            # only one of them
     tox -e lambda -- --keep            # and write the numbers to docs/how-to/deploy.md
 
-The dependencies are those of requirements.txt, pinned and hashed. The build is reproducible: the
+The dependencies are those of requirements.txt, and the build backend is that of
+requirements-build.txt, pinned and hashed. The build is reproducible: the
 same sources give the same bytes. Files that the Lambda never loads are left out. Bytecode is
 included, because Lambda's folder is read-only: without it, every cold start would compile all
 modules.
@@ -16,6 +17,7 @@ import argparse
 import gzip
 import hashlib
 import json
+import os
 import platform
 import re
 import shutil
@@ -139,9 +141,13 @@ def assemble(folder: Path, arch: str, version: str = PYTHON) -> None:
         version: The version of Python.
     """
     install(folder, HERE / "requirements.txt", arch, version)
-    with tempfile.TemporaryDirectory() as wheels:
-        command = [sys.executable, "-m", "pip", "--quiet", "wheel", "--no-deps", "--wheel-dir"]
-        subprocess.run([*command, wheels, str(ROOT)], check=True)
+    with tempfile.TemporaryDirectory() as wheels, tempfile.TemporaryDirectory() as backend:
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        locked = ["--require-hashes", "--requirement", str(HERE / "requirements-build.txt")]
+        subprocess.run([*pip, "install", "--no-deps", "--target", backend, *locked], check=True)
+        options = ["--no-deps", "--no-build-isolation", "--wheel-dir", wheels]
+        environment = os.environ | {"PYTHONPATH": backend}
+        subprocess.run([*pip, "wheel", *options, str(ROOT)], check=True, env=environment)
         (wheel,) = Path(wheels).glob("asyncagg-*.whl")
         _pip(folder, arch, version, str(wheel))
     strip(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -70,12 +70,12 @@ class Match(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         score: Its ``match_score``; 0 if it has none.
         position: Its index in the file's list.
-        body: The whole match object, unchanged.
+        body: The whole match object, as JSON.
     """
 
     score: int | float
     position: int
-    body: dict[str, Any]
+    body: bytes
 
 
 class RunResult(msgspec.Struct, frozen=True, gc=False):
@@ -89,7 +89,7 @@ class RunResult(msgspec.Struct, frozen=True, gc=False):
         no_matches: How many did not.
         errors: How many failed.
         processing_time: How long the run took, in seconds; None if unknown.
-        top_matches: The matches that may be among the aggregate's best.
+        top_matches: Its best matches that may be among the aggregate's, in the order of the file.
     """
 
     run_id: str

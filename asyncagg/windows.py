@@ -86,7 +86,8 @@ def parse_window(name: str, minutes: int) -> Window:
         UsageError: It is not a window's name, or no such window ends then.
     """
     end = stamp_of(name)
-    window = None if end is None else Window(end, minutes)
+    # No time is before the first moment, so no window ends there.
+    window = None if end is None or end == _FIRST else Window(end, minutes)
     if window is None or window.name != name or (window.end - _EPOCH) % timedelta(minutes=minutes):
         raise UsageError(
             f"window {name!r}: expected the end of a window of {minutes} minutes in UTC, "

@@ -54,14 +54,15 @@ def no_blocked_loop() -> Iterator[None]:
         for function in blocking.functions.values():
             # Once per process: botocore reads its service model, the store's module is imported.
             function.can_block_in(
-                "asyncagg/store/s3/boto/control.py", {"open_control", "locate", "identity"}
+                "asyncagg/store/s3/boto/control.py",
+                {"open_control", "locate", "identity", "credentials"},
             )
             function.can_block_in(
                 "asyncagg/store/opening.py", {"open_store", "_open_s3", "_open_plane"}
             )
             function.can_block_in("asyncagg/sample/demo.py", {"_moto"})
             # The explorer has no threads: a schedule must not depend on them.
-            function.can_block_in("testkit/interleaving.py", {"_run_here", "run_in_executor"})
+            function.can_block_in("testkit/explorer/programs.py", {"_run_here", "run_in_executor"})
         yield
 
 

@@ -32,8 +32,11 @@ _EXACT = Context(prec=2000, traps=[Inexact])
 
 def rank(key: str, match: Match) -> RankedMatch:
     """Return a match of the file ``key`` with its sort key."""
-    body = {name: value for name, value in match.body.items() if name not in RESERVED}
-    return (-match.score, key, match.position, orjson.dumps(body))
+    body = match.body
+    if b'"source_' in body:
+        fields = orjson.loads(body)
+        body = orjson.dumps({name: fields[name] for name in fields if name not in RESERVED})
+    return (-match.score, key, match.position, body)
 
 
 def best(ranked: Iterable[RankedMatch]) -> list[RankedMatch]:

@@ -14,12 +14,15 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Concatenate, ParamSpec, TypeVar
+from importlib.util import find_spec
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import anyio
 import dask.config
-from distributed import Client, KilledWorker, LocalCluster
+from anyio import to_thread
+from distributed import Client, Future, KilledWorker, LocalCluster
 from distributed.client import FutureCancelledError
+from distributed.security import Security
 from distributed.utils import silence_logging_cmgr
 
 from asyncagg.errors import AsyncaggError, ConfigurationError, TransientError
@@ -34,8 +37,13 @@ T = TypeVar("T")
 _SUBMISSIONS = 5
 """How often a task is submitted when its scheduler is restarted."""
 
+_EXPECTED = "expected the same version of asyncagg[cluster] on the scheduler and on every worker"
+
 _CONNECT_SECONDS = 30
 _CLOSE_SECONDS = 15
+
+_CHECK_SECONDS = 15.0
+"""A cluster without a worker at two checks in a row is given up."""
 
 
 class ClusterEngine:
@@ -63,7 +71,7 @@ class ClusterEngine:
         Raises:
             AsyncaggError: The error of the task.
             TransientError: Too many workers died while they ran it.
-            ConfigurationError: The scheduler is gone.
+            ConfigurationError: The scheduler or the last worker is gone, or one lacks a package.
         """
         name = f"{task.__name__}-{uuid.uuid4().hex}"
         bound = partial(perform, self._settings, task, *args, **kwargs)
@@ -74,32 +82,55 @@ class ClusterEngine:
                     "same command again to continue"
                 )
             try:
-                result: T = await self._client.submit(bound, key=name, pure=False)
+                result: T = await self._result(self._client.submit(bound, key=name, pure=False))
             except KilledWorker as error:
                 raise TransientError(
                     f"the workers that ran {name} died one after the other: {error}"
+                ) from error
+            except ImportError as error:
+                raise ConfigurationError(
+                    f"a worker lacks a package: {error}; {_EXPECTED}"
                 ) from error
             except FutureCancelledError:
                 continue  # the scheduler was restarted
             return result
         raise TransientError(f"the scheduler lost {name} {_SUBMISSIONS} times")
 
+    async def _result(self, future: Future) -> Any:
+        """Wait for a task, which has no end if there is no worker to run it."""
+        had_workers = True
+        while True:
+            with anyio.move_on_after(_CHECK_SECONDS):
+                return await future
+            has_workers = bool(self._client.scheduler_info()["workers"])
+            if not (has_workers or had_workers):
+                raise ConfigurationError(
+                    "the cluster has no worker any more: expected at least one. Nothing is lost: "
+                    "start workers, and run the same command again to continue"
+                )
+            had_workers = has_workers
+
 
 @asynccontextmanager
 async def start_cluster(settings: Settings, workers: int) -> AsyncIterator[ClusterEngine]:
     """Start a cluster of processes on this machine, for as long as the context lasts.
 
+    A scheduler and its workers run any code that reaches their ports. Their connections need a
+    certificate that only these processes have, so that no other user of the machine can do that.
+
     Args:
         settings: The prefixes, the window and the bounds.
         workers: How many processes.
     """
+    security = await to_thread.run_sync(Security.temporary)
     # Its profiler looks at every thread a hundred times a second.
     with dask.config.set({"distributed.worker.profile.enabled": False}):
         cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
+            dashboard_address=None,
+            security=security,
             memory_limit=0,  # a task's memory is bounded by the settings
             silence_logs=logging.CRITICAL,  # a failed task raises its error here
             preload=[__name__],
@@ -121,12 +152,13 @@ async def join_cluster(settings: Settings, address: str) -> AsyncIterator[Cluste
         address: Its scheduler's, such as ``tcp://10.0.0.1:8786``.
 
     Raises:
-        ConfigurationError: No scheduler answers there, or it has no workers.
+        ConfigurationError: No scheduler answers there, it has no workers, or they lack the package.
     """
     try:
         with silence_logging_cmgr(logging.CRITICAL):  # errors are raised
             async with _connected(address) as client:
                 await client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+                await _check_package(client)
                 threads = sum((await client.nthreads()).values())
                 yield ClusterEngine(client, settings, threads)
     except (OSError, TimeoutError, ValueError) as error:
@@ -134,6 +166,16 @@ async def join_cluster(settings: Settings, address: str) -> AsyncIterator[Cluste
             f"scheduler {address!r}: {error}; expected the address of a Dask scheduler with "
             "workers, such as tcp://10.0.0.1:8786"
         ) from error
+
+
+async def _check_package(client: Client) -> None:
+    """Raise `ConfigurationError` if the scheduler or a worker cannot import this package."""
+    with anyio.fail_after(_CONNECT_SECONDS):
+        found = await client.run(find_spec, "asyncagg")
+        found["the scheduler"] = await client.run_on_scheduler(find_spec, "asyncagg")
+    without = sorted(name for name, spec in found.items() if spec is None)
+    if without:
+        raise ConfigurationError(f"{', '.join(without)} cannot import asyncagg: {_EXPECTED}")
 
 
 @asynccontextmanager

@@ -27,12 +27,13 @@ from asyncagg.backfill.partial import (
 )
 from asyncagg.backfill.ranges import ranges
 from asyncagg.backfill.survey import Piece, Segment, plan
-from asyncagg.errors import TransientError
+from asyncagg.errors import StoreError, TransientError
 from asyncagg.job.aggregates import retry_commit
 from asyncagg.job.layout import Layout
 from asyncagg.job.listing import KeyRange
 from asyncagg.job.outcome import RunReport, WindowReport
 from asyncagg.job.record import ensure_record
+from asyncagg.job.refusals import Refusals
 from asyncagg.model import Interval, Window
 from asyncagg.runtime.tasks import for_each, task_group
 from asyncagg.settings import Settings
@@ -103,6 +104,7 @@ async def backfill(
     job = _Backfill(engine, settings, interval, dry_run=dry_run, progress=progress)
     with anyio.move_on_after(settings.max_seconds) as scope:
         await job.work()
+        job.refusals.check()
     if scope.cancelled_caught:
         job.report.complete = False
     return job.report
@@ -180,6 +182,7 @@ class _Backfill:
         progress: Callable[[BackfillProgress], object] | None,
     ) -> None:
         self.report = RunReport(at=interval.until.isoformat(), dry_run=dry_run)
+        self.refusals = Refusals(most=MAX_PIECE)
         self._engine = engine
         self._settings = settings
         self._interval = interval
@@ -266,10 +269,10 @@ class _Backfill:
             return
         try:
             until = self._interval.until
-            self.report.add(await self._engine.run(tasks.settle_windows, piece, until))
-        except TransientError as error:
+            self._add(await self._engine.run(tasks.settle_windows, piece, until))
+        except StoreError as error:
             for window in piece.whole:
-                self._defer(window, piece.files[window], str(error))
+                self._defer(window, piece.files[window], error)
         self._status.windows_done += len(piece.whole)
         self._status.files_cleared += sum(piece.files[window] for window in piece.whole)
         self._show_progress()
@@ -279,9 +282,9 @@ class _Backfill:
         if piece.shared:
             try:
                 await self._fold_parts(piece.keys, piece.shared)
-            except TransientError as error:
+            except StoreError as error:
                 for window in piece.shared:
-                    self._defer(window, piece.files[window], str(error))
+                    self._defer(window, piece.files[window], error)
         for window in piece.shared:
             self._shared[window].unfolded -= 1
         self._status.files_done += sum(piece.files.values())
@@ -292,17 +295,21 @@ class _Backfill:
     async def _fold_parts(self, keys: Iterable[KeyRange], windows: frozenset[Window]) -> None:
         until = self._interval.until
         folded = await self._engine.run(tasks.fold_windows, tuple(keys), windows, until)
-        self.report.add(folded.report)
+        self._add(folded)
         for part in folded.parts:
             self._shared[part.window].parts.append(part)
+
+    def _add(self, settled: tasks.Settled) -> None:
+        self.report.add(settled.report)
+        self.refusals.merge(settled.refusals)
 
     async def _finish(self, window: Window) -> None:
         """Commit a window that has all its parts, and archive its files."""
         shared = self._shared[window]
         try:
             await retry_commit(lambda: self._commit(window))
-        except TransientError as error:
-            self._defer(window, shared.files, str(error))
+        except StoreError as error:
+            self._defer(window, shared.files, error)
         self._status.windows_done += 1
         self._status.files_cleared += shared.files - shared.archived
         self._show_progress()
@@ -325,6 +332,7 @@ class _Backfill:
             self.report.add_window(committed)
             if committed.failure:
                 return
+            self.refusals.accept("put")
             await self._archive(window)
         work_folder = self._layout.work_folder(window)
         await self._engine.run(remove_parts, work_folder, self._interval)
@@ -334,7 +342,8 @@ class _Backfill:
         shared = self._shared[window]
 
         async def archive(part: Part) -> None:
-            report = await self._engine.run(archive_part, window, part.key)
+            report, refusals = await self._engine.run(archive_part, window, part.key)
+            self.refusals.merge(refusals)
             self.report.add_window(report)
             shared.archived += report.tally.resolved
             self._status.files_cleared += report.tally.resolved
@@ -372,9 +381,11 @@ class _Backfill:
             self._status.troubles = total.deferred + total.quarantined + failed
             self._progress(self._status)
 
-    def _defer(self, window: Window, files: int, reason: str) -> None:
+    def _defer(self, window: Window, files: int, error: StoreError) -> None:
         self._window_report(window).tally.deferred += files
-        _log.warning("window deferred", extra={"window": window.name, "reason": reason})
+        _log.warning("window deferred", extra={"window": window.name, "reason": str(error)})
+        if not isinstance(error, TransientError):
+            self.refusals.add(error)
 
     def _window_report(self, window: Window) -> WindowReport:
         return self.report.window(window, self._layout.aggregate_key(window))

@@ -10,6 +10,7 @@ counted one of the files in the meantime.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,8 +31,10 @@ from asyncagg.job.aggregates import (
 )
 from asyncagg.job.archive import Mover
 from asyncagg.job.context import JobContext
+from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.outcome import WindowReport
 from asyncagg.job.packing import find_missing
+from asyncagg.job.refusals import Refusals
 from asyncagg.job.settle import Outcomes, Settlement
 from asyncagg.model import Interval, Pack, RunFile, Window
 from asyncagg.store import DELETE_BATCH, Absent, Store
@@ -110,6 +113,7 @@ class PartialCounter:
             key = context.layout.partial_key(window, _name(folded))
             with settlement.run_report.timed("commit"):
                 await _write_part(context, window, key, fetcher.accumulator, [rows], packs=packs)
+        settlement.deferrals.refusals.accept("put")
         self.parts.append(Part(min(file.key for file in folded), key, window))
 
 
@@ -181,20 +185,24 @@ def _packs(parts: Iterable[StoredAggregate]) -> list[Pack]:
     return merge_packs(part.packs for part in parts)
 
 
-async def archive_part(context: JobContext, window: Window, key: str) -> WindowReport:
+async def archive_part(
+    context: JobContext, window: Window, key: str
+) -> tuple[WindowReport, Refusals]:
     """Move the files of a partial aggregate out of the inbox, after the commit."""
     report = WindowReport(window.name, context.layout.aggregate_key(window))
-    mover = Mover(context, report.tally)
+    refusals = Refusals(most=math.inf)
+    mover = Mover(context, report.tally, deferrals=Deferrals(context, refusals))
     async with context.open_spool() as spool:
         part = await load_aggregate(context, window, spool, key=key)
         if part is None:
-            return report  # another backfill removed it; the next run archives what is left
+            # Another backfill removed it; the next run archives what is left.
+            return report, refusals
         files = [file async for files in part.files() for file in files]
         await mover.archive(file for file in files if not file.pack)
         await mover.remove_packed([file for file in files if file.pack])
         rows = [row async for row in part.quarantined_rows()]
         await mover.move_to_quarantine(await _in_inbox(context.store, rows))
-    return report
+    return report, refusals
 
 
 async def _in_inbox(store: Store, rows: Iterable[QuarantinedRow]) -> list[RunFile]:

@@ -6,19 +6,20 @@ or half and then again: what it does is idempotent.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
-from asyncagg.backfill.partial import (
-    Part,
-    PartialCounter,
-)
+from asyncagg.backfill.partial import Part, PartialCounter
 from asyncagg.backfill.survey import Piece, Surveyed, survey
+from asyncagg.job.committer import Committer
 from asyncagg.job.context import JobContext
 from asyncagg.job.listing import KeyRange, list_aggregate_windows
 from asyncagg.job.outcome import RunReport
-from asyncagg.job.pipeline import run, run_pipeline
+from asyncagg.job.pipeline import run_pipeline
+from asyncagg.job.refusals import Refusals
+from asyncagg.job.settle import Count
 from asyncagg.model import Interval, Window
 from asyncagg.runtime.tasks import for_each
 
@@ -27,11 +28,18 @@ LISTINGS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Folded:
-    """The result of `fold_windows`: the report, and the partial aggregates."""
+class Settled:
+    """What became of the files of a task.
+
+    Attributes:
+        report: The outcome by window.
+        refusals: What the store refused: one task cannot tell whether it refuses everything.
+        parts: The partial aggregates, if the files were folded into those.
+    """
 
     report: RunReport
-    parts: list[Part]
+    refusals: Refusals
+    parts: list[Part] = field(default_factory=list)
 
 
 async def survey_ranges(
@@ -49,28 +57,44 @@ async def survey_ranges(
     return found
 
 
-async def settle_windows(context: JobContext, piece: Piece, until: datetime) -> RunReport:
+async def settle_windows(context: JobContext, piece: Piece, until: datetime) -> Settled:
     """Settle the windows that have all their files in a piece."""
-    return await run(
-        context.store,
-        context.settings,
-        at=until,
-        only=piece.whole.__contains__,
-        keys=piece.keys,
-        now=context.now,
-        temporary=context.temporary,
+    committer = Committer()
+    return await _run(
+        context, committer.count, piece.keys, piece.whole, until, committed=committer.committed
     )
 
 
 async def fold_windows(
     context: JobContext, ranges: Sequence[KeyRange], windows: Collection[Window], until: datetime
-) -> Folded:
+) -> Settled:
     """Count the files of windows in some ranges into partial aggregates."""
     counter = PartialCounter()
+    settled = await _run(context, counter.count, ranges, windows, until)
+    settled.parts.extend(counter.parts)
+    return settled
+
+
+async def _run(
+    context: JobContext,
+    count: Count,
+    ranges: Sequence[KeyRange],
+    windows: Collection[Window],
+    until: datetime,
+    *,
+    committed: Callable[[Window], int] = lambda _: 0,
+) -> Settled:
+    refusals = Refusals(most=math.inf)
     report = await run_pipeline(
-        context, counter.count, at=until, only=windows.__contains__, keys=ranges
+        context,
+        count,
+        refusals,
+        committed=committed,
+        at=until,
+        only=windows.__contains__,
+        keys=ranges,
     )
-    return Folded(report, counter.parts)
+    return Settled(report, refusals)
 
 
 async def list_windows(context: JobContext, interval: Interval) -> list[Window]:

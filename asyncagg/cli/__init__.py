@@ -47,13 +47,15 @@ def _exit_code(words: list[str], *, debug: bool) -> int:
     except BrokenPipeError:
         raise
     except AsyncaggError as error:
-        _print_error(f"{error}{_option(error)}", debug=debug)
-        return 2 if isinstance(error, UsageError) else 1
+        code = 2 if isinstance(error, UsageError) else 1
+        _print_error(f"{error}{_option(error)}", code, words, debug=debug)
     except Exception as error:  # noqa: BLE001 - people get a sentence, not a traceback
-        hint = "" if debug else "; --debug shows where"
-        _print_error(f"unexpected {type(error).__name__}: {error}{hint}", debug=debug)
-        return 1
-    return 0
+        code, hint = 1, "" if debug else "; --debug shows where"
+        message = f"unexpected {type(error).__name__}: {error}{hint}"
+        _print_error(message, code, words, debug=debug)
+    else:
+        code = 0
+    return code
 
 
 def _run(words: list[str]) -> None:
@@ -73,9 +75,12 @@ def _option(error: AsyncaggError) -> str:
     return f" (--{setting.replace('_', '-')})" if setting not in {"", "store"} else ""
 
 
-def _print_error(message: str, *, debug: bool) -> None:
-    from asyncagg.cli.base import err, print_text  # noqa: PLC0415 - as in _run
+def _print_error(message: str, code: int, words: Sequence[str], *, debug: bool) -> None:
+    """Print an error for people; with ``--json`` also for programs, to standard output."""
+    from asyncagg.cli.base import err, print_json, print_text  # noqa: PLC0415 - as in _run
 
     if debug:
         traceback.print_exc()
     print_text(f"error: {message}", to=err)
+    if "--json" in words:
+        print_json({"error": message, "exit_code": code})

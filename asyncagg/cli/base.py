@@ -32,7 +32,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from asyncagg.errors import AsyncaggError
+from asyncagg.errors import AsyncaggError, NotFoundError
 from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.record import follow_record
@@ -68,6 +68,9 @@ def time_option(name: str, description: str) -> Any:
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
 SinceOption = Annotated[
     datetime | None, time_option("--since", "Only windows that start then or later.")
+]
+AllowEmptyOption = Annotated[
+    bool, typer.Option("--allow-empty", help="Do not fail if there is nothing.")
 ]
 UntilOption = Annotated[datetime | None, time_option("--until", "Only windows that end by then.")]
 _StoreArgument = Annotated[
@@ -205,6 +208,24 @@ def configure_logs(settings: Settings, *, json: bool) -> None:
     logs.correlation_id.set(uuid.uuid4().hex)
 
 
+def check_found(
+    settings: Settings, *prefixes: str, found: bool, allow_empty: bool, filtered: bool
+) -> None:
+    """Fail if nothing was found: the store, a prefix or the interval may be mistyped.
+
+    Raises:
+        NotFoundError: Nothing was found, and that is not allowed.
+    """
+    if found or allow_empty:
+        return
+    places = ", ".join(map(repr, prefixes))
+    interval = " in this interval" if filtered else ""
+    raise NotFoundError(
+        f"nothing found{interval}: looked in {settings.store!r} at {places}; expected a store that "
+        "`asyncagg run` has filled, and its prefixes; or pass --allow-empty"
+    )
+
+
 # ------------------------------------------------------------------------------ output
 
 
@@ -312,12 +333,18 @@ def print_report(report: RunReport) -> None:
     if report.waiting:
         notes.append(f"{report.waiting} files wait for their window to end")
     if report.ignored:
-        notes.append(f"{report.ignored} objects ignored (not .json or .json.gz)")
+        notes.append(describe_ignored(report.ignored, report.ignored_keys))
     if not report.complete:
         backlog = f"{'' if report.listed else 'at least '}{report.backlog:,} files"
         notes.append(f"time ran out and {backlog} are left: run it again to continue")
     if notes:
         out.print("; ".join(notes))
+
+
+def describe_ignored(count: int, keys: Sequence[str]) -> str:
+    """Say how many objects of the inbox are ignored, and name the first."""
+    such = f", such as {', '.join(map(repr, keys))}" if keys else ""
+    return f"{count} objects ignored (not .json or .json.gz){such}"
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import orjson
@@ -72,7 +71,7 @@ def doctor(
         if adopt:
             async with open_store(settings) as store:
                 await adopt_settings(JobContext(store, settings))
-        return await diagnose(settings, environ=os.environ)
+        return await diagnose(settings)
 
     diagnosis = execute(work)
     if json:

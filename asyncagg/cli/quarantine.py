@@ -50,17 +50,23 @@ def list_files(
     window (with --window-by name). Else its window is shown as "-", and --since and --until are
     compared with the time of the overwriting.
 
+    A file that cannot be read is listed with the error, whatever the filters; the exit code is
+    then 3.
+
     Examples:
       asyncagg quarantine list ./data
 
       asyncagg quarantine list s3://bucket --since 2025-10-21T00:00:00Z --reason gzip --json
     """
     check_interval(since, until)
+    unread = 0
 
     async def work(context: JobContext) -> int:
+        nonlocal unread
         number = 0
         async for each in list_quarantined(context, since=since, until=until, reason=reason):
             number += 1
+            unread += bool(each.failure)
             if json:
                 base.print_json(each.as_dict())
             else:
@@ -70,6 +76,7 @@ def list_files(
     if not base.execute_with_store(settings, work, json=json) and not json:
         filtered = since or until or reason
         base.out.print("no file matches" if filtered else "no file is quarantined")
+    raise typer.Exit(3 if unread else 0)
 
 
 @quarantine.command("show", cls=base.Command)
@@ -170,6 +177,7 @@ def retry(
         else:
             for key in chosen:
                 note(await restorer.restore(key))
+        restorer.refusals.check()
 
     base.execute_with_store(settings, work, json=json)
     code = 3 if counts["left"] else 0
@@ -203,7 +211,10 @@ def _print_held(each: QuarantinedFile) -> None:
     time = f"{each.file.last_modified:%Y-%m-%dT%H:%M:%SZ}"
     line.append(f"  {time}  window {window}  {each.file.size:,} bytes", style="not bold")
     base.out.print(line, soft_wrap=True)
-    base.print_text(f"    {base.visible(each.reason) or 'no reason is known'}")
+    if each.failure:
+        base.print_text(f"    not read: {base.visible(each.failure)}", style="red")
+    else:
+        base.print_text(f"    {base.visible(each.reason) or 'no reason is known'}")
 
 
 def _print_shown(shown: FileDetails) -> None:

@@ -31,6 +31,7 @@ def report(
     ] = "report.html",
     since: base.SinceOption = None,
     until: base.UntilOption = None,
+    allow_empty: base.AllowEmptyOption = False,
     json: base.JsonOption = False,
 ) -> None:
     """Write one HTML page about the aggregates of an interval.
@@ -55,6 +56,13 @@ def report(
             )
 
     made = base.execute_with_store(settings, work, json=json)
+    base.check_found(
+        settings,
+        settings.aggregate_prefix,
+        found=made.first is not None,
+        allow_empty=allow_empty,
+        filtered=bool(since or until),
+    )
     data = made.as_dict()
     page = build_page(data)
     if to == _STDOUT:

@@ -24,12 +24,14 @@ def rollup(
     until: Annotated[
         datetime | None, base.time_option("--until", "Skip the periods that start then or later.")
     ] = None,
+    allow_empty: base.AllowEmptyOption = False,
     json: base.JsonOption = False,
 ) -> None:
     """Merge aggregates into hours, days or months.
 
     Only what has changed is read again. A deleted aggregate is left out of its rollup; a rollup
     without any input left stays as it is. If aggregates expire, skip their periods with --since.
+    An aggregate that cannot be read is left out and named, and the exit code is 3.
 
     Examples:
       asyncagg rollup ./data --period hour
@@ -40,6 +42,13 @@ def rollup(
         settings,
         lambda context: roll_up(context.store, context.settings, period, since=since, until=until),
         json=json,
+    )
+    base.check_found(
+        settings,
+        settings.aggregate_prefix,
+        found=bool(report.written or report.unchanged or report.failures),
+        allow_empty=allow_empty,
+        filtered=bool(since or until),
     )
     base.finish(report, _print, json=json)
 

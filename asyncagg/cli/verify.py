@@ -33,13 +33,15 @@ def verify(
         bool, typer.Option("--repair", help="Show what can be repaired safely, ask, and do it.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --repair: do not ask.")] = False,
+    allow_empty: base.AllowEmptyOption = False,
     json: base.JsonOption = False,
 ) -> None:
     """Check that every aggregate is right and no file is lost.
 
     Every aggregate is recomputed from the files that it names, and the files in the inbox, the
     archive and quarantine are compared with the aggregates. The job may run meanwhile. The exit
-    code is 0 if there are no findings, else 1.
+    code is 0 if there are no findings, 3 if the only finding is that some objects could not be
+    read, else 1. It is also 1 if there is nothing to verify: the place may be mistyped.
 
     --repair finishes moves, replaces aggregates that differ from their files, and rebuilds damaged
     ones from their files, but only where nothing is lost by it. Then it checks again what it has
@@ -63,6 +65,14 @@ def verify(
             return await verify_all(context, wanted=selected, progress=progress)
 
     found = base.execute_with_store(settings, look, json=json)
+    prefixes = ("aggregate_prefix", "archive_prefix", "quarantine_prefix")
+    base.check_found(
+        settings,
+        *(getattr(settings, name) for name in prefixes),
+        found=not found.empty,
+        allow_empty=allow_empty,
+        filtered=selected is not None,
+    )
     if not json:
         _print(found, "findings")
     if not repair or not found.plan or not _confirmed(found.plan, yes=yes, json=json):
@@ -102,6 +112,9 @@ def _print(report: VerifyReport, title: str) -> None:
     )
     columns = (Column("check", no_wrap=True), "found", "examples")
     base.print_table([_row(report, kind) for kind in FindingKind], *columns, title=title)
+    if report.ignored.count:
+        keys = [each.key for each in report.ignored.examples[:_SHOWN]]
+        base.print_text(base.describe_ignored(report.ignored.count, keys))
     if not report.complete:
         base.out.print("time ran out before everything was checked")
     if report.exit_code == 0:

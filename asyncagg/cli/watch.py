@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Annotated
 
 import anyio
@@ -52,20 +53,23 @@ def watch(
     window, one at a time. Without --max-seconds a run ends before the next is due. Missed runs are
     reported, and the next run settles their windows too.
 
-    A failed run is reported, and the next one tries again; /healthz answers 503 when the last
-    success is two windows old, or at once if a permission is missing. If a permission is missing in
-    the first run, the command fails.
+    A failed run is reported, and the next one tries again, whatever the error: the network, the
+    credentials or the bucket may be there again. /healthz answers 503 when the last success is two
+    windows old, or at once if a permission is missing.
 
     Examples:
       asyncagg watch ./data --window-by name
 
       asyncagg watch s3://matching-out-runs --listen 9464 --json
 
-    Exit codes: 0 stopped by SIGTERM or Ctrl-C, 1 failed at the start, 2 wrong usage. The current
-    run has 5 seconds to end, then it is cut short, and nothing is lost; a second signal stops it at
-    once.
+    Exit codes: 0 stopped by SIGTERM or Ctrl-C, 1 the directory or the address does not exist, 2
+    wrong usage. The current run has 5 seconds to end, then it is cut short, and nothing is lost; a
+    second signal stops it at once.
     """
     base.configure_logs(settings, json=json)
+    if settings.store and "://" not in settings.store and not Path(settings.store).is_dir():
+        # A bucket may be there again in a minute; a directory is mistyped.
+        raise ConfigurationError(f"store {settings.store!r}: expected an existing directory")
     show = (lambda done: base.print_json(done.as_dict())) if json else _print
     base.run_async(lambda: _watch(settings, delay=delay, listen=listen, show=show))
 
@@ -82,8 +86,7 @@ async def _watch(settings: Settings, *, delay: float, listen: str | None, show: 
         async with AsyncExitStack() as stack:
             if listen is not None:
                 listeners += await _endpoint(stack, listen, settings, delay, retry)
-            store = await stack.enter_async_context(open_store(settings, retry=retry))
-            await watcher.run(store)
+            await watcher.run(lambda: open_store(settings, retry=retry))
         group.cancel_scope.cancel()
 
 

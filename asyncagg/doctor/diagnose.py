@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -24,10 +24,12 @@ from asyncagg.doctor.permission_checks import check_permission, prerequisites
 from asyncagg.doctor.permissions import Grant, grants, policy
 from asyncagg.errors import AccessDeniedError, AsyncaggError, NotFoundError, UsageError
 from asyncagg.job.context import JobContext
+from asyncagg.job.layout import KeyKind, Layout
+from asyncagg.job.outcome import MAX_IGNORED
 from asyncagg.job.record import follow_record
 from asyncagg.settings import Settings
 from asyncagg.store import Store
-from asyncagg.store.guards import PROBE, GuardedStore
+from asyncagg.store.guards import PROBE, GuardedStore, PartsGuard
 from asyncagg.store.opening import open_store, parse_bucket
 
 if TYPE_CHECKING:
@@ -41,7 +43,6 @@ _SLOW_SECONDS = 0.2
 async def diagnose(
     settings: Settings,
     *,
-    environ: Mapping[str, str],
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Diagnosis:
@@ -49,7 +50,6 @@ async def diagnose(
 
     Args:
         settings: The settings of the job.
-        environ: The environment, for ``AWS_CA_BUNDLE``.
         now: The clock of this machine.
         monotonic: The time in seconds, for latencies.
 
@@ -59,7 +59,7 @@ async def diagnose(
     exam = Examination()
     exam.results["prefixes"] = _prefixes(settings)
     if "://" in settings.store:
-        return await _check_bucket(exam, settings, environ, now, monotonic)
+        return await _check_bucket(exam, settings, now, monotonic)
     if not settings.store:
         raise UsageError("store '': expected s3://bucket[/prefix] or a directory")
     await _check_directory(exam, settings)
@@ -119,11 +119,16 @@ async def _check_directory(exam: Examination, settings: Settings) -> None:
             await _check_record(exam, store, settings)
     await check("space", partial(checks.space, root), "directory")
 
+    async def names() -> CheckResult:
+        async with open_store(settings) as store:
+            return await _names(store, settings)
+
+    await exam.check("names", names, needs=["directory"])
+
 
 async def _check_bucket(
     exam: Examination,
     settings: Settings,
-    environ: Mapping[str, str],
     now: Callable[[], datetime],
     monotonic: Callable[[], float],
 ) -> Diagnosis:
@@ -134,7 +139,7 @@ async def _check_bucket(
     bucket, root = parse_bucket(settings.store)
     try:
         async with open_control(endpoint_url=settings.endpoint_url, connections=2) as control:
-            s3 = S3Checks(control, bucket, root, settings, environ, now)
+            s3 = S3Checks(control, bucket, root, settings, now)
             await s3.check_access(exam)
             if exam.passed("bucket"):
                 await _check_requests(exam, settings, s3, monotonic)
@@ -182,6 +187,11 @@ async def _check_requests(
             needs=[str(grant) for grant in needed_by_guards],
         )
         await exam.check(
+            "names",
+            partial(_names, store, settings),
+            needs=[str(Grant("s3:ListBucket", settings.runs_prefix))],
+        )
+        await exam.check(
             "latency",
             partial(_latency, store, settings, monotonic),
             needs=[str(Grant("s3:GetObject", settings.runs_prefix))],
@@ -208,13 +218,37 @@ async def _check_record(exam: Examination, store: Store, settings: Settings) -> 
     return used
 
 
+async def _names(store: Store, settings: Settings) -> CheckResult:
+    """Look for objects in the inbox that no run will ever read, in the first page."""
+    layout = Layout(settings)
+    async for page in store.list_pages(settings.runs_prefix):
+        ignored = [
+            file.key
+            for file in page
+            if layout.kind(file.key) is KeyKind.IGNORED and not file.key.endswith("/")
+        ]
+        if ignored:
+            return CheckResult(
+                "warn",
+                f"{len(ignored)} of the first {len(page)} objects in the inbox are ignored: "
+                f"{', '.join(map(repr, ignored[:MAX_IGNORED]))}",
+                "a run reads keys that end in .json or .json.gz: rename or remove the others",
+            )
+        break
+    return CheckResult("ok", "no object in the inbox is ignored")
+
+
 async def _guards(store: Store, settings: Settings) -> CheckResult:
     # As in a run, guards that seem to be missing are probed again: a response may have been lost.
     found = await GuardedStore(store, prefix=settings.archive_prefix, required=False).guards()
-    if not found.missing:
+    parts = getattr(store, "parts_guard", None)
+    missing = list(found.missing)
+    if isinstance(parts, PartsGuard) and not await parts.honoured():
+        missing.append("conditions of multipart uploads")
+    if not missing:
         return CheckResult("ok", "conditional writes, copies and deletes are honoured")
-    detail = f"not honoured: {', '.join(found.missing)}"
-    if not found.missing_required:
+    detail = f"not honoured: {', '.join(missing)}"
+    if missing == ["copy_if_absent"]:
         return CheckResult("warn", f"{detail}; the archive is checked before each copy instead")
     if settings.conditional_writes == "off":
         return CheckResult(

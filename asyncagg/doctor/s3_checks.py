@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -17,6 +17,7 @@ from asyncagg.doctor.checks import CheckResult, Examination
 from asyncagg.settings import Settings
 from asyncagg.store.s3.boto import Control, S3Response
 from asyncagg.store.s3.http import Endpoint, tls_context
+from asyncagg.store.s3.text import in_utc, printable
 
 _ACCEPTED_SKEW = timedelta(minutes=15)
 """S3 rejects signatures of clocks that are further off."""
@@ -38,13 +39,12 @@ _ELSEWHERE = frozenset({"301", "307", "AuthorizationHeaderMalformed", "Permanent
 
 @dataclass(frozen=True, slots=True)
 class S3Checks:
-    """Checks of one bucket. ``root`` is the prefix of the store; ``environ`` has AWS_CA_BUNDLE."""
+    """Checks of one bucket. ``root`` is the prefix of the store."""
 
     control: Control
     bucket: str
     root: str
     settings: Settings
-    environ: Mapping[str, str]
     now: Callable[[], datetime]
 
     async def check_access(self, exam: Examination) -> None:
@@ -112,6 +112,8 @@ class S3Checks:
 
     async def _endpoint(self) -> CheckResult:
         server = (await self.control.locate(self.bucket)).server
+        if proxy := self.control.proxy:
+            return CheckResult("ok", f"{server}, through the proxy {proxy}")
         where = f"{server.host}:{server.port}"
         try:
             addresses = {each[4] for each in await anyio.getaddrinfo(server.host, server.port)}
@@ -142,7 +144,7 @@ class S3Checks:
 
     async def _connect(self, server: Endpoint) -> None:
         if server.tls:
-            tls = await to_thread.run_sync(tls_context, self.environ.get("AWS_CA_BUNDLE"))
+            tls = await to_thread.run_sync(tls_context, self.control.ca_bundle)
             stream: ByteStream = await anyio.connect_tcp(
                 server.host, server.port, ssl_context=tls, tls_standard_compatible=False
             )
@@ -208,7 +210,7 @@ def _accepted(response: S3Response) -> CheckResult:
 
 def _clock(response: S3Response, received_at: datetime) -> CheckResult:
     try:
-        date = parsedate_to_datetime(response.headers.get("date", ""))
+        date = in_utc(parsedate_to_datetime(response.headers.get("date", "")))
     except ValueError:
         return CheckResult("skipped", "the server does not send its time")
     skew = received_at - date
@@ -224,7 +226,7 @@ def _clock(response: S3Response, received_at: datetime) -> CheckResult:
 
 def _region(response: S3Response, given: str) -> CheckResult:
     in_error = response.content.get("Error", {}).get("Region", "")
-    actual = response.headers.get("x-amz-bucket-region") or in_error
+    actual = printable(response.headers.get("x-amz-bucket-region") or in_error)
     configured = given or "none is set, so us-east-1"
     if response.code in _ELSEWHERE:
         where = actual or "another region"

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 from asyncagg.errors import InvalidRunFileError
 
+_MAGIC = b"\x1f\x8b"
 
-def is_gzipped(key: str, content_encoding: str) -> bool:
-    """Return whether an object's bytes are gzip, by its key or its ``Content-Encoding``."""
-    return key.endswith(".gz") or content_encoding in {"gzip", "x-gzip"}
+
+def is_gzip(data: bytes) -> bool:
+    """Return whether an object's content is gzip, whatever its name or its headers say."""
+    return data.startswith(_MAGIC)
 
 
 def inflate(data: bytes, limit: int) -> Iterator[bytes]:
@@ -67,3 +69,35 @@ class Inflater:
         """Raise an `InvalidRunFileError` if the data is truncated or empty."""
         if not self._member.eof:
             raise InvalidRunFileError("bad gzip: cut short")
+
+
+class Unzipper:
+    """Passes on content that arrives block by block, unzipped if it is gzip.
+
+    Args:
+        limit: The largest size of unzipped content, in bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._start: bytes | None = b""  # until it is known whether it is gzip
+        self._inflater: Inflater | None = None
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield the content of the next block."""
+        if self._start is not None:
+            data = self._start = self._start + data
+            if len(data) < len(_MAGIC):
+                return
+            self._start = None
+            self._inflater = Inflater(self._limit) if is_gzip(data) else None
+        if self._inflater is None:
+            yield data
+        else:
+            yield from self._inflater.feed(data)
+
+    def finish(self) -> Iterator[bytes]:
+        """Yield the rest; raise an `InvalidRunFileError` if gzip data is truncated."""
+        if self._inflater is not None:
+            self._inflater.finish()
+        yield self._start or b""

@@ -1,246 +1,556 @@
-"""Parse a large run file as a stream, with the result of `asyncagg.ingest.parsing.parse`.
+"""Parse a run file of any size in bounded memory, and say exactly why a bad one is invalid.
 
-Fields that are not read are never built. Matches are built one by one, and the best are kept.
+A value of up to 256 KiB is found by its brackets and decoded alone; fields that are not read are
+decoded only to check them. A longer one that is not read is entered, and its parts are checked. So
+memory depends neither on the size of the file nor on its structure. All decisions depend on the
+bytes alone, not on how they are split.
 """
 
 from __future__ import annotations
 
-import heapq
+import json
 import math
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager
-from decimal import Decimal
-from typing import Any
+from collections.abc import AsyncIterator, Generator, Iterable
+from typing import Any, NamedTuple, NoReturn
 
-import ijson
+import msgspec
+import orjson
 
 from asyncagg.errors import InvalidRunFileError
-from asyncagg.ingest.gzipped import Inflater
+from asyncagg.ingest.gzipped import Unzipper
 from asyncagg.ingest.shape import (
-    FIELDS,
+    ACCEPTED,
     MAX_MATCH_BYTES,
     MAX_MATCH_DEPTH,
-    check_match,
-    match_score,
+    RunShape,
+    field_value,
     result_of,
-    shape_of,
 )
 from asyncagg.model import TOP, Match, RunFile, RunResult
 
-MAX_VALUE_BYTES = 1024 * 1024
-"""The size of the longest string of a streamed file: the parser holds it whole."""
+_MAX_VALUE_BYTES = MAX_MATCH_BYTES
+"""A longer value is not decoded at once."""
 
-_STEP = 64 * 1024
-_WHITE = b" \t\r\n"
 _MAX_DEPTH = 1024  # as orjson
+_MAX_GROWTH = 4
+"""How many times longer JSON can be when it is written again: 1e15 as 1000000000000000.0."""
 
-# The depth of the containers of a run file: an object that has a list that has matches.
-_RUN, _MATCHES = 1, 2
+_MIN_BLOCK = 64 * 1024  # shorter ones are joined: a value that is cut is looked at again
+_MAX_EXCERPT = 40
+_BULK = 16 * 1024
+_AFTER_FAILURE = 16
+_LONGEST_CHARACTER = len(r"\ud83d\ude00") + 4
+_INT64_DIGITS = len(str(-(2**63)))
+_QUOTE = ord('"')
+_CUT_SHORT = "it is cut short"
 
-# What orjson accepts and yajl does not reject by itself: yajl takes a form feed for white space,
-# and replaces half a surrogate pair with other text.
-_ACCEPTED = re.compile(
-    rb"(?:[^\\\v\f]++|\\[^u]|\\u[^dD]|\\u[dD][^89a-fA-F]|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)*+",
-    re.DOTALL,
+_WHITE = re.compile(rb"[ \t\r\n]*+")
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_SCALAR = re.compile(_STRING + rb'|[^ \t\r\n,:\[\]{}"]++', re.DOTALL)
+# Everything up to the next bracket, over strings and over containers that have no other in them.
+_FLAT = rb'(?:[^"{}\[\]]++|' + _STRING + rb")*+"
+_INSIDE = re.compile(rb'(?:[^"{}\[\]]++|' + _STRING + rb"|[\[{]" + _FLAT + rb"[\]}])*+", re.DOTALL)
+# Whole characters of a string, as far as backslashes go: a surrogate pair is two escapes.
+_STRING_PART = re.compile(
+    rb'(?:[^"\\]++|\\[^u]|\\u[dD][89abAB]..\\u....|\\u(?![dD][89abAB])....)*+', re.DOTALL
 )
-_LONGEST_ESCAPE = len(rb"\ud83d\ude00")
 
-_STARTS = frozenset({"start_map", "start_array"})
-_ENDS = frozenset({"end_map", "end_array"})
+_CONSTANT = re.compile(_STRING + rb"|NaN|-?Infinity", re.DOTALL)
+
+_CLOSING = {b"[": b"]", b"{": b"}"}
+
+_Steps = Generator[None, None, None]
+"""A part of the parser: it yields whenever it needs more data."""
 
 
-async def parse_stream(
-    chunks: AsyncIterator[bytes], file: RunFile, *, gzipped: bool, max_bytes: int
-) -> RunResult:
+async def parse_stream(chunks: AsyncIterator[bytes], file: RunFile, *, max_bytes: int) -> RunResult:
     """Return the result of a run file, reading it block by block.
 
     Args:
-        chunks: Its content as stored.
+        chunks: Its content as stored; gzip is recognised by its first bytes.
         file: Its reference: its key and time replace missing ones.
-        gzipped: Whether the content is gzip.
         max_bytes: The largest size of the unzipped content.
 
     Raises:
         InvalidRunFileError: It can never be counted.
     """
-    inflater = Inflater(max_bytes) if gzipped else None
-    collector = _Collector(file)
-    escapes = _EscapeCheck()
-    events = ijson.sendable_list()
-    parser = ijson.basic_parse_coro(events)
+    parser = RunFileParser(file)
+    unzipper = Unzipper(max_bytes)
     async for chunk in chunks:
-        for data in _steps(inflater.feed(chunk) if inflater else (chunk,)):
-            escapes.check(data)
-            if collector.ended and data.strip(_WHITE):
-                raise InvalidRunFileError("not JSON: more after its end")
-            with _translated():
-                parser.send(data)
-            collector.take(events, len(data))
-            del events[:]
-    if inflater:
-        inflater.finish()
-    with _translated():
-        parser.close()
-    escapes.finish()
-    collector.take(events, 0)
-    return collector.result()
+        for block in unzipper.feed(chunk):
+            parser.feed(block)
+    for block in unzipper.finish():
+        parser.feed(block)
+    return parser.finish()
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Translate the errors of the parser."""
-    try:
-        yield
-    except ijson.JSONError as error:
-        message = error.args[0]
-        if isinstance(message, bytes):
-            message = message.decode("utf-8", "replace")
-        raise InvalidRunFileError(f"not JSON: {message.partition(chr(10))[0]}") from None
-    except UnicodeDecodeError:
-        raise InvalidRunFileError("not JSON: str is not valid UTF-8") from None
-    except (ValueError, ArithmeticError, SystemError):
-        # ijson builds each number as an int or a Decimal; both have limits.
-        raise InvalidRunFileError("number out of range") from None
+def best_matches(matches: Iterable[Match]) -> list[Match]:
+    """Return the best matches, the best first."""
+    return sorted(matches, key=lambda match: (-match.score, match.position))[:TOP]
 
 
-class _EscapeCheck:
-    """Rejects what `_ACCEPTED` does not match, in data that arrives block by block."""
+class _Seen(NamedTuple):
+    """The value of a field, and for messages its excerpt and its place in the file."""
 
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def check(self, data: bytes) -> None:
-        data = self._rest + data
-        accepted = _ACCEPTED.match(data)
-        self._rest = data[accepted.end() :] if accepted else data
-        if len(self._rest) >= _LONGEST_ESCAPE or self._rest[:1] in {b"\v", b"\f"}:
-            self.finish()
-
-    def finish(self) -> None:
-        if self._rest:
-            raise InvalidRunFileError("not JSON: half a surrogate pair, or a control character")
+    value: Any
+    excerpt: str
+    place: int
 
 
-def _steps(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    for block in blocks:
-        for start in range(0, len(block), _STEP):
-            step = block[start : start + _STEP]
-            # yajl does not report a string that begins after the end of the object and is never
-            # closed. So the last byte of a step, which may be that end, is passed on alone, and
-            # `parse_stream` checks what follows it.
-            last = max(0, len(step.rstrip(_WHITE)) - 1)
-            if last:
-                yield step[:last]
-            yield step[last:]
-
-
-class _Collector:
-    """Collects the fields and the best matches of one run file from the parser's events.
+class RunFileParser:
+    """Parses one run file, whose unzipped content arrives in blocks.
 
     Attributes:
-        ended: Whether the file's object is complete.
+        unknown: The names of its first fields that are not read.
+
+    Args:
+        file: Its reference: its key and time replace missing ones.
+        top_cutoff: Matches with a lower score are checked and left out.
     """
 
-    def __init__(self, file: RunFile) -> None:
-        self.ended = False
+    def __init__(self, file: RunFile, top_cutoff: float = -math.inf) -> None:
+        self.unknown: set[str] = set()
         self._file = file
-        self._fields: dict[str, Any] = {}
+        self._top_cutoff = top_cutoff
+        self._data = b""
+        self._pos = 0  # of the next byte to parse, in the data
+        self._base = 0  # the place of the data in the file
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._complete = False
+        self._path = ""  # what is being parsed, for messages
+        self._fields: dict[str, _Seen] = {}
         self._best: list[Match] = []
-        self._depth = 0  # the number of open containers
-        self._key = ""  # of the field
-        self._in_matches = False
-        self._match: ijson.ObjectBuilder | None = None  # the match that is being built
-        self._position = 0  # of the match
-        self._match_bytes = 0  # at most: whole steps are counted
-        self._bytes_without_event = 0
+        self._bad_match = ""  # why a match is invalid
+        self._open: frozenset[int] = frozenset()  # brackets that close too late to look again
+        self._alone = 0  # how many elements of lists to check one at a time
+        self._steps = self._parse()
 
-    def take(self, events: list[tuple[str, Any]], size: int) -> None:
-        """Process the events of the next ``size`` bytes."""
-        self._bytes_without_event = 0 if events else self._bytes_without_event + size
-        if self._bytes_without_event > MAX_VALUE_BYTES:
-            raise InvalidRunFileError(f"too large: a value of more than {MAX_VALUE_BYTES} bytes")
-        for event, value in events:
-            self._take(event, _double(value) if event == "number" else value)
-        self._match_bytes += size if self._match else 0
-        if self._match_bytes > MAX_MATCH_BYTES + _STEP:
+    def feed(self, data: bytes) -> None:
+        """Parse the next block."""
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes >= _MIN_BLOCK:
+            self._advance()
+
+    def _advance(self) -> None:
+        self._base += self._pos
+        self._data = b"".join((self._data[self._pos :], *self._waiting))
+        self._pos = 0
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        next(self._steps, None)
+
+    def finish(self) -> RunResult:
+        """Return the result, after the last block."""
+        self._complete = True
+        self._advance()
+        if not self._fields:
             raise InvalidRunFileError(
-                f"top_matches[{self._position}]: more than {MAX_MATCH_BYTES} bytes"
+                "none of the fields of a run file: expected at least one of " + ", ".join(ACCEPTED)
             )
+        shape = RunShape(**{name: self._checked(name, seen) for name, seen in self._fields.items()})
+        if self._bad_match:
+            raise InvalidRunFileError(self._bad_match)
+        return result_of(shape, self._file, sorted(self._best, key=lambda match: match.position))
 
-    def _take(self, event: str, value: Any) -> None:
-        container = self._depth  # the depth of the container that the value is in
-        if event in _STARTS:
-            self._depth += 1
-            self._check_depth()
-        elif event in _ENDS:
-            self._depth -= 1
-        if self._match:
-            self._match.event(event, value)
-            if self._depth == _MATCHES:
-                self._finish_match(self._match.value)
-        elif event == "map_key":
-            self._key = value if container == _RUN else self._key
-        elif event in _ENDS:
-            self.ended = self._depth == 0
-        elif container == 0 and event != "start_map":
-            shape_of(_placeholder(event, value))
-        elif container == _RUN:
-            self._set_field(event, value)
-        elif container == _MATCHES and self._in_matches:
-            self._start_match(event, value)
-
-    def _check_depth(self) -> None:
-        if self._depth > _MAX_DEPTH:
-            raise InvalidRunFileError(f"not JSON: nested deeper than {_MAX_DEPTH}")
-        if self._match and self._depth - _MATCHES > MAX_MATCH_DEPTH:
+    def _checked(self, name: str, seen: _Seen) -> Any:
+        try:
+            return field_value(name, seen.value)
+        except (ValueError, msgspec.ValidationError):
+            too_large = isinstance(seen.value, float) and math.isinf(seen.value)
+            kind = "out of range: " if too_large else ""
             raise InvalidRunFileError(
-                f"top_matches[{self._position}]: nested deeper than {MAX_MATCH_DEPTH}"
+                f"{name}: {kind}expected {ACCEPTED[name]}, got {seen.excerpt} at byte {seen.place}"
+            ) from None
+
+    # The grammar, from the whole file down.
+
+    def _parse(self) -> _Steps:
+        while len(self._data) < 4 and not self._complete:
+            yield
+        self._check_encoding()
+        yield from self._skip_white()
+        if self._data[self._pos : self._pos + 1] != b"{":
+            yield from self._refuse()
+        self._pos += 1
+        yield from self._skip_white()
+        more = not self._take(b"}")
+        while more:
+            name = yield from self._name()
+            yield from self._field(name)
+            self._path = ""
+            more = yield from self._continues(b"}")
+        yield from self._skip_white(at_end=True)
+        if self._pos < len(self._data):
+            self._fail("expected nothing after the object")
+
+    def _check_encoding(self) -> None:
+        start = self._data[:4]
+        encoding = json.detect_encoding(start)
+        if encoding == "utf-8-sig":
+            self._pos = 3  # the byte order mark
+        elif start[:1] == b"\0" == start[-1:]:
+            self._fail("expected text, got zero bytes")
+        elif encoding != "utf-8":
+            self._fail(f"expected UTF-8, got {encoding[:6].upper()}")
+
+    def _refuse(self) -> _Steps:
+        """Raise the error for a file that is not an object."""
+        if self._data[self._pos : self._pos + 1] == b"[":
+            self._refuse_as("a list")
+        end = yield from self._value_end()
+        value = self._load(self._data[self._pos : end]) if end else ""
+        kind = "a string" if isinstance(value, str) else self._excerpt(end)
+        self._refuse_as(kind)
+
+    def _refuse_as(self, kind: str) -> NoReturn:
+        place = self._base + self._pos
+        raise InvalidRunFileError(
+            f"not an object: expected a JSON object, got {kind} at byte {place}"
+        )
+
+    def _field(self, name: str) -> _Steps:
+        if name not in ACCEPTED:
+            if len(self.unknown) < 100:
+                self.unknown.add(name)
+            yield from self._skip_value()
+            return
+        place = self._base + self._pos
+        opening = self._data[self._pos : self._pos + 1]
+        if name == "top_matches":  # if a name occurs twice, the last value is the one
+            self._best, self._bad_match = [], ""
+            if opening == b"[":
+                self._fields[name] = _Seen([], "a list", place)
+                yield from self._matches()
+                return
+        end = yield from self._value_end()
+        if opening in _CLOSING or not end:
+            kind = {b"[": "a list", b"{": "an object"}.get(opening, "a long string")
+            self._fields[name] = _Seen(object, kind, place)
+            yield from self._skip_value()
+            return
+        value = self._load(self._data[self._pos : end])
+        self._fields[name] = _Seen(value, self._excerpt(end), place)
+        self._pos = end
+
+    def _matches(self) -> _Steps:
+        self._pos += 1
+        yield from self._skip_white()
+        position = 0
+        more = not self._take(b"]")
+        while more:
+            self._path = f"top_matches[{position}]"
+            end = yield from self._value_end()
+            if not end:
+                self._invalid_match(position, f"expected at most {MAX_MATCH_BYTES} bytes, got more")
+                raise InvalidRunFileError(self._bad_match)
+            self._add_match(self._data[self._pos : end], position)
+            self._pos = end
+            position += 1
+            more = yield from self._continues(b"]")
+
+    def _add_match(self, data: bytes, position: int) -> None:
+        body = self._load(data)
+        if not isinstance(body, dict):
+            kind = "a list" if isinstance(body, list) else _shortened(data)
+            self._invalid_match(position, f"expected an object, got {kind}")
+            return
+        score = body.get("match_score")
+        score = 0 if score is None else score
+        if isinstance(score, bool) or not isinstance(score, int | float):
+            shown = _shortened(json.dumps(score, ensure_ascii=False).encode())
+            self._invalid_match(position, f"expected a number, got {shown}", ".match_score")
+        elif math.isinf(score):
+            self._invalid_match(
+                position, "out of range: expected a number that a double can hold", ".match_score"
             )
+        elif _may_be_too_large(data) and (problem := _size_problem(body)):
+            self._invalid_match(position, problem)
+        elif score >= self._top_cutoff and (len(self._best) < TOP or score > self._best[-1].score):
+            # Decoded bodies are 30 times as large as their JSON.
+            self._best = best_matches([*self._best, Match(score, position, orjson.dumps(body))])
 
-    def _set_field(self, event: str, value: Any) -> None:
-        if self._key in FIELDS:
-            self._fields[self._key] = _placeholder(event, value)
-        self._in_matches = self._key == "top_matches" and event == "start_array"
-        if self._key == "top_matches":  # if a name occurs twice, the last value is the one
-            self._best = []
-            self._position = 0
+    def _invalid_match(self, position: int, problem: str, field: str = "") -> None:
+        # Not raised at once: another list may follow that replaces this one.
+        place = self._base + self._pos
+        self._bad_match = (
+            self._bad_match or f"top_matches[{position}]{field}: {problem} at byte {place}"
+        )
 
-    def _start_match(self, event: str, value: Any) -> None:
-        match_score(_placeholder(event, value), self._position)  # raises unless it is an object
-        self._match = ijson.ObjectBuilder()
-        self._match.event(event, value)
-        self._match_bytes = 0
+    # The parts of the grammar.
 
-    def _finish_match(self, body: dict[str, Any]) -> None:
-        match = Match(match_score(body, self._position), self._position, body)
-        if self._match_bytes:  # it arrived in more than one step, so it may be large
-            check_match(body, self._position)
-        self._match = None
-        self._position += 1
-        if len(self._best) < TOP or match.score > self._best[-1].score:
-            self._best = heapq.nsmallest(
-                TOP, [*self._best, match], key=lambda each: (-each.score, each.position)
-            )
+    def _skip_white(self, *, at_end: bool = False) -> _Steps:
+        """Go to the next byte that is not white space; there must be one, unless ``at_end``."""
+        while True:
+            match = _WHITE.match(self._data, self._pos)
+            self._pos = match.end() if match else self._pos
+            if self._pos < len(self._data) or (at_end and self._complete):
+                return
+            if self._complete:
+                self._fail(_CUT_SHORT)
+            yield
 
-    def result(self) -> RunResult:
-        """Return the result of the file, after its last event."""
-        return result_of(shape_of(self._fields), self._file, self._best)
+    def _take(self, byte: bytes) -> bool:
+        """Go past the next byte, if it is the given one."""
+        found = self._data.startswith(byte, self._pos)
+        self._pos += found
+        return found
 
+    def _continues(self, closing: bytes) -> Generator[None, None, bool]:
+        """Go past the comma or the bracket after a value; return whether it was a comma."""
+        yield from self._skip_white()
+        if self._take(b","):
+            yield from self._skip_white()
+            return True
+        if not self._take(closing):
+            self._fail(f"expected a comma or {closing.decode()}, got {self._next()}")
+        return False
 
-def _placeholder(event: str, value: Any) -> Any:
-    """Return a value of the type that an event begins: empty for an object or a list."""
-    return {} if event == "start_map" else [] if event == "start_array" else value
+    def _name(self) -> Generator[None, None, str]:
+        """Go past a name and its colon; return the name."""
+        if not self._data.startswith(b'"', self._pos):
+            self._fail(f"expected a name in double quotes, got {self._next()}")
+        end = yield from self._value_end()
+        if not end:
+            self._fail(f"expected a name of at most {_MAX_VALUE_BYTES} bytes, got a longer one")
+        name: str = self._load(self._data[self._pos : end])
+        self._pos = end
+        yield from self._skip_white()
+        if not self._take(b":"):
+            self._fail(f"expected a colon, got {self._next()}")
+        self._path = self._path or name
+        yield from self._skip_white()
+        return name
 
+    def _value_end(self) -> Generator[None, None, int]:
+        """Return where the value ends that begins here; 0 if it is not decoded at once."""
+        opening = self._next()
+        if opening in ",:]}":
+            self._fail(f"expected {self._accepted()}, got {opening}")
+        while True:
+            if opening in "[{":
+                end = self._container_end()
+            else:
+                end = _scalar_end(self._data, self._pos, complete=self._complete)
+            if end and end - self._pos <= _MAX_VALUE_BYTES:
+                return end
+            if end or len(self._data) - self._pos > _MAX_VALUE_BYTES:
+                return 0
+            if self._complete:
+                self._pos = len(self._data)
+                self._fail(_CUT_SHORT)
+            yield
 
-def _double(value: int | Decimal) -> int | float:
-    """Return a number as orjson reads it: a 64-bit integer, or else a double."""
-    if isinstance(value, int) and -(2**63) <= value < 2**64:
+    def _container_end(self) -> int:
+        """Return where the container ends that begins here; 0 if that is not in the data.
+
+        It looks no further than the longest value. Whether brackets match is left to the decoder.
+        """
+        data, pos = self._data, self._pos
+        limit = pos + _MAX_VALUE_BYTES + 1
+        if self._base + pos in self._open:
+            return 0
+        opened: list[int] = []
+        while pos < min(len(data), limit) and data[pos] != _QUOTE:
+            if data[pos] in b"[{":
+                opened.append(self._base + pos)
+                if len(opened) > _MAX_DEPTH:
+                    self._fail(f"nested deeper than {_MAX_DEPTH}")
+            else:
+                opened.pop()
+            pos += 1
+            if not opened:
+                return pos
+            inside = _INSIDE.match(data, pos, limit)
+            pos = inside.end() if inside else pos
+        if len(data) >= limit:
+            self._open = frozenset(opened)
+        return 0
+
+    # Values that are not read.
+
+    def _skip_value(self) -> _Steps:
+        """Check the value that begins here, and go past it."""
+        opened: list[bytes] = []  # the containers that are entered
+        while True:
+            if opened and opened[-1] == b"[":
+                yield from self._skip_elements()
+            follows = yield from self._check_or_enter(opened)
+            while not follows:
+                if not opened:
+                    return
+                follows = yield from self._continues(_CLOSING[opened[-1]])
+                if not follows:
+                    opened.pop()
+            if opened[-1] == b"{":
+                yield from self._name()
+
+    def _check_or_enter(self, opened: list[bytes]) -> Generator[None, None, bool]:
+        """Check a value, or enter it if it is too long; return whether a value follows in it."""
+        end = yield from self._value_end()
+        opening = self._data[self._pos : self._pos + 1]
+        if end:
+            self._load(self._data[self._pos : end])
+            self._pos = end
+        elif opening == b'"':
+            yield from self._skip_string()
+        elif opening not in _CLOSING:
+            self._fail(f"expected {self._accepted()}, got {self._excerpt(-1)}")
+        else:
+            opened.append(opening)
+            if len(opened) > _MAX_DEPTH:
+                self._fail(f"nested deeper than {_MAX_DEPTH}")
+            self._pos += 1
+            yield from self._skip_white()
+            if not self._take(_CLOSING[opening]):
+                return True
+            opened.pop()
+        return False
+
+    def _skip_elements(self) -> _Steps:
+        """Go past the elements of a list that are there already, if they are easily cut off."""
+        self._alone -= 1
+        last = _CLOSING.get(self._data[self._pos : self._pos + 1], b"")
+        end = self._data.rfind(last + b",", self._pos, self._pos + _BULK)
+        if self._alone > 0 or end < 0:
+            return
+        end += len(last)
+        try:
+            orjson.loads(b"[%b]" % self._data[self._pos : end])
+        except orjson.JSONDecodeError:
+            self._alone = _AFTER_FAILURE  # so that failures take a small part of the time
+            return
+        self._pos = end + 1
+        yield from self._skip_white()
+
+    def _skip_string(self) -> _Steps:
+        """Go past a long string, and check it in parts."""
+        self._pos += 1
+        while not self._take(b'"'):
+            part = _STRING_PART.match(self._data, self._pos, self._pos + _MAX_VALUE_BYTES)
+            end = part.end() if part else self._pos
+            if not self._data.startswith(b'"', end):
+                end = _character_start(self._data, self._pos, end)
+            if end > self._pos:
+                self._load(b'"%b"' % self._data[self._pos : end])
+                self._pos = end
+            elif self._complete:
+                self._pos = len(self._data)
+                self._fail(_CUT_SHORT)
+            elif len(self._data) - self._pos > _LONGEST_CHARACTER:
+                self._fail("expected an escape sequence, got half a surrogate pair")
+            else:
+                yield
+
+    # Values and messages.
+
+    def _load(self, data: bytes) -> Any:
+        """Return the value of complete JSON that begins at the position."""
+        try:
+            return orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return self._load_slowly(data)
+
+    def _load_slowly(self, data: bytes) -> Any:
+        """Return the value of JSON that orjson does not read, or say why it is invalid.
+
+        orjson reads no number that a double cannot hold. That is valid JSON; in a field that is not
+        read it does not matter, and in a match it is written as null, as JavaScript does.
+        """
+        try:
+            text = data.decode()
+            value = json.loads(text, parse_int=_integer, parse_constant=_refuse_constant)
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeDecodeError as error:
+            self._fail("expected UTF-8, got another byte", error.start)
+        except UnicodeEncodeError:
+            self._fail("expected UTF-8, got half a surrogate pair")
+        except RecursionError:
+            self._fail(f"nested deeper than {_MAX_DEPTH}")
+        except _ConstantError as error:
+            found = _CONSTANT.finditer(data)
+            place = next(each.start() for each in found if each[0][:1] != b'"')
+            self._fail(f"expected {self._accepted()}, got {error}", place)
+        except json.JSONDecodeError as error:
+            if _SCALAR.fullmatch(data) and data[:1] != b'"':
+                self._fail(f"expected {self._accepted()}, got {_shortened(data)}")
+            place = len(text[: error.pos].encode())
+            word = _SCALAR.match(data, place)
+            if error.msg == "Expecting value" and word:
+                self._fail(f"expected a value, got {_shortened(word[0])}", place)
+            what = error.msg.removesuffix(" at")
+            self._fail(what[0].lower() + what[1:], place)
         return value
+
+    def _next(self) -> str:
+        """Return the next character."""
+        return self._data[self._pos : self._pos + 4].decode("utf-8", "replace")[0]
+
+    def _excerpt(self, end: int) -> str:
+        return _shortened(self._data[self._pos : end])
+
+    def _accepted(self) -> str:
+        """Return what is accepted at this place."""
+        return ACCEPTED.get(self._path, "a value" if self._path else "a JSON object")
+
+    def _fail(self, problem: str, at: int = 0) -> NoReturn:
+        place = f" at byte {self._base + self._pos + at}"
+        within = f", in {_shortened(self._path.encode())}" if self._path else ""
+        raise InvalidRunFileError(f"not JSON: {problem}{place}{within}")
+
+
+class _ConstantError(ValueError):
+    """A word that Python reads as a number, and JSON does not have."""
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _ConstantError(name)
+
+
+def _integer(text: str) -> int | float:
+    """Return an integer as orjson reads it: of 64 bits, or else a double."""
+    if len(text) > _INT64_DIGITS:
+        return float(text)
+    number = int(text)
+    return number if -(2**63) <= number < 2**64 else float(number)
+
+
+def _shortened(data: bytes) -> str:
+    text = data[: 4 * _MAX_EXCERPT].decode("utf-8", "replace")
+    return text if len(text) <= _MAX_EXCERPT else f"{text[:_MAX_EXCERPT]}..."
+
+
+def _may_be_too_large(match: bytes) -> bool:
+    opened = match.count(b"[") + match.count(b"{")
+    return len(match) > MAX_MATCH_BYTES // _MAX_GROWTH or opened > MAX_MATCH_DEPTH
+
+
+def _size_problem(body: dict[str, Any]) -> str:
+    """Return why a match object cannot be held; empty if it can."""
     try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if math.isinf(number):
-        raise InvalidRunFileError("number out of range: no double can hold it")
-    return number
+        size = len(orjson.dumps(body))
+    except orjson.JSONEncodeError:
+        return f"nested deeper than {MAX_MATCH_DEPTH}"
+    if size > MAX_MATCH_BYTES:
+        return f"expected at most {MAX_MATCH_BYTES} bytes, got {size}"
+    return ""
+
+
+def _scalar_end(data: bytes, start: int, *, complete: bool) -> int:
+    found = _SCALAR.match(data, start)
+    if found is None:  # a string without an end
+        return 0
+    may_go_on = found.end() == len(data) and data[start] != _QUOTE and not complete
+    return 0 if may_go_on else found.end()
+
+
+def _character_start(data: bytes, start: int, end: int) -> int:
+    """Return the largest place up to ``end`` that is not within a character of UTF-8."""
+    for place in range(end - 1, max(start, end - 4) - 1, -1):
+        if data[place] >= 0xC0:
+            return place
+        if data[place] < 0x80:
+            break
+    return end

@@ -19,6 +19,7 @@ from asyncagg.errors import (
 from asyncagg.job.context import JobContext
 from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.outcome import Tally
+from asyncagg.job.refusals import Refusals
 from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store import DELETE_BATCH, Store
@@ -57,7 +58,7 @@ class Mover:
         self._layout = context.layout
         self._workers = workers or context.settings.concurrency
         self._tally = tally
-        self._deferrals = deferrals or Deferrals(context)
+        self._deferrals = deferrals or Deferrals(context, Refusals())
 
     async def archive(self, files: Iterable[RunFile]) -> None:
         """Move files that a commit has counted to the archive."""
@@ -98,7 +99,7 @@ class Mover:
         async def delete() -> None:
             batch = copied[:]
             copied.clear()
-            self._deferrals.accept("copy")
+            self._deferrals.refusals.accept("copy")
             removed = await self._delete(batch)
             setattr(self._tally, outcome, getattr(self._tally, outcome) + removed)
 
@@ -177,7 +178,7 @@ class Mover:
         for key, failure in failures.items():
             await self._deferrals.add(by_key[key], failure, self._tally)
         if len(failures) < len(files):
-            self._deferrals.accept("delete")
+            self._deferrals.refusals.accept("delete")
         return len(files) - len(failures)
 
 

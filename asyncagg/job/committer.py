@@ -58,7 +58,7 @@ class Committer:
             if fresh.counted or fresh.quarantined:
                 with settlement.run_report.timed("commit"):
                     await self._commit(settlement, stored, fresh, rows, packs)
-                settlement.deferrals.accept("put")
+                settlement.deferrals.refusals.accept("put")
         return outcomes
 
     async def _fold(

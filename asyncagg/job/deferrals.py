@@ -14,10 +14,8 @@ from asyncagg.errors import (
 )
 from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import Tally
+from asyncagg.job.refusals import Refusals
 from asyncagg.model import RunFile
-
-_MAX_REFUSED = 100
-"""If so many requests of one operation are refused and none has succeeded, the run fails."""
 
 _MAX_LISTINGS = 100
 """So many files of a run are listed again; two runners at work may miss many more."""
@@ -29,32 +27,27 @@ _log = logging.getLogger(__name__)
 
 
 class Deferrals:
-    """The files of a run that stay in the inbox, and whether objects or the set-up are at fault.
-
-    A refusal of one object (another KMS key or owner, a legal hold, an archived storage class)
-    concerns that object: it is deferred, and the others continue. If no request of the same
-    operation succeeds, the set-up is wrong and the run fails.
+    """The files of a run that stay in the inbox.
 
     A file that another runner moved or its producer replaced is not listed any more as it was. If
     it still is, every run would miss it in the same way, so it is deferred and named.
 
     Args:
         context: Where the files are, and the length of a window.
+        refusals: Notes what the store refuses for good.
         at: The moment of the run; default: now.
 
     Attributes:
         oldest_seconds: The age of the oldest file that was deferred; 0 if there was none.
     """
 
-    def __init__(self, context: JobContext, at: datetime | None = None) -> None:
+    def __init__(self, context: JobContext, refusals: Refusals, at: datetime | None = None) -> None:
         self.oldest_seconds = 0.0
+        self.refusals = refusals
         self._store = context.store
         self._at = at or context.now()
         self._long = context.settings.window_minutes * 60 * _LONG_WINDOWS
         self._listings_left = _MAX_LISTINGS
-        self._first_refused: dict[str, StoreError] = {}
-        self._refused: dict[str, int] = {}
-        self._accepted: set[str] = set()
 
     async def add(self, file: RunFile, error: StoreError, tally: Tally) -> None:
         """Add a file to a tally as gone, changed or deferred.
@@ -93,33 +86,14 @@ class Deferrals:
         self._note_age(end)
         self._refuse(error)
 
-    def accept(self, operation: str) -> None:
-        """Note that a request of this operation succeeded."""
-        self._accepted.add(operation)
-
-    def check(self) -> None:
-        """Check at the end of a run.
-
-        Raises:
-            StoreError: An operation was refused for every object; this is its first error.
-        """
-        for operation, error in self._first_refused.items():
-            if operation not in self._accepted:
-                raise error
-
     def _note_age(self, since: datetime) -> float:
         age = max(0.0, (self._at - since).total_seconds())
         self.oldest_seconds = max(self.oldest_seconds, age)
         return age
 
     def _refuse(self, error: StoreError) -> None:
-        if not isinstance(error, AccessDeniedError):
-            return
-        operation = error.operation
-        self._first_refused.setdefault(operation, error)
-        self._refused[operation] = self._refused.get(operation, 0) + 1
-        if self._refused[operation] >= _MAX_REFUSED and operation not in self._accepted:
-            raise self._first_refused[operation]
+        if isinstance(error, AccessDeniedError):
+            self.refusals.add(error)
 
     async def _is_still_listed(self, file: RunFile) -> bool:
         """Return whether the store lists a file as before, though a request missed it."""

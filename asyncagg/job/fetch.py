@@ -121,7 +121,7 @@ class Fetcher:
             await for_each(enumerate(files), fetch_one, workers=workers)
         self._tally.left += len(files) - finished
         if self.counted:
-            self._deferrals.accept("get")
+            self._deferrals.refusals.accept("get")
         await self._keep(len(files))
 
     def _fold(self, file: RunFile, result: RunResult, data: bytes | None) -> bytes:
@@ -142,6 +142,8 @@ class Fetcher:
         """Decide what becomes of a file that could not be read."""
         if isinstance(error, InvalidRunFileError):
             return await self._copy_to_quarantine(file, error.reason[:_REASON_LIMIT])
+        if self.counted:
+            self._deferrals.refusals.accept("get")
         await self._deferrals.add(file, error, self._tally)
         return None
 

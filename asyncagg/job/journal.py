@@ -88,7 +88,7 @@ class Journal:
         self.poisonous: list[RunFile] = []
         self._context = context
         self._deadline = deadline
-        self._is_ours = True
+        self._is_ours = False
         self._written: _Entry | None = None
         self._poison: dict[str, str] = {}
         self._suspects: list[dict[str, str]] = []
@@ -97,6 +97,7 @@ class Journal:
     async def open(self) -> None:
         """Read what the last run has left."""
         last = await self._read()
+        self._is_ours = True
         self._poison, self._suspects = last.poison, last.suspects
         if not await last.was_killed(self._context.now()):
             self._is_ours = not last.running  # else another runner is at work
@@ -180,10 +181,13 @@ class Journal:
 
 
 @asynccontextmanager
-async def open_journal(context: JobContext, deadline: Deadline) -> AsyncIterator[Journal]:
-    """Read the journal, and say at the end that the run has ended."""
+async def open_journal(
+    context: JobContext, deadline: Deadline, *, kept: bool
+) -> AsyncIterator[Journal]:
+    """Read the journal if it is ``kept``, and say at the end that the run has ended."""
     journal = Journal(context, deadline)
-    await journal.open()
+    if kept:
+        await journal.open()
     try:
         yield journal
     finally:

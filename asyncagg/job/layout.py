@@ -23,6 +23,8 @@ _DIGEST_LENGTH = 16
 
 _WINDOW_LENGTH = len("20251021t1400Z-")
 
+_JSON = re.compile(r"\.json", re.IGNORECASE)
+
 _AGGREGATE_NAME = re.compile(r"\d{8}t\d{4}Z\.json", re.ASCII)
 
 
@@ -147,7 +149,7 @@ class Layout:
     def conflict_key(key: str, etag: str) -> str:
         """Return the key to use instead of one that is taken by other content."""
         folder, slash, name = key.rpartition("/")
-        stem, dot, ending = name.partition(".json")
+        stem, dot, ending = _partition(name)
         suffix = f".{etag[:16]}{dot}{ending}"
         stem = _cut(stem, _MAX_NAME_BYTES - len(suffix.encode()))
         return _shorten(f"{folder}{slash}{stem}{suffix}")
@@ -213,7 +215,7 @@ class Layout:
     def _split_restored(self, key: str) -> tuple[str, str]:
         """Return what comes before and after the digest in the key of a restored file."""
         folder, slash, name = key.rpartition("/")
-        stem, dot, ending = name.partition(".json")
+        stem, dot, ending = _partition(name)
         stem = stem.partition(RESTORED)[0]  # it may have been restored before
         reserved = len(RESTORED) + _WINDOW_LENGTH + _DIGEST_LENGTH
         reserved += len(f"{dot}{ending}".encode())
@@ -226,11 +228,19 @@ class Layout:
         return RESTORED in key
 
 
+def _partition(name: str) -> tuple[str, str, str]:
+    """Return what is before ``.json`` in a name, that ending as it is written, and the rest."""
+    found = _JSON.search(name)
+    if found is None:
+        return name, "", ""
+    return name[: found.start()], found[0], name[found.end() :]
+
+
 def _shorten(key: str) -> str:
     """Return a key that S3 accepts: one that is too long is cut, and gets a digest."""
     if len(key) <= _MAX_KEY_BYTES // 4 or len(key.encode()) <= _MAX_KEY_BYTES:
         return key
-    ending = ".json.gz" if key.endswith(".gz") else ".json"
+    ending = ".json.gz" if key.lower().endswith(".gz") else ".json"
     suffix = f".{sha256(key.encode()).hexdigest()[:16]}{ending}"
     return _cut(key, _MAX_KEY_BYTES - len(suffix)) + suffix
 

@@ -11,6 +11,9 @@ from typing import Any
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.model import Window
 
+MAX_IGNORED = 5
+"""How many keys of ignored objects a report has."""
+
 STEPS = ("list", "load", "fetch", "commit", "archive")
 
 
@@ -101,6 +104,7 @@ class RunReport:
         dry_run: Whether the job only listed files and changed nothing.
         windows: The windows with files, by name.
         ignored: Objects in the inbox that are not run files.
+        ignored_keys: The first of them, without folder markers.
         waiting: Run files whose window has not ended.
         untaken: Run files that were listed when it was too late to settle them.
         listed: Whether the whole inbox was listed, so that `waiting` and `backlog` are exact.
@@ -114,6 +118,7 @@ class RunReport:
     dry_run: bool = False
     windows: dict[str, WindowReport] = field(default_factory=dict)
     ignored: int = 0
+    ignored_keys: list[str] = field(default_factory=list)
     waiting: int = 0
     untaken: int = 0
     listed: bool = False
@@ -121,6 +126,12 @@ class RunReport:
     oldest_seconds: float = 0.0
     oldest_deferred_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
+
+    def ignore(self, key: str) -> None:
+        """Note an object that is not a run file."""
+        self.ignored += 1
+        if len(self.ignored_keys) < MAX_IGNORED and not key.endswith("/"):
+            self.ignored_keys.append(key)
 
     def window(self, window: Window, aggregate_key: str) -> WindowReport:
         """Return the report of a window, a new one if it has none yet."""
@@ -131,6 +142,7 @@ class RunReport:
         for each in other.windows.values():
             self.add_window(each)
         self.ignored += other.ignored
+        self.ignored_keys = [*self.ignored_keys, *other.ignored_keys][:MAX_IGNORED]
         self.waiting += other.waiting
         self.untaken += other.untaken
         self.listed = self.listed and other.listed

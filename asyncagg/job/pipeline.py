@@ -26,6 +26,7 @@ from asyncagg.job.layout import KeyKind
 from asyncagg.job.listing import KeyRange, list_range
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.record import ensure_record, follow_record
+from asyncagg.job.refusals import Refusals
 from asyncagg.job.settle import Count, Settler
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.clock import utc_now
@@ -82,10 +83,12 @@ async def run(
         ConfigurationError: The store cannot be used (no bucket, no permission, no guard).
         TransientError: The listing failed after all retries; nothing is lost.
     """
-    committer = Committer()
-    return await run_pipeline(
+    committer, refusals = Committer(), Refusals()
+    report = await run_pipeline(
         JobContext(store, settings, temporary, now),
         committer.count,
+        refusals,
+        keeps_journal=True,
         committed=committer.committed,
         at=at,
         deadline=deadline,
@@ -94,12 +97,16 @@ async def run(
         keys=keys,
         progress=progress,
     )
+    refusals.check()
+    return report
 
 
 async def run_pipeline(
     context: JobContext,
     count: Count,
+    refusals: Refusals,
     *,
+    keeps_journal: bool = False,
     committed: Callable[[Window], int] = lambda _: 0,
     at: datetime | None = None,
     deadline: Deadline | None = None,
@@ -113,6 +120,8 @@ async def run_pipeline(
     Args:
         context: The dependencies.
         count: How the files of a window become counted.
+        refusals: Notes the requests that the store refuses; the caller checks it.
+        keeps_journal: Whether to look for files that kill a run.
         committed: Returns how many files of a window are committed by now.
         at: This and the following arguments are those of `run`.
         deadline: When to be done.
@@ -124,10 +133,10 @@ async def run_pipeline(
     at = at or context.now()
     deadline = deadline or Deadline()
     report = RunReport(at=at.isoformat(), dry_run=dry_run)
-    deferrals = Deferrals(context, at)
+    deferrals = Deferrals(context, refusals, at)
     with anyio.CancelScope(deadline=deadline.work_ends) as scope:
         context = await follow_record(context)
-        async with open_journal(context, deadline) as journal:
+        async with open_journal(context, deadline, kept=keeps_journal) as journal:
             settler = Settler(context, report, deadline, deferrals, count)
             planner = _Planner(context, report, at, only=only, committed=committed, journal=journal)
             pipeline = _Pipeline(
@@ -138,7 +147,6 @@ async def run_pipeline(
         report.complete = False
     report.oldest_deferred_seconds = deferrals.oldest_seconds
     _log.info("run", extra=_summary(report))
-    deferrals.check()
     return report
 
 
@@ -148,6 +156,7 @@ def _summary(report: RunReport) -> dict[str, Any]:
         "at": report.at,
         "windows": len(report.windows),
         "ignored": report.ignored,
+        "ignored_keys": report.ignored_keys,
         "waiting": report.waiting,
         "backlog": report.backlog,
         "listed": report.listed,
@@ -202,7 +211,8 @@ class _Planner:
         for file in page:
             kind = self._layout.kind(file.key)
             if kind is not KeyKind.RUN_FILE:
-                self._report.ignored += kind is KeyKind.IGNORED
+                if kind is KeyKind.IGNORED:
+                    self._report.ignore(file.key)
                 continue
             window = self._window_of(file)
             if window.end > self._at:

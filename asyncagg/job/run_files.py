@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 
 from asyncagg.errors import InvalidRunFileError
-from asyncagg.ingest.gzipped import inflate, is_gzipped
+from asyncagg.ingest.gzipped import inflate, is_gzip
 from asyncagg.ingest.parsing import parse
 from asyncagg.ingest.streaming import parse_stream
 from asyncagg.job.byte_limiter import ByteLimiter
 from asyncagg.model import RunFile, RunResult
 from asyncagg.settings import Settings
 from asyncagg.store import Store
+
+_STREAM_COST = 6 * 1024 * 1024
+"""The most memory that a streamed file takes: mostly for its ten longest matches."""
 
 
 class RunFileReader:
@@ -52,7 +55,7 @@ class RunFileReader:
             await self._limiter.acquire(file.size)
         try:
             body = await self._store.get(key or file.key, if_match=file.etag)
-            if not is_gzipped(file.key, body.content_encoding):
+            if not is_gzip(body.data):
                 return parse(body.data, file, top_cutoff), body.data
             unzipped = self._unzip(body.data)
             if unzipped is not None:
@@ -74,8 +77,7 @@ class RunFileReader:
 
     async def _read_stream(self, file: RunFile, key: str) -> RunResult:
         async with (
-            self._limiter.hold(self._stream_bytes),
+            self._limiter.hold(max(self._stream_bytes, _STREAM_COST)),
             self._store.stream(key or file.key, if_match=file.etag) as body,
         ):
-            gzipped = is_gzipped(file.key, body.content_encoding)
-            return await parse_stream(body.chunks, file, gzipped=gzipped, max_bytes=self._max_bytes)
+            return await parse_stream(body.chunks, file, max_bytes=self._max_bytes)

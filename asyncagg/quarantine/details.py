@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncagg.errors import InvalidRunFileError
-from asyncagg.ingest.gzipped import is_gzipped
+from asyncagg.ingest.gzipped import is_gzip
 from asyncagg.ingest.parsing import is_run_file
 from asyncagg.job.context import JobContext
 from asyncagg.job.run_files import RunFileReader
@@ -61,10 +61,11 @@ async def file_details(context: JobContext, key: str) -> FileDetails:
     """
     check_key(context.settings, key)
     found = await look_up(context, key)
-    entry = (await find_entries(context, [found])).get(key)
+    entries, _ = await find_entries(context, [found])
+    entry = entries.get(key)
     reason = await quarantine_reason(RunFileReader(context.store, context.settings), found.file)
     async with context.store.stream(key, if_match=found.file.etag) as body:
-        excerpt, unzipped = await _excerpt(key, body)
+        excerpt, unzipped = await _excerpt(body)
     original_key = str(entry["key"]) if entry else context.layout.inbox_key(key)
     return FileDetails(found.with_entry(entry), original_key, entry, reason, excerpt, unzipped)
 
@@ -83,14 +84,14 @@ async def quarantine_reason(reader: RunFileReader, file: RunFile, *, key: str = 
     return ""
 
 
-async def _excerpt(key: str, body: StreamedBody) -> tuple[bytes, bool]:
+async def _excerpt(body: StreamedBody) -> tuple[bytes, bool]:
     """Return the first bytes of the content, and whether they are unzipped."""
     start = b""
     async for block in body.chunks:
         start += block
         if len(start) >= 8 * EXCERPT_BYTES:  # enough of a gzip file to unzip an excerpt
             break
-    if is_gzipped(key, body.content_encoding):
+    if is_gzip(start):
         with suppress(zlib.error):
             unzipped = zlib.decompressobj(wbits=31).decompress(start, EXCERPT_BYTES)
             if unzipped:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import orjson
 from msgspec import structs
 
-from asyncagg.errors import AggregateError, NotFoundError, UsageError
+from asyncagg.errors import AggregateError, NotFoundError, StoreError, UsageError
 from asyncagg.ingest.parsing import is_run_file
 from asyncagg.job.aggregates import load_aggregate
 from asyncagg.job.archive import ETAG, MODIFIED, REASON
 from asyncagg.job.context import JobContext
+from asyncagg.job.refusals import Refusals
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.tasks import map_each
 from asyncagg.settings import Settings
@@ -32,12 +34,14 @@ class QuarantinedFile:
             overwritten in quarantine has lost its metadata, and with it the time of its arrival.
         reason: Why it is there, from its metadata or its window's aggregate; empty if unknown.
         etag: The etag with which it arrived, if that is known.
+        failure: Why not all of this could be read, or empty.
     """
 
     file: RunFile
     window: Window | None
     reason: str
     etag: str = ""
+    failure: str = ""
 
     def with_entry(self, entry: dict[str, Any] | None) -> QuarantinedFile:
         """Return it with the reason that an aggregate gives, if the metadata gave none."""
@@ -48,7 +52,8 @@ class QuarantinedFile:
     def as_dict(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
         window = self.window.name if self.window else None
-        return structs.asdict(self.file) | {"window": window, "reason": self.reason}
+        known = {"window": window, "reason": self.reason, "failure": self.failure}
+        return structs.asdict(self.file) | known
 
 
 def check_key(settings: Settings, key: str) -> None:
@@ -74,27 +79,43 @@ async def list_quarantined(
         since: Only files of windows that start then or later.
         until: Only files of windows that end by then.
         reason: Only files whose reason contains this text; case is ignored.
+
+    A file that cannot be read is always in the result, with its ``failure``.
+
+    Raises:
+        StoreError: The listing failed, or not one file could be read.
     """
+    refusals = Refusals(most=math.inf)
 
     async def try_look_up(file: RunFile) -> QuarantinedFile | None:
         try:
-            return await look_up(context, file.key)
+            found = await look_up(context, file.key)
         except NotFoundError:
             return None  # it was restored or deleted meanwhile
+        except StoreError as error:
+            refusals.add(error)
+            return QuarantinedFile(file, None, "", failure=str(error))
+        refusals.accept("head")
+        return found
 
     async for page in context.store.list_pages(context.settings.quarantine_prefix):
         files = [file for file in page if is_run_file(file.key)]
         results = await map_each(files, try_look_up, workers=context.settings.concurrency)
         found = [each for each in results if each is not None]
-        entries = await find_entries(context, [each for each in found if not each.reason])
+        without_reason = [each for each in found if not each.reason]
+        entries, failures = await find_entries(context, without_reason)
         for each in found:
             complete = each.with_entry(entries.get(each.file.key))
+            if each.window in failures and not each.reason:
+                complete = replace(each, failure=failures[each.window])
             # If the window is unknown, the file's own time decides.
             span, modified = each.window, each.file.last_modified
             start, end = (span.start, span.end) if span else (modified, modified)
             in_interval = (since is None or since <= start) and (until is None or end <= until)
-            if in_interval and reason.casefold() in complete.reason.casefold():
+            matches = in_interval and reason.casefold() in complete.reason.casefold()
+            if matches or complete.failure:
                 yield complete
+    refusals.check()
 
 
 async def look_up(context: JobContext, key: str) -> QuarantinedFile:
@@ -122,22 +143,32 @@ def _parse_time(text: str) -> datetime | None:
 
 async def find_entries(
     context: JobContext, files: Iterable[QuarantinedFile]
-) -> dict[str, dict[str, Any]]:
-    """Return the entries of aggregates for files in quarantine, by their key there."""
+) -> tuple[dict[str, dict[str, Any]], dict[Window, str]]:
+    """Find the entries of aggregates for files in quarantine.
+
+    Returns:
+        The entries by the files' keys, and the windows whose aggregate cannot be read, and why.
+    """
     keys_of: defaultdict[Window, set[str]] = defaultdict(set)
     for each in files:
         if each.window is not None:
             keys_of[each.window].add(each.file.key)
     found: dict[str, dict[str, Any]] = {}
+    failures: dict[Window, str] = {}
     for window, keys in keys_of.items():
-        async with context.open_spool() as spool:
-            try:
-                aggregate = await load_aggregate(context, window, spool)
-            except AggregateError:
-                continue  # `asyncagg verify` reports it
-            if aggregate is not None:
-                async for row in aggregate.quarantined_rows():
-                    entry = orjson.loads(row.row)
-                    if entry.get("moved_to") in keys:
-                        found[entry["moved_to"]] = entry
-    return found
+        try:
+            found |= await _entries_of(context, window, keys)
+        except (AggregateError, StoreError) as error:
+            failures[window] = str(error)
+    return found, failures
+
+
+async def _entries_of(
+    context: JobContext, window: Window, keys: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    async with context.open_spool() as spool:
+        aggregate = await load_aggregate(context, window, spool)
+        if aggregate is None:
+            return {}
+        entries = [orjson.loads(row.row) async for row in aggregate.quarantined_rows()]
+    return {each["moved_to"]: each for each in entries if each.get("moved_to") in keys}

@@ -14,6 +14,7 @@ both.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,9 @@ from typing import Any, Literal, TypeAlias
 from msgspec import structs
 
 from asyncagg.errors import (
+    AccessDeniedError,
     AggregateError,
+    AsyncaggError,
     ConfigurationError,
     NotFoundError,
     PreconditionFailedError,
@@ -32,6 +35,7 @@ from asyncagg.errors import (
 from asyncagg.job.archive import digest, same_bytes, same_content
 from asyncagg.job.context import JobContext
 from asyncagg.job.layout import KeyKind
+from asyncagg.job.refusals import Refusals
 from asyncagg.job.run_files import RunFileReader
 from asyncagg.model import RunFile, Window
 from asyncagg.quarantine.claim import Claim, claim_files
@@ -43,6 +47,16 @@ from asyncagg.store import Matches, Store
 _OVERWRITTEN = "it was overwritten meanwhile: try again"
 
 
+RestoreStatus = Literal["put_back", "counted", "left"]
+
+_ACCEPTED: dict[RestoreStatus, tuple[str, ...]] = {
+    "left": ("head", "get"),
+    "counted": ("head", "get", "copy", "delete"),
+    "put_back": ("head", "get", "copy", "delete"),
+}
+"""The operations that the store has accepted when a file has this status."""
+
+
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
     """What happened to a file.
@@ -50,13 +64,13 @@ class RestoreResult:
     Attributes:
         key: Its key in quarantine.
         status: ``put_back``: it was moved to the inbox. ``counted``: it was counted before, and is
-            deleted from quarantine. ``left``: it is still in quarantine.
+            moved to the archive. ``left``: it is still in quarantine.
         inbox_key: Its key in the inbox, if it is there.
         reason: Why it is left.
     """
 
     key: str
-    status: Literal["put_back", "counted", "left"]
+    status: RestoreStatus
     inbox_key: str = ""
     reason: str = ""
 
@@ -75,9 +89,13 @@ class Restorer:
     Args:
         context: Where the files are.
         force: Whether to restore even files that would be quarantined again.
+
+    Attributes:
+        refusals: What the store has refused; to be checked at the end.
     """
 
     def __init__(self, context: JobContext, *, force: bool = False) -> None:
+        self.refusals = Refusals(most=math.inf)
         self._context = context
         self._store = context.store
         self._settings = context.settings
@@ -95,7 +113,7 @@ class Restorer:
 
         Raises:
             UsageError: The key is not in quarantine.
-            ConfigurationError: A permission is missing.
+            ConfigurationError: The store cannot be used.
         """
         check_key(self._settings, key)
         results: list[RestoreResult] = []
@@ -113,7 +131,7 @@ class Restorer:
         Raises:
             UsageError: The key is not in quarantine.
             NotFoundError: There is no fixed content, or no file to replace.
-            ConfigurationError: A permission is missing.
+            ConfigurationError: The store cannot be used.
         """
         check_key(self._settings, key)
         fixed = (await source.head(name)).file
@@ -143,17 +161,17 @@ class Restorer:
         workers = self._settings.concurrency
 
         async def prepare(key: str) -> None:
-            with _reporting(report, [key]):
+            with self._reporting(report, [key]):
                 window, claim = await self._prepare(key)
                 blocker = await self._blocker(claim)
                 if blocker:
-                    report(RestoreResult(key, "left", reason=blocker))
+                    self._report(RestoreResult(key, "left", reason=blocker), report)
                 else:
                     claims[window].append(claim)
 
         await for_each(keys, prepare, workers=workers)
         for window, group in claims.items():
-            with _reporting(report, [claim.file.key for claim in group]):
+            with self._reporting(report, [claim.file.key for claim in group]):
                 counted = await claim_files(self._context, window, group)
                 await self._move_each(group, counted, report)
 
@@ -197,8 +215,8 @@ class Restorer:
         self, claims: Iterable[Claim], counted: Mapping[str, RunFile], report: Report
     ) -> None:
         async def move(claim: Claim) -> None:
-            with _reporting(report, [claim.file.key]):
-                report(await self._move(claim, counted.get(claim.file.key)))
+            with self._reporting(report, [claim.file.key]):
+                self._report(await self._move(claim, counted.get(claim.file.key)), report)
 
         await for_each(claims, move, workers=self._settings.concurrency)
 
@@ -212,9 +230,8 @@ class Restorer:
             await self._copy(file, archived, self._layout.conflict_key(archived, counted.etag))
         target = "" if counted else claim.restored_key
         failure = (await self._store.delete([file])).get(file.key)
-        if isinstance(failure, ConfigurationError):
-            raise failure
         if failure is not None:
+            self._note(failure)
             reason = f"it was copied to the inbox, but is still in quarantine: {failure}"
             if counted:
                 reason = f"it is counted, but is still in quarantine: {failure}"
@@ -239,24 +256,34 @@ class Restorer:
             return await same_content(self._store, file, target)
         return True
 
+    @contextmanager
+    def _reporting(self, report: Report, keys: Sequence[str]) -> Iterator[None]:
+        """Report files as left if an error prevents that they are restored."""
+        try:
+            yield
+        except NotFoundError:
+            reason = "no object has this key"
+        except PreconditionFailedError:
+            reason = _OVERWRITTEN
+        except (AggregateError, StoreError) as error:
+            reason = str(error)
+            self._note(error)
+        else:
+            return
+        for key in keys:
+            report(RestoreResult(key, "left", reason=reason))
 
-@contextmanager
-def _reporting(report: Report, keys: Sequence[str]) -> Iterator[None]:
-    """Report files as left if an error prevents that they are restored."""
-    try:
-        yield
-    except ConfigurationError:
-        raise
-    except NotFoundError:
-        reason = "no object has this key"
-    except PreconditionFailedError:
-        reason = _OVERWRITTEN
-    except (AggregateError, StoreError) as error:
-        reason = str(error)
-    else:
-        return
-    for key in keys:
-        report(RestoreResult(key, "left", reason=reason))
+    def _note(self, error: AsyncaggError) -> None:
+        """Note a refusal; raise an error that concerns all files."""
+        if isinstance(error, AccessDeniedError):
+            self.refusals.add(error)
+        elif isinstance(error, ConfigurationError):
+            raise error
+
+    def _report(self, result: RestoreResult, report: Report) -> None:
+        for operation in _ACCEPTED[result.status]:
+            self.refusals.accept(operation)
+        report(result)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ only one page of them is in memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from asyncagg.aggregate.head import accumulator_of
@@ -21,6 +22,7 @@ from asyncagg.errors import (
 )
 from asyncagg.job.layout import Layout
 from asyncagg.job.listing import list_aggregate_windows
+from asyncagg.job.refusals import Refusals
 from asyncagg.model import Interval, Window
 from asyncagg.report.matches import truncate
 from asyncagg.report.summary import Report, bucket_minutes
@@ -34,9 +36,6 @@ MAX_QUARANTINED = 200
 """How many quarantined files a report shows: those of the newest windows."""
 
 _MAX_REASON = 500
-
-_ALL_TIMES = Interval(datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC))
-"""The times that names of aggregates may have; others are ignored."""
 
 
 async def gather(
@@ -62,9 +61,9 @@ async def gather(
 
     Raises:
         UsageError: The interval ends before it starts.
+        StoreError: The listing failed, or not one aggregate could be read.
     """
-    asked = check_interval(since, until)
-    interval = Interval(max(asked.since, _ALL_TIMES.since), min(asked.until, _ALL_TIMES.until))
+    interval = check_interval(since, until)
     count = 0
     first = last = None
     async for windows in list_aggregate_windows(store, settings, interval):
@@ -94,6 +93,7 @@ class _Gatherer:
         self._settings = settings
         self._layout = Layout(settings)
         self._report = report
+        self._refusals = Refusals(most=math.inf)
         self._quarantined: dict[Window, tuple[str, int]] = {}  # etag, and how many files
 
     async def read(
@@ -114,6 +114,7 @@ class _Gatherer:
                 self._report.gaps.add(window)
             await for_each(windows, one, workers=self._settings.concurrency)
             self._keep_newest()
+        self._refusals.check()
         await self._read_quarantined()
 
     async def _read(self, window: Window) -> None:
@@ -124,11 +125,15 @@ class _Gatherer:
             total, late = accumulator_of(head), int(head["files"]["late"])
         except NotFoundError:
             self._add_unreadable(key, "it was deleted while the report was made")
+        except StoreError as error:
+            self._add_unreadable(key, str(error))
+            self._refusals.add(error)
         except AggregateError as error:
             self._add_unreadable(key, str(error))
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             self._add_unreadable(key, f"a member of its head is missing or invalid: {error}")
         else:
+            self._refusals.accept("get")
             self._report.merge(window, total, late)
             if total.quarantined:
                 self._quarantined[window] = (body.etag, total.quarantined)
@@ -159,7 +164,7 @@ class _Gatherer:
                 rows = await read_quarantined(key, body.chunks, MAX_QUARANTINED)
         except (NotFoundError, PreconditionFailedError):
             return []  # it was committed again: the files are counted, but not shown
-        except AggregateError as error:
+        except (AggregateError, StoreError) as error:
             self._add_unreadable(key, f"counted, but its quarantined files are not shown: {error}")
             return []
         return [{**row, "window": window.name} for row in rows]

@@ -13,7 +13,7 @@ from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.head import totals
 from asyncagg.model import TOP, Window
 from asyncagg.report.matches import BestMatches
-from asyncagg.windows import MINUTES_A_DAY, window_of
+from asyncagg.windows import MINUTES_A_DAY
 
 MAX_POINTS = 600
 """How many points a chart has; more windows than that are merged."""
@@ -52,13 +52,13 @@ class TimeBucket:
     """One point of the charts: one window, or several merged.
 
     Attributes:
-        span: The time that it covers.
+        start: When it begins, in seconds since 1970.
         windows: How many aggregates are merged in it.
         late: How many of their files are late.
         total: Their merged accumulator, without top matches.
     """
 
-    span: Window
+    start: int
     windows: int = 0
     late: int = 0
     total: Accumulator = field(default_factory=Accumulator)
@@ -131,7 +131,7 @@ class Report:
         windows: How many aggregates are in the totals.
         late: How many of their files are late.
         total: Their merged accumulator.
-        buckets: The points of the charts, by the time covered.
+        buckets: The points of the charts, by their start.
         best: The best matches.
         gaps: The windows that are missing.
         quarantined: The newest quarantined files, ready for JSON.
@@ -150,7 +150,7 @@ class Report:
     windows: int = 0
     late: int = 0
     total: Accumulator = field(default_factory=Accumulator)
-    buckets: dict[Window, TimeBucket] = field(default_factory=dict)
+    buckets: dict[int, TimeBucket] = field(default_factory=dict)
     best: BestMatches = field(default_factory=BestMatches)
     gaps: Gaps = field(default_factory=Gaps)
     quarantined: list[dict[str, Any]] = field(default_factory=list)
@@ -168,8 +168,10 @@ class Report:
         self.late += late
         self.best.add(window, total.top)
         self.total.merge(total)
-        span = window_of(window.start, self.point_minutes)
-        bucket = self.buckets.setdefault(span, TimeBucket(span))
+        # Not a `Window`: a long one may begin before the first moment that a datetime has.
+        seconds = 60 * self.point_minutes
+        start = int(window.start.timestamp()) // seconds * seconds
+        bucket = self.buckets.setdefault(start, TimeBucket(start))
         bucket.windows += 1
         bucket.late += late
         bucket.total.merge(total)
@@ -207,7 +209,7 @@ class Report:
         return dict(_for_browsers(data))
 
     def _points(self) -> dict[str, Any]:
-        buckets = [self.buckets[span] for span in sorted(self.buckets)]
+        buckets = [bucket for _, bucket in sorted(self.buckets.items())]
         columns = {name: [get(each) for each in buckets] for name, get in _COLUMNS.items()}
         times = [each.total.processing_time() for each in buckets]
         quantiles = {name: [each[name] for each in times] for name in ("p50", "p90", "p99")}
@@ -215,7 +217,7 @@ class Report:
 
 
 _COLUMNS: dict[str, Callable[[TimeBucket], int]] = {
-    "start": lambda each: int(each.span.start.timestamp()),
+    "start": lambda each: each.start,
     "windows": lambda each: each.windows,
     "counted": lambda each: each.total.counted,
     "bytes": lambda each: each.total.bytes,

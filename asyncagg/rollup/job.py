@@ -10,19 +10,21 @@ complete rollups while aggregates expire, leave out the old periods with ``since
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from asyncagg.aggregate.reader import read_head
-from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError
+from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, StoreError
 from asyncagg.job.aggregates import retry_commit
 from asyncagg.job.context import JobContext
+from asyncagg.job.refusals import Refusals
 from asyncagg.model import RunFile
 from asyncagg.rollup.document import build, dump, load, to_input
-from asyncagg.rollup.periods import NAME_FORMATS, Period, Span, levels
+from asyncagg.rollup.periods import Period, Span, levels, moment_of, name_of
 from asyncagg.runtime.clock import utc_now
 from asyncagg.runtime.tasks import for_each, map_each
 from asyncagg.settings import Settings
@@ -50,7 +52,8 @@ class RollupReport:
     Attributes:
         written: The rollups that were new or had changed, sorted by key.
         unchanged: How many had not changed.
-        failures: The rollups that could not be written, by key, and why.
+        failures: The aggregates that could not be read and the rollups that could not be written,
+            by key, and why.
     """
 
     written: list[RolledUp] = field(default_factory=list)
@@ -59,8 +62,8 @@ class RollupReport:
 
     @property
     def exit_code(self) -> int:
-        """0 if all are up to date, 1 if a rollup failed."""
-        return 1 if self.failures else 0
+        """0 if all are up to date, 3 if an aggregate or a rollup could not be read or written."""
+        return 3 if self.failures else 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
@@ -90,6 +93,7 @@ async def rollup(
 
     Raises:
         UsageError: Windows do not fit into the period, or the interval is empty.
+        StoreError: A listing failed, or the store refuses to read or to write every object.
     """
     check_interval(since, until)
     job = _Job(JobContext(store, settings, now=now), progress)
@@ -97,6 +101,7 @@ async def rollup(
     last = None if until is None else Span.around(until - datetime.resolution, period).end
     for source, target in levels(period, settings.window_minutes):
         await job.roll_up_all(source, target, first, last)
+    job.refusals.check()
     job.report.written.sort(key=lambda each: each.key)
     return job.report
 
@@ -106,6 +111,7 @@ class _Job:
         self, context: JobContext, progress: Callable[[RollupReport], object] | None
     ) -> None:
         self.report = RollupReport()
+        self.refusals = Refusals(most=math.inf)
         self._context = context
         self._store = context.store
         self._layout = context.layout
@@ -131,7 +137,7 @@ class _Job:
     ) -> AsyncIterator[tuple[datetime, RunFile]]:
         """Yield the aggregates, or the rollups of a period, with their start, in order."""
         prefix = self._prefix(source)
-        after = "" if first is None else f"{prefix}{first:{NAME_FORMATS[source]}}"
+        after = "" if first is None else f"{prefix}{name_of(first, source)}"
         async for page in self._store.list_pages(prefix, start_after=after):
             for file in page:
                 start = self._start_of(file.key, source)
@@ -146,12 +152,10 @@ class _Job:
         if source is None:
             window = self._layout.aggregate_window(key)
             return window.start if window else None
-        name = key.removeprefix(self._prefix(source)).removesuffix(".json")
-        try:
-            start = datetime.strptime(name, NAME_FORMATS[source]).replace(tzinfo=UTC)
-        except ValueError:
+        prefix = self._prefix(source)
+        if not (key.startswith(prefix) and key.endswith(".json")):
             return None
-        return start if key == self._key(Span(start, source)) else None
+        return moment_of(key[len(prefix) : -len(".json")], source)
 
     def _prefix(self, source: Period | None) -> str:
         layout = self._layout
@@ -174,8 +178,13 @@ class _Job:
 
         try:
             await retry_commit(attempt)
-        except AggregateError as error:
-            self.report.failures[key] = str(error)
+        except (AggregateError, StoreError) as error:
+            self._note_failure(key, error)
+
+    def _note_failure(self, key: str, error: AggregateError | StoreError) -> None:
+        self.report.failures[key] = str(error)
+        if isinstance(error, StoreError):
+            self.refusals.add(error)
 
     async def _commit(self, key: str, span: Span, files: Sequence[RunFile]) -> None:
         old: dict[str, Any] = {}
@@ -189,16 +198,34 @@ class _Job:
             return
         changed = [file for file in files if (file.key, file.etag) not in known]
         workers = max(1, self._context.settings.concurrency // _ROLLUPS_AT_ONCE)
-        read = await map_each(changed, self._read, workers=workers)
+        before = {each["key"]: each for each in old.get("inputs", ())}
+        read = await map_each(
+            changed, lambda file: self._read_or_keep(file, before), workers=workers
+        )
         by_key = {each["key"]: each for each in read if each is not None}
         found = [by_key.get(file.key) or known.get((file.key, file.etag)) for file in files]
         inputs = [each for each in found if each is not None]
+        if inputs == old.get("inputs", []):
+            return  # what has changed could not be read
         revision = 1 + old.get("revision", 0)
         document = build(span, revision, self._context.now(), inputs)
         condition = Absent() if etag is None else Matches(etag)
         await self._store.put(key, dump(document), condition=condition)
+        self.refusals.accept("put")
         counted = document["files"]["counted"]
         self.report.written.append(RolledUp(key, revision, len(inputs), len(changed), counted))
+
+    async def _read_or_keep(
+        self, file: RunFile, before: dict[str, dict[str, Any]]
+    ) -> dict[str, Any] | None:
+        """Read an input; if that fails, return what the rollup has of it, if anything."""
+        try:
+            read = await self._read(file)
+        except (AggregateError, StoreError) as error:
+            self._note_failure(file.key, error)
+            return before.get(file.key)
+        self.refusals.accept("get")
+        return read
 
     async def _read(self, file: RunFile) -> dict[str, Any] | None:
         """Read an input; return None if it is gone meanwhile."""

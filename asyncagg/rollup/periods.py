@@ -18,13 +18,28 @@ class Period(StrEnum):
     MONTH = "month"
 
 
-NAME_FORMATS = {
-    None: "%Y%m%dt%H%MZ",
-    Period.HOUR: "%Y%m%dt%H",
-    Period.DAY: "%Y%m%d",
-    Period.MONTH: "%Y%m",
+_NAME_FORMATS = {
+    None: "%m%dt%H%MZ",
+    Period.HOUR: "%m%dt%H",
+    Period.DAY: "%m%d",
+    Period.MONTH: "%m",
 }
-"""The names of aggregates (None) and rollups: ``20251021t13``, ``20251021`` or ``202510``."""
+"""The names of aggregates (None) and rollups after the year: ``20251021t13``, ``202510``."""
+
+
+def name_of(moment: datetime, period: Period | None) -> str:
+    """Return the name of the aggregate (None) or the rollup for a time."""
+    # Not %Y: on some systems it omits the leading zeros of years before 1000.
+    return f"{moment.year:04}{moment:{_NAME_FORMATS[period]}}"
+
+
+def moment_of(name: str, period: Period) -> datetime | None:
+    """Return the start of the rollup with this name, or None if no rollup has it."""
+    try:
+        moment = datetime.strptime(f"{name}+0000", f"%Y{_NAME_FORMATS[period]}%z")
+    except ValueError:
+        return None
+    return moment if name_of(moment, period) == name else None
 
 
 class Span(NamedTuple):
@@ -44,14 +59,17 @@ class Span(NamedTuple):
     @property
     def end(self) -> datetime:
         """The first moment after it."""
-        if self.period is Period.MONTH:
-            return (self.start + timedelta(days=31)).replace(day=1)
-        return self.start + timedelta(hours=1 if self.period is Period.HOUR else 24)
+        days = {Period.HOUR: 1 / 24, Period.DAY: 1, Period.MONTH: 31}[self.period]
+        try:
+            end = self.start + timedelta(days=days)
+        except OverflowError:
+            return datetime.max.replace(tzinfo=UTC)
+        return end.replace(day=1) if self.period is Period.MONTH else end
 
     @property
     def name(self) -> str:
-        """Its name, in the format of `NAME_FORMATS`."""
-        return f"{self.start:{NAME_FORMATS[self.period]}}"
+        """Its name: ``20251021t13``, ``20251021`` or ``202510``."""
+        return name_of(self.start, self.period)
 
     def as_dict(self) -> dict[str, str]:
         """Return it as the ``period`` of a rollup."""

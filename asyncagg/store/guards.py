@@ -223,11 +223,7 @@ class GuardedStore:
             guards |= await probe(self._store, self._prefix)
         missing = guards.missing_required
         if missing and self._required:
-            raise ConfigurationError(
-                f"store {self.url!r} does not honour {', '.join(missing)}: expected a store with "
-                "conditional writes, copies and deletes, such as Amazon S3; or set "
-                "conditional_writes=off and see docs/explanation/guarantees.md for what that costs"
-            )
+            raise _missing_guards(self.url, missing)
         return guards
 
     async def put(
@@ -242,7 +238,7 @@ class GuardedStore:
         """Write an object in one atomic step and return its etag."""
         guards = await self.guards()
         if condition is not None and not guards.supports_put(condition):
-            await self._check(key, condition)
+            await check_condition(self._store, key, condition)
             condition = None
         return await self._store.put(
             key, body, condition=condition, content_type=content_type, metadata=metadata
@@ -273,10 +269,10 @@ class GuardedStore:
     ) -> None:
         guards = await self.guards()
         if not guards.copy_if_match:
-            await self._check(source, Matches(if_match))
+            await check_condition(self._store, source, Matches(if_match))
             if_match = ""
         if condition is not None and not guards.copy_if_absent:
-            await self._check(target, condition)
+            await check_condition(self._store, target, condition)
             condition = None
         await self._store.copy(
             source, target, if_match=if_match, condition=condition, metadata=metadata
@@ -291,7 +287,7 @@ class GuardedStore:
 
         async def check(file: RunFile) -> None:
             try:
-                await self._check(file.key, Matches(file.etag))
+                await check_condition(self._store, file.key, Matches(file.etag))
             except NotFoundError:
                 return
             except PreconditionFailedError as error:
@@ -302,19 +298,86 @@ class GuardedStore:
         await for_each(files, check, workers=_CONCURRENT_HEADS)
         return failures | dict(await self._store.delete(unchanged) if unchanged else {})
 
-    async def _check(self, key: str, condition: Condition) -> None:
-        """Check a condition by a HEAD, for a store that does not honour it."""
-        expected = condition.etag if isinstance(condition, Matches) else None
+
+class PartsGuard:
+    """The conditions of multipart uploads, which are probed before the first one is completed.
+
+    It is called with the key and the condition of an upload, and returns the condition to send, or
+    ``None`` after a check by a HEAD as in `GuardedStore`. ``put_in_parts`` writes a key's content
+    by a multipart upload.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        put_in_parts: Callable[[str, bytes, Condition], Awaitable[object]],
+        *,
+        prefix: str,
+        required: bool,
+    ) -> None:
+        self._store = store
+        self._put = put_in_parts
+        self._prefix = prefix
+        self._required = required
+        self._honoured: bool | None = None
+        self._probing = anyio.Lock()
+
+    async def __call__(self, key: str, condition: Condition) -> Condition | None:
+        """Return the condition that completes an upload to a key."""
+        if await self.honoured():
+            return condition
+        if self._required:
+            raise _missing_guards(self._store.url, ["conditions of multipart uploads"])
+        await check_condition(self._store, key, condition)
+        return None
+
+    async def honoured(self) -> bool:
+        """Return whether the store honours them, from a probe at the first call."""
+        async with self._probing:
+            for _ in range(_PROBES):
+                if not self._honoured:
+                    self._honoured = await self._probe()
+        return bool(self._honoured)
+
+    async def _probe(self) -> bool:
+        key = f"{self._prefix}{PROBE}{uuid.uuid4().hex}-parts"
+
+        def put(condition: Condition) -> Callable[[], Awaitable[object]]:
+            return lambda: self._put(key, b"1", condition)
+
         try:
-            found = (await self._store.head(key)).file.etag
-        except NotFoundError:
-            if expected is None:
-                return
-            raise
-        if found != expected:
-            wanted = "no object" if expected is None else repr(expected)
-            raise PreconditionFailedError(
-                f"{key!r} has etag {found!r}, expected {wanted}",
-                operation="head",
-                key=key,
-            )
+            holds = await _honoured(put(Absent()), must_hold=True)
+            fails = await _honoured(put(Absent()), must_hold=False)
+            if not (holds and fails and await _honoured(put(Matches(WRONG_ETAG)), must_hold=False)):
+                return False
+            etag = (await self._store.head(key)).file.etag
+            return await _honoured(put(Matches(etag)), must_hold=True)
+        finally:
+            with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
+                await remove_probe(self._store, key)
+
+
+def _missing_guards(url: str, missing: Sequence[str]) -> ConfigurationError:
+    return ConfigurationError(
+        f"store {url!r} does not honour {', '.join(missing)}: expected a store with "
+        "conditional writes, copies and deletes, such as Amazon S3; or set "
+        "conditional_writes=off and see docs/explanation/guarantees.md for what that costs"
+    )
+
+
+async def check_condition(store: Store, key: str, condition: Condition) -> None:
+    """Check a condition by a HEAD, for a store that does not honour it."""
+    expected = condition.etag if isinstance(condition, Matches) else None
+    try:
+        found = (await store.head(key)).file.etag
+    except NotFoundError:
+        if expected is None:
+            return
+        raise
+    if found != expected:
+        wanted = "no object" if expected is None else repr(expected)
+        raise PreconditionFailedError(
+            f"{key!r} has etag {found!r}, expected {wanted}",
+            operation="head",
+            key=key,
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,13 +13,15 @@ from anyio import move_on_after, to_thread
 
 from asyncagg.errors import UsageError
 from asyncagg.settings import Settings
-from asyncagg.store.guards import GuardedStore
+from asyncagg.store.guards import GuardedStore, PartsGuard
 from asyncagg.store.protocol import Store
 from asyncagg.store.retry import Retry, RetryPolicy
 
 if TYPE_CHECKING:
     from asyncagg.store.s3.boto import Control
     from asyncagg.store.s3.plane import DataPlane
+
+_log = logging.getLogger(__name__)
 
 _CLEANUP_SECONDS = 5.0
 _MAX_PAGE_BYTES = 16 * 1024 * 1024
@@ -58,27 +60,28 @@ async def _open_s3(settings: Settings, retry: Retry | None) -> AsyncIterator[Sto
     from asyncagg.store.s3.boto import BotoBucket, BotoMultipart, open_control  # noqa: PLC0415
     from asyncagg.store.s3.store import S3Store  # noqa: PLC0415
 
-    bucket, prefix = parse_bucket(settings.store)
+    bucket, root = parse_bucket(settings.store)
     retry = retry or Retry(RetryPolicy(attempts=settings.retry_attempts))
     async with (
         open_control(
             endpoint_url=settings.endpoint_url, connections=settings.concurrency
         ) as control,
-        _open_plane(control, settings, bucket, prefix) as plane,
+        _open_plane(control, settings, bucket, root) as plane,
     ):
-        multipart = BotoMultipart(BotoBucket(control.client, bucket, prefix))
-        yield GuardedStore(
-            S3Store(settings.store, plane, multipart, retry),
-            prefix=settings.archive_prefix,
-            required=settings.conditional_writes == "required",
-        )
+        multipart = BotoMultipart(BotoBucket(control.client, bucket, root))
+        store = S3Store(settings.store, plane, multipart, retry)
+        prefix, required = settings.archive_prefix, settings.conditional_writes == "required"
+        store.parts_guard = PartsGuard(store, store.put_in_parts, prefix=prefix, required=required)
+        yield GuardedStore(store, prefix=prefix, required=required)
 
 
 @asynccontextmanager
 async def _open_plane(
     control: Control, settings: Settings, bucket: str, prefix: str
 ) -> AsyncIterator[DataPlane]:
-    if settings.data_plane == "boto":
+    if control.proxy and settings.data_plane == "lean":
+        _log.info("requests go through aioboto3", extra={"proxy": control.proxy})
+    if control.proxy or settings.data_plane == "boto":
         from asyncagg.store.s3.boto import BotoBucket, BotoPlane  # noqa: PLC0415
 
         yield BotoPlane(BotoBucket(control.client, bucket, prefix))
@@ -90,7 +93,7 @@ async def _open_plane(
     target = await control.locate(bucket)
     tls = None
     if target.endpoint.tls:
-        tls = await to_thread.run_sync(tls_context, os.environ.get("AWS_CA_BUNDLE"))
+        tls = await to_thread.run_sync(tls_context, control.ca_bundle)
     requester = Requester(
         target,
         control.credentials,
@@ -110,10 +113,20 @@ async def _open_plane(
 
 def parse_bucket(url: str) -> tuple[str, str]:
     """Return the bucket and the key prefix of an ``s3://`` URL, or raise a `UsageError`."""
+    if ":" in url.removeprefix("s3://").partition("/")[0]:
+        raise UsageError(
+            f"store {url!r}: an ARN is not accepted; expected a bucket's name or, for an access "
+            "point, its alias, such as s3://name-...-s3alias"
+        )
     parts = urlsplit(url)
     prefix = parts.path.lstrip("/")
     if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
         raise UsageError(f"store {url!r}: expected s3://bucket[/prefix] or a directory")
+    if parts.netloc.endswith(("--x-s3", "--xa-s3", "--op-s3")):
+        raise UsageError(
+            f"store {url!r}: directory buckets and S3 on Outposts list in no order and lack "
+            "conditions; expected a general purpose bucket"
+        )
     if prefix and not prefix.endswith("/"):
         prefix += "/"
     return parts.netloc, prefix

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import anyio
 import msgspec
 
-from asyncagg.errors import NotFoundError, PreconditionFailedError
+from asyncagg.errors import NotFoundError, PreconditionFailedError, StoreError
 from asyncagg.job.archive import same_content
 from asyncagg.job.context import JobContext
 from asyncagg.model import RunFile, Window
@@ -52,7 +52,7 @@ async def verify(
 
     Raises:
         ConfigurationError: The store is set up wrong, or the disk for temporary files is full.
-        TransientError: A listing failed after all retries.
+        StoreError: A listing failed after all retries, or the store refuses every aggregate.
     """
     report = VerifyReport()
     with anyio.move_on_after(context.settings.max_seconds) as scope:
@@ -98,10 +98,13 @@ class _Audit:
     async def work(self) -> None:
         await self._inventory.collect(self._recompute)
         self._report.counts = await self._inventory.database.counts()
+        self._report.ignored = self._inventory.ignored
         await self._report_aggregates()
         await self._report_damaged()
+        self._report_misplaced()
         await self._report_counted_twice()
         await self._report_unfinished()
+        await self._report_waiting()
         if self._inventory.complete:
             await self._report_files()
         else:
@@ -121,7 +124,7 @@ class _Audit:
                 missing=outcome.missing,
                 differences=_describe(outcome),
                 repairable=not outcome.failure and not outcome.unproven,
-                failure="" if outcome.lost or outcome.refused else outcome.failure,
+                failure=_unread(outcome),
             )
         counts = self._report.counts
         self._report.counts = counts._replace(
@@ -134,7 +137,7 @@ class _Audit:
         report, layout = self._report, self._context.layout
         for window, found in sorted(self._discrepancies.items()):
             key = layout.aggregate_key(window)
-            if await self._head(key) is None:
+            if await self._is_gone(key):
                 continue  # it was moved away meanwhile
             if found.lost:
                 examples = found.missing[: found.lost]
@@ -165,6 +168,13 @@ class _Audit:
                 report.plan.rebuild.append(window.name)
             report.add(FindingKind.DAMAGED, self._context.layout.aggregate_key(window), detail)
 
+    def _report_misplaced(self) -> None:
+        for _, found in sorted(self._inventory.misplaced.items()):
+            for each in found.examples:
+                self._report.add(FindingKind.MISPLACED, *each)
+            more = found.count - len(found.examples)
+            self._report.findings[FindingKind.MISPLACED].count += more
+
     async def _report_counted_twice(self) -> None:
         async for page in self._inventory.database.counted_twice():
             for key, windows in page:
@@ -178,6 +188,17 @@ class _Audit:
                 detail = f"{outcome} in {each.window}"
                 self._report.add(FindingKind.UNFINISHED, each.file.key, detail)
                 self._report.plan.moves += 1
+
+    async def _report_waiting(self) -> None:
+        inventory = self._inventory
+        if inventory.last_settled is None:
+            return
+        pages = inventory.database.waiting(inventory.last_settled.name, inventory.long_ago)
+        async for file in self._confirmed(pages, self._unchanged):
+            window = self._context.window_of(file)
+            since = f"{file.last_modified:%Y-%m-%dT%H:%M:%SZ}"
+            detail = f"of window {window.name}, arrived {since}: the log of a run says why"
+            self._report.add(FindingKind.WAITING, file.key, detail)
 
     async def _report_files(self) -> None:
         database, report = self._inventory.database, self._report
@@ -196,10 +217,23 @@ class _Audit:
         """Yield the suspects for which a check of the store still holds, in order."""
         async for page in pages:
             workers = self._context.settings.concurrency
-            confirmed = await map_each(page, check, workers=workers)
+            confirmed = await map_each(page, partial(self._check, check), workers=workers)
             for item, holds in zip(page, confirmed, strict=True):
                 if holds:
                     yield item
+
+    async def _check(self, check: Callable[[T], Awaitable[bool]], item: T) -> bool:
+        try:
+            return await check(item)
+        except StoreError as error:
+            self._report.add(FindingKind.UNREAD, error.key, str(error))
+            return False
+
+    async def _is_gone(self, key: str) -> bool:
+        try:
+            return await self._head(key) is None
+        except StoreError:
+            return False
 
     async def _head(self, key: str) -> RunFile | None:
         try:
@@ -231,6 +265,11 @@ class _Audit:
                     if page:
                         return False  # it was restored from quarantine
         return True
+
+
+def _unread(outcome: Recomputed) -> str:
+    """Return why files of an aggregate could not be read; empty if they are lost or invalid."""
+    return outcome.failure if outcome.unread or not (outcome.lost or outcome.refused) else ""
 
 
 def _describe(outcome: Recomputed) -> str:

@@ -155,6 +155,14 @@ class Database:
         """Yield files in the inbox, each with an archived file that may have other content."""
         return self._pages(queries.CONFLICTS, lambda *row: (_to_file(*row[:4]), _to_file(*row[4:])))
 
+    def waiting(self, window: str, before: datetime) -> AsyncIterator[list[RunFile]]:
+        """Yield files in the inbox that arrived before a time and that no aggregate names.
+
+        Only files of this window or an earlier one.
+        """
+        arrived = _microseconds(before)
+        return self._pages(queries.WAITING, _to_file, window, before=arrived)
+
     def orphan_entries(self) -> AsyncIterator[list[QuarantinedEntry]]:
         """Yield entries of quarantined files that are in none of the listings."""
         return self._pages(queries.ORPHAN_ENTRIES, QuarantinedEntry)
@@ -183,9 +191,10 @@ class Database:
         return await self._run(lambda: execute(query, {"window": window}).fetchone())
 
     async def _pages(
-        self, query: str, make: Callable[..., T], window: str = ""
+        self, query: str, make: Callable[..., T], window: str = "", **values: int
     ) -> AsyncIterator[list[T]]:
-        cursor = await self._run(lambda: self._connection.execute(query, {"window": window}))
+        values_of = {"window": window, **values}
+        cursor = await self._run(lambda: self._connection.execute(query, values_of))
         while rows := await self._run(lambda: cursor.fetchmany(PAGE)):
             yield [make(*row) for row in rows]
 
@@ -222,8 +231,11 @@ def _connect() -> sqlite3.Connection:
 
 
 def _to_row(file: RunFile) -> tuple[str, int, str, int]:
-    modified = (file.last_modified - _EPOCH) // timedelta(microseconds=1)
-    return file.key, file.size, file.etag, modified
+    return file.key, file.size, file.etag, _microseconds(file.last_modified)
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def _to_file(key: str, size: int, etag: str, modified: int) -> RunFile:

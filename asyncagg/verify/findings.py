@@ -20,6 +20,8 @@ class FindingKind(StrEnum):
     """An aggregate cannot be read, or the object is not an aggregate."""
     DIFFERENT = "different"
     """An aggregate differs from what its files add up to."""
+    MISPLACED = "counted_in_another_window"
+    """The time of a counted file is not in the window of the aggregate that counts it."""
     COUNTED_TWICE = "counted_twice"
     """Two aggregates count the same file (key and etag)."""
     MISSING = "counted_but_missing"
@@ -30,12 +32,14 @@ class FindingKind(StrEnum):
     """The inbox and the archive have different content for one key."""
     UNFINISHED = "unfinished_move"
     """A file is counted or quarantined, and still in the inbox: only its place is wrong."""
+    WAITING = "waiting_for_long"
+    """A run file is still in the inbox, long after its window was settled."""
     WITHOUT_ENTRY = "quarantined_without_an_entry"
     """No aggregate names a quarantined file."""
     ORPHAN_ENTRY = "quarantine_entry_without_a_file"
     """An aggregate names a quarantined file that does not exist and was not restored."""
     UNREAD = "could_not_be_read"
-    """The store failed, or other runners kept committing: verify again."""
+    """The store refuses an object or failed, or other runners kept committing."""
 
 
 class Example(NamedTuple):
@@ -96,6 +100,7 @@ class VerifyReport:
         counts: How much was verified.
         findings: The problems, by kind.
         not_judged: The kinds that could not be checked, and why.
+        ignored: The objects in the inbox that are not run files; no problem by themselves.
         plan: What can be repaired.
         complete: Whether it ended before its time limit.
     """
@@ -103,6 +108,7 @@ class VerifyReport:
     counts: Counts = field(default_factory=Counts)
     findings: dict[FindingKind, Finding] = field(default_factory=dict)
     not_judged: dict[FindingKind, str] = field(default_factory=dict)
+    ignored: Finding = field(default_factory=Finding)
     plan: Plan = field(default_factory=Plan)
     complete: bool = True
 
@@ -117,8 +123,17 @@ class VerifyReport:
 
     @property
     def exit_code(self) -> int:
-        """0 if all is right; 1 if there are findings, or the time limit ended it."""
-        return 1 if self.findings or not self.complete else 0
+        """0 all is right, 1 there are findings or time ran out, 3 only some could not be read."""
+        if self.findings.keys() - {FindingKind.UNREAD} or not self.complete:
+            return 1
+        return 3 if self.findings else 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether there was nothing to verify."""
+        counts = self.counts
+        made = counts.aggregates or counts.archived or counts.quarantined
+        return self.complete and not made and not self.findings
 
     @property
     def repairable(self) -> bool:
@@ -138,6 +153,10 @@ class VerifyReport:
             "counts": self.counts._asdict(),
             "findings": {kind.value: each.as_dict() for kind, each in self.findings.items()},
             "not_judged": {kind.value: why for kind, why in self.not_judged.items()},
+            "ignored": {
+                "count": self.ignored.count,
+                "keys": [e.key for e in self.ignored.examples],
+            },
             "plan": asdict(self.plan),
             "complete": self.complete,
             "exit_code": self.exit_code,

@@ -80,6 +80,13 @@ AND NOT EXISTS (SELECT 1 FROM inbox AS i WHERE i.key = e.key)
 AND NOT EXISTS (SELECT 1 FROM counted AS c WHERE c.key = e.key)
 """
 
+WAITING = """
+SELECT key, size, etag, modified FROM inbox AS i WHERE modified <= :before AND window <= :window
+AND NOT EXISTS (SELECT 1 FROM counted AS c WHERE c.key = i.key AND c.etag = i.etag)
+AND NOT EXISTS (SELECT 1 FROM entries AS e
+    WHERE e.key = i.key AND e.etag = i.etag AND e.window = i.window)
+"""
+
 SALVAGED_COUNTED = """
 SELECT key, min(size), etag, min(modified) FROM (
     SELECT * FROM counted WHERE window = :window AND NOT intact

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from asyncagg.errors import NotFoundError
+from asyncagg.errors import NotFoundError, StoreError
 from asyncagg.job.archive import REASON
 from asyncagg.job.context import JobContext
 from asyncagg.model import RunFile, Window
@@ -46,7 +46,11 @@ async def _assign(context: JobContext, inventory: Inventory, *, quarantined: boo
             elif window not in inventory.damaged:
                 continue
             elif quarantined:
-                reason = await _reason(context, file.key)
+                try:
+                    reason = await _reason(context, file.key)
+                except StoreError:
+                    unknown += 1
+                    continue
                 entry = QuarantinedEntry(arrived.key, arrived.etag, window.name, file.key, reason)
                 await database.add_quarantined([entry], assigned=True)
             else:

@@ -20,12 +20,13 @@ from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.head import top_matches, totals
 from asyncagg.aggregate.reader import StoredAggregate, read_head
 from asyncagg.aggregate.rows import RowSpool
-from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, TransientError
+from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, StoreError
 from asyncagg.job.aggregates import commit_aggregate, load_aggregate
 from asyncagg.job.context import JobContext
 from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.fetch import Fetcher
 from asyncagg.job.outcome import Tally
+from asyncagg.job.refusals import Refusals
 from asyncagg.job.run_files import RunFileReader
 from asyncagg.model import RunFile, RunResult, Window
 from asyncagg.store import Matches
@@ -47,6 +48,7 @@ class Recomputed:
             invalid ones.
         lost: How many of its files are neither in the archive nor in the inbox.
         refused: How many are not valid run files any more.
+        unread: How many the store has, but does not return.
         unproven: How many have another etag than the one that was counted, as copies of encrypted
             objects and of multipart uploads do. Their size is the same.
         differences: The fields that differ: the value in the aggregate, and the true one.
@@ -61,6 +63,7 @@ class Recomputed:
     missing: list[str] = field(default_factory=list)
     lost: int = 0
     refused: int = 0
+    unread: int = 0
     unproven: int = 0
     differences: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     written: bool = False
@@ -81,11 +84,17 @@ class RecomputeReport:
 
     @property
     def exit_code(self) -> int:
-        """0 no differences, 1 a window failed, 3 some differ and were not replaced."""
-        if any(each.failure for each in self.windows):
+        """0 no differences, 3 some differ, or could not be read.
+
+        It is 1 if files are lost or no longer valid, or if no window could be computed.
+        """
+        failed = sum(bool(each.failure) for each in self.windows)
+        if failed and failed == len(self.windows):
+            return 1
+        if any(each.lost or each.refused for each in self.windows):
             return 1
         differ = any(each.differences and not each.written for each in self.windows)
-        return 3 if differ or not self.complete else 0
+        return 3 if differ or failed or not self.complete else 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
@@ -107,7 +116,7 @@ async def recompute(context: JobContext, window: Window, *, write: bool) -> Reco
         failure = "its aggregate is gone"
     except PreconditionFailedError:
         failure = "another runner committed it in the meantime: run it again"
-    except (AggregateError, TransientError) as error:
+    except (AggregateError, StoreError) as error:
         failure = str(error)
     return Recomputed(window.name, context.layout.aggregate_key(window), failure=failure)
 
@@ -133,7 +142,7 @@ async def recompute_or_raise(
         NotFoundError: The aggregate is gone.
         PreconditionFailedError: Another runner committed it in the meantime.
         AggregateError: It is damaged, or is not an aggregate.
-        TransientError: The store failed.
+        StoreError: The store failed, or refuses it.
     """
     key = context.layout.aggregate_key(window)
     result = Recomputed(window.name, key)
@@ -171,9 +180,11 @@ async def _refold(
     counted = stored.accumulator.counted
     result.files, result.bytes = counted, stored.accumulator.bytes
     batches = _batches(stored, context.settings.chunk_files)
-    total = await fold_archived(context, batches, rows, result)
+    total, why = await fold_archived(context, batches, rows, result)
     if result.missing:
         result.failure = f"{counted - total.counted} of its files could not be read"
+        if result.unread:
+            result.failure += f": {why}"
         return None
     total.quarantined = stored.accumulator.quarantined
     async for row in stored.quarantined_rows():
@@ -183,7 +194,7 @@ async def _refold(
 
 async def fold_archived(
     context: JobContext, batches: AsyncIterator[list[RunFile]], rows: RowSpool, result: Recomputed
-) -> Accumulator:
+) -> tuple[Accumulator, str]:
     """Fold counted files from where they are now.
 
     Args:
@@ -191,8 +202,12 @@ async def fold_archived(
         batches: The files, in the order of key and etag.
         rows: Where their rows go.
         result: Files that could not be read, or whose content is not proven, are added to it.
+
+    Returns:
+        The sum, and the first reason why a file could not be read.
     """
-    archive, deferrals = _Archive(context), Deferrals(context)
+    archive = _Archive(context)
+    deferrals = Deferrals(context, Refusals(most=math.inf))
     total = Accumulator()
     unread: list[str] = []
     async for files in batches:
@@ -203,9 +218,10 @@ async def fold_archived(
         missed = (file.key for file in files if (file.key, file.etag) not in read)
         unread += islice(missed, SHOWN - len(unread))
     result.lost, result.unproven, result.refused = archive.lost, archive.unproven, archive.invalid
+    result.unread = archive.unread
     missing = dict.fromkeys([*archive.lost_keys, *archive.invalid_keys, *unread])
     result.missing = list(missing)[:SHOWN]
-    return total
+    return total, archive.first_error
 
 
 async def _batches(stored: StoredAggregate, size: int) -> AsyncIterator[list[RunFile]]:
@@ -227,6 +243,8 @@ class _Archive:
         lost_keys: Their keys, the first few.
         invalid: How many are not valid run files any more.
         invalid_keys: Their keys, the first few.
+        unread: How many the store does not return.
+        first_error: Its first error.
         unproven: How many are recognised by their size alone.
     """
 
@@ -238,10 +256,25 @@ class _Archive:
         self.lost_keys: list[str] = []
         self.invalid = 0
         self.invalid_keys: list[str] = []
+        self.unread = 0
+        self.first_error = ""
         self.unproven = 0
 
     async def read(self, file: RunFile, *, top_cutoff: float) -> tuple[RunResult, bytes | None]:
         """Read a counted file; see `asyncagg.job.fetch.Read`."""
+        try:
+            return await self._read(file, top_cutoff)
+        except NotFoundError:
+            self.lost += 1
+            if len(self.lost_keys) < SHOWN:
+                self.lost_keys.append(file.key)
+            raise
+        except StoreError as error:
+            self.unread += 1
+            self.first_error = self.first_error or str(error)
+            raise
+
+    async def _read(self, file: RunFile, top_cutoff: float) -> tuple[RunResult, bytes | None]:
         archived = self._layout.archive_key(file.key)
         conflict = self._layout.conflict_key(archived, file.etag)
         for key in (archived, conflict, file.key):
@@ -257,9 +290,6 @@ class _Archive:
                 self.unproven += copy.etag != file.etag
                 renamed = msgspec.structs.replace(file, etag=copy.etag)
                 return await self._reader.read(renamed, key=key, top_cutoff=top_cutoff)
-        self.lost += 1
-        if len(self.lost_keys) < SHOWN:
-            self.lost_keys.append(file.key)
         raise NotFoundError(f"no copy of {file.key!r} with etag {file.etag!r}", key=file.key)
 
     async def note_invalid(self, file: RunFile, _reason: str) -> None:

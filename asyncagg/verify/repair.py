@@ -6,15 +6,18 @@ The inventory is taken again, so that repairs start from the present state. File
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from asyncagg.aggregate.rows import RowSpool, quarantined_row
-from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, TransientError
+from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError, StoreError
 from asyncagg.job.aggregates import commit_aggregate
 from asyncagg.job.archive import Mover
 from asyncagg.job.context import JobContext
+from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.outcome import Tally
+from asyncagg.job.refusals import Refusals
 from asyncagg.model import RunFile, Window
 from asyncagg.store import Matches
 from asyncagg.verify.audit import verify
@@ -76,7 +79,8 @@ class _Repair:
     async def finish_moves(self, inventory: Inventory) -> None:
         """Move counted files to the archive, and quarantined files out of the inbox."""
         tally = Tally()
-        mover = Mover(self._context, tally)
+        deferrals = Deferrals(self._context, Refusals(most=math.inf))
+        mover = Mover(self._context, tally, deferrals=deferrals)
         for counted, move in ((True, mover.archive), (False, mover.move_to_quarantine)):
             async for page in inventory.database.unfinished(counted=counted):
                 self._windows.update(each.window for each in page)
@@ -97,7 +101,7 @@ class _Repair:
                 failure = blocker or await self._rebuild_one(inventory, damaged)
             except PreconditionFailedError:
                 failure = _OVERTAKEN
-            except TransientError as error:
+            except StoreError as error:
                 failure = str(error)
             if failure:
                 self.report.failures[window.name] = failure
@@ -111,11 +115,11 @@ class _Repair:
         async with AsyncExitStack() as stack:
             spools = [await stack.enter_async_context(context.open_spool()) for _ in range(2)]
             rows = RowSpool(*spools)
-            total = await fold_archived(context, database.salvaged(window.name), rows, result)
+            total, why = await fold_archived(context, database.salvaged(window.name), rows, result)
             if result.missing or result.unproven:
                 return (
                     f"{result.unproven} of its files are recognised by their size alone, and "
-                    f"these could not be read: {result.missing}"
+                    f"these could not be read: {result.missing} {why}".rstrip()
                 )
             async for page in database.salvaged_quarantined(window.name):
                 for row in page:
@@ -145,7 +149,7 @@ class _Repair:
                 failure = _OVERTAKEN
             except NotFoundError:
                 failure = "its aggregate is gone"
-            except (AggregateError, TransientError) as error:
+            except (AggregateError, StoreError) as error:
                 failure = str(error)
             else:
                 if result.written:

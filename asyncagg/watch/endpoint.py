@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import orjson
 from aiohttp import web
-from prometheus_client.aiohttp import make_aiohttp_handler
+from anyio import to_thread
+from prometheus_client.exposition import choose_encoder
 
 from asyncagg.errors import ConfigurationError, UsageError
 from asyncagg.watch.exporter import Exporter
 from asyncagg.watch.health import Health
 
+MAX_CONNECTIONS = 64
+"""The most connections at a time; others are closed at once."""
+
+CONNECTION_SECONDS = 10.0
+"""The time of a connection: for the request and the response."""
+
 _CLOSING_SECONDS = 1.0
+
+
+class _BoundedServer(web.Server):
+    """An HTTP server with a bound on its connections, and on the time of each.
+
+    Each connection has one request. aiohttp itself has no limit for a client that connects and
+    sends nothing, or half of a request.
+    """
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Close a connection after its time, or at once if there are too many."""
+        super().connection_made(handler, transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+        else:
+            asyncio.get_running_loop().call_later(CONNECTION_SECONDS, transport.abort)
 
 
 def address_of(text: str) -> tuple[str, int]:
@@ -36,6 +60,26 @@ def address_of(text: str) -> tuple[str, int]:
     return (host[1:-1] if bracketed else host) or "127.0.0.1", int(port)
 
 
+async def _respond(request: web.BaseRequest, health: Health, exporter: Exporter) -> web.Response:
+    if request.method not in {"GET", "HEAD"}:
+        return web.Response(status=405, headers={"allow": "GET, HEAD"})
+    match request.path:
+        case "/healthz":
+            state = health.as_dict()
+            return web.Response(
+                body=orjson.dumps(state) + b"\n",
+                status=200 if state["healthy"] else 503,
+                content_type="application/json",
+                headers={"cache-control": "no-store"},
+            )
+        case "/metrics":
+            encode, kind = choose_encoder(request.headers.get("accept", ""))
+            metrics = await to_thread.run_sync(encode, exporter.registry)  # it reads from /proc
+            return web.Response(body=metrics, headers={"content-type": kind})
+        case _:
+            return web.Response(status=404)
+
+
 @asynccontextmanager
 async def serve(address: tuple[str, int], health: Health, exporter: Exporter) -> AsyncIterator[str]:
     """Serve on an address as long as the context is open, which yields the URL.
@@ -51,19 +95,14 @@ async def serve(address: tuple[str, int], health: Health, exporter: Exporter) ->
         ConfigurationError: The address is not available.
     """
 
-    async def healthz(_: web.Request) -> web.Response:
-        state = health.as_dict()
-        return web.Response(
-            body=orjson.dumps(state) + b"\n",
-            status=200 if state["healthy"] else 503,
-            content_type="application/json",
-            headers={"cache-control": "no-store"},
-        )
+    async def answer(request: web.BaseRequest) -> web.Response:
+        response = await _respond(request, health, exporter)
+        response.force_close()
+        return response
 
-    application = web.Application()
-    application.router.add_get("/healthz", healthz)
-    application.router.add_get("/metrics", make_aiohttp_handler(exporter.registry))
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=_CLOSING_SECONDS)
+    runner = web.ServerRunner(
+        _BoundedServer(answer, access_log=None), shutdown_timeout=_CLOSING_SECONDS
+    )
     await runner.setup()
     try:
         host, port = address

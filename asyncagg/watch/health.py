@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from asyncagg.errors import ConfigurationError
+from asyncagg.errors import TransientError
 from asyncagg.watch.watcher import WatchedRun
 
 _PATIENCE_WINDOWS = 2
@@ -17,8 +17,9 @@ class Health:
     """A watch is healthy while its last success is at most two windows old.
 
     A run succeeds if it completes, or does some work in its time, and no window fails; deferred
-    and quarantined files are no failure. A configuration error (no permission, no bucket) makes the
-    watch unhealthy at once, because someone must correct it. The next success makes it healthy.
+    and quarantined files are no failure. An error that is not temporary (no permission, no bucket)
+    makes the watch unhealthy at once, because someone must correct it. The next success makes it
+    healthy.
 
     Args:
         window_minutes: The length of a window.
@@ -50,7 +51,7 @@ class Health:
         if self._last is None:
             return "no run has completed yet"
         trouble = self._last.trouble
-        if trouble and isinstance(self._last.error, ConfigurationError):
+        if trouble and not isinstance(self._last.error, TransientError | None):
             return trouble
         if self._success is None:
             return trouble

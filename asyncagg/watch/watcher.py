@@ -6,14 +6,15 @@ import logging
 import math
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, Self, TypeAlias
 
 import anyio
 
-from asyncagg.errors import AsyncaggError, TransientError
+from asyncagg.errors import AsyncaggError, TransientError, UsageError
 from asyncagg.job.deadline import Deadline
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.pipeline import run
@@ -24,6 +25,9 @@ from asyncagg.watch.schedule import DELAY_SECONDS, Schedule
 
 _MAX_SLEEP_SECONDS = 15.0
 """The clock is read again after this time: it may be set, and the machine may be suspended."""
+
+Opening: TypeAlias = Callable[[], AbstractAsyncContextManager[Store]]
+"""Opens the store, as `asyncagg.store.opening.open_store` does."""
 
 _log = logging.getLogger(__name__)
 _now = partial(datetime.now, UTC)
@@ -45,13 +49,13 @@ class WatchedRun:
     seconds: float
     missed: int
     report: RunReport | None = None
-    error: AsyncaggError | None = None
+    error: Exception | None = None
 
     @property
     def trouble(self) -> str:
         """Why it did not succeed, or empty."""
         if self.report is None:
-            return str(self.error)
+            return str(self.error) or type(self.error).__name__
         if self.report.failures:
             return "; ".join(f"window {name}: {why}" for name, why in self.report.failures.items())
         total = self.report.total
@@ -66,6 +70,32 @@ class WatchedRun:
             return {"event": "run", **common, **self.report.as_dict()}
         error = {"error": type(self.error).__name__, "reason": self.trouble}
         return {"event": "failed", **common, "at": self.end.isoformat(), **error}
+
+
+class _KeptStore:
+    """A store that is opened when it is first needed, and kept as long as the context is open."""
+
+    def __init__(self, opening: Opening) -> None:
+        self._opening = opening
+        self._stack = AsyncExitStack()
+        self._store: Store | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def open(self, seconds: float) -> Store:
+        """Return the store; it is opened within this time, if it is not open yet."""
+        if self._store is None:
+            try:
+                with anyio.fail_after(seconds):
+                    self._store = await self._stack.enter_async_context(self._opening())
+            except TimeoutError as error:
+                message = f"the store could not be opened within {seconds:.0f} seconds"
+                raise TransientError(message, operation="open") from error
+        return self._store
 
 
 class Watcher:
@@ -113,25 +143,29 @@ class Watcher:
         if self._run_scope is not None:
             self._run_scope.deadline = self._stops_at
 
-    async def run(self, store: Store) -> None:
+    async def run(self, opening: Opening) -> None:
         """Run until `stop` is called, or this is cancelled.
 
-        After a run that fails, the next one tries again: the failure may be temporary, and a
-        missing permission may be granted. Only the first run must not fail for good.
+        After a run that fails, the store is opened again for the next one: the failure may be
+        temporary, and a missing permission or bucket may be there by then.
 
         Args:
-            store: Where the objects are.
+            opening: Opens the store.
 
         Raises:
-            AsyncaggError: The first run failed, and not temporarily.
+            UsageError: The settings are wrong.
         """
         if self._stopping:
             return
-        last = self._schedule.latest(self._now())
-        await self._run(store, last, first=True)
-        while (end := await self._next(last)) is not None:
-            await self._run(store, end, self._missed(last, end))
-            last = end
+        end: datetime | None = self._schedule.latest(self._now())
+        missed = 0
+        while end is not None:
+            async with _KeptStore(opening) as kept:
+                succeeded = True
+                while succeeded and end is not None:
+                    succeeded = await self._run(kept, end, missed)
+                    last, end = end, await self._next(end)
+                    missed = self._missed(last, end) if end else 0
 
     async def _next(self, last: datetime) -> datetime | None:
         """Wait until the next run is due; return the end of its window, or None to stop."""
@@ -158,24 +192,31 @@ class Watcher:
             )
         return missed
 
-    async def _run(
-        self, store: Store, end: datetime, missed: int = 0, *, first: bool = False
-    ) -> None:
+    async def _run(self, kept: _KeptStore, end: datetime, missed: int) -> bool:
+        """Do one run, and return whether the store is usable."""
         logs.correlation_id.set(uuid.uuid4().hex)
         seconds = self._settings.max_seconds or self._schedule.time_limit(self._now())
         report, failure = None, None
         started = anyio.current_time()
         with anyio.CancelScope(deadline=self._stops_at) as self._run_scope:
             try:
+                store = await kept.open(seconds)
+                left = seconds - (anyio.current_time() - started)
                 report = await run(
-                    store, self._settings, at=end, deadline=Deadline.after(seconds), now=self._now
+                    store, self._settings, at=end, deadline=Deadline.after(left), now=self._now
                 )
-            except AsyncaggError as error:
-                if first and not isinstance(error, TransientError):
-                    raise
+            except UsageError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the next run may not meet it
                 failure = error
-                _log.error("failed", extra={"error": type(error).__name__, "reason": str(error)})
+                unexpected = None if isinstance(error, AsyncaggError) else error
+                _log.error(
+                    "failed",
+                    extra={"error": type(error).__name__, "reason": str(error)},
+                    exc_info=unexpected,
+                )
         if self._run_scope.cancelled_caught:
             _log.warning("the run was cut short; the next one continues")
         else:
             self._on_run(WatchedRun(end, anyio.current_time() - started, missed, report, failure))
+        return failure is None

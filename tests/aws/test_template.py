@@ -88,6 +88,46 @@ def test_the_page_of_permissions_is_the_role() -> None:
     assert all(each["Sid"] in reasons for each in role())
 
 
+@pytest.mark.parametrize(
+    ("given", "account"), [({}, "<AWS::AccountId>"), ({"BucketAccountId": "1" * 12}, "1" * 12)]
+)
+def test_no_bucket_of_another_account_is_used(given: dict[str, str], account: str) -> None:
+    """Every S3 action on such a bucket is denied, even if it has the right name."""
+    policies = Resolver(given).properties("Role")["Policies"]
+    ((statement,),) = (
+        each["PolicyDocument"]["Statement"]
+        for each in policies
+        if each["PolicyName"] == "only-the-account-of-the-bucket"
+    )
+    assert (statement["Effect"], statement["Action"], statement["Resource"]) == (
+        "Deny",
+        "s3:*",
+        "*",
+    )
+    assert statement["Condition"] == {"StringNotEquals": {"aws:ResourceAccount": account}}
+
+
+def test_services_take_a_role_for_this_account_only() -> None:
+    """Lambda and the scheduler cannot be made to use a role by somebody else's resources."""
+    for name, _ in resources("AWS::IAM::Role"):
+        trust = Resolver({}).properties(name)["AssumeRolePolicyDocument"]["Statement"]
+        conditions = [each["Condition"] for each in trust]
+        assert conditions == [{"StringEquals": {"aws:SourceAccount": "<AWS::AccountId>"}}]
+
+
+@pytest.mark.parametrize("versioning", ["Enabled", "Disabled"])
+def test_old_versions_expire(versioning: str) -> None:
+    """Versioning is a parameter, and has its lifecycle rule."""
+    bucket = Resolver({"Versioning": versioning, "NoncurrentDays": "7"}).properties("Bucket")
+    (rule,) = (
+        each for each in bucket["LifecycleConfiguration"]["Rules"] if each["Id"] == "old-versions"
+    )
+    assert rule["Status"] == versioning
+    assert rule["NoncurrentVersionExpiration"] == {"NoncurrentDays": "7"}
+    enabled = bucket["VersioningConfiguration"]
+    assert enabled == ({"Status": "Enabled"} if versioning == "Enabled" else None)
+
+
 # --------------------------------------------------------------------------- names
 
 

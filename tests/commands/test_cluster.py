@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -332,6 +333,94 @@ async def test_no_scheduler_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match=r"scheduler 'tcp://127.0.0.1:1'.*expected"):
         async with join_cluster(Settings(), "tcp://127.0.0.1:1"):
             pass
+
+
+async def test_a_cluster_without_a_worker_is_named(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not waited for in silence."""
+    for worker in cluster.workers:
+        worker.kill()
+        await anyio.to_thread.run_sync(worker.wait)
+    monkeypatch.setattr(asyncagg.backfill.cluster, "_CONNECT_SECONDS", 3)
+    with pytest.raises(ConfigurationError, match=r"workers.*expected the address of a Dask"):
+        async with join_cluster(Settings(), cluster.address):
+            pass
+
+
+async def test_a_cluster_whose_last_worker_dies_is_given_up(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says how to continue."""
+    monkeypatch.setattr(asyncagg.backfill.cluster, "_CHECK_SECONDS", 3.0)
+    async with S3Server([BUCKET]) as server, anyio.create_task_group() as group:
+        fill_server(server, prepared().store)
+        pause = server.faults.pause_at = Pause(putting("work/"))
+
+        async def kill() -> None:
+            await pause.reached.wait()
+            for worker in cluster.workers:
+                worker.kill()
+            pause.release.set()
+
+        group.start_soon(kill)
+        with pytest.raises(ConfigurationError, match=r"no worker any more.*to continue"):
+            await backfilled(server, cluster)
+
+
+async def test_a_worker_without_the_package_is_named(cluster: Cluster) -> None:
+    """Before any work is sent to it."""
+    hide = (
+        "import sys, importlib.machinery as m; find = m.PathFinder.find_spec; "
+        "m.PathFinder.find_spec = lambda name, *a: None if name == 'asyncagg' else find(name, *a); "
+        "sys.meta_path[:] = [each for each in sys.meta_path if 'editable' not in str(each)]; "
+        "from distributed.cli.dask_worker import main; main()"
+    )
+    words = [cluster.address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+    cluster.workers.append(
+        await anyio.to_thread.run_sync(
+            lambda: subprocess.Popen([sys.executable, "-c", hide, *words], env=environment())
+        )
+    )
+    with pytest.raises(ConfigurationError, match="cannot import asyncagg: expected the same"):
+        await _join_again_and_again(cluster.address)
+
+
+async def _join_again_and_again(address: str) -> None:
+    with anyio.fail_after(60):
+        while True:
+            async with join_cluster(Settings(), address):
+                await anyio.sleep(0.2)
+
+
+_TRESPASS = """
+import anyio
+from asyncagg.backfill.cluster import start_cluster
+from asyncagg.settings import Settings
+
+async def work():
+    async with start_cluster(Settings(), 1) as engine:
+        address = engine._client.scheduler.address
+        for other in (address.replace("tls:", "tcp:"), address):
+            try:
+                security = Security.temporary() if other == address else None
+                await Client(other, security=security, asynchronous=True, timeout=2)
+            except OSError as error:
+                print(address, "refused")
+
+if __name__ == "__main__":
+    anyio.run(work)
+"""
+
+
+def test_a_local_cluster_needs_its_certificate(tmp_path: Path) -> None:
+    """Another user of this machine can send no code to its scheduler."""
+    script = tmp_path / "trespass.py"
+    script.write_text(_TRESPASS)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=True, env=environment()
+    )
+    assert re.findall("^tls://127.0.0.1:[0-9]+ (.*)$", done.stdout, re.MULTILINE) == ["refused"] * 2
 
 
 def test_dask_is_imported_for_a_cluster_only() -> None:

@@ -41,7 +41,7 @@ async def examined(
 ) -> Diagnosis:
     """Check the bucket of a test server."""
     settings = s3_settings(server.url, plane, **more)
-    return await diagnose(settings, environ={}, now=lambda: AT + clock)
+    return await diagnose(settings, now=lambda: AT + clock)
 
 
 def found(diagnosis: Diagnosis, name: str) -> CheckResult:
@@ -81,6 +81,10 @@ def test_what_is_asked_for_is_what_the_stack_grants() -> None:
     assert Judge(server, granting(grants(Settings()))).granted() == Judge(server, role()).granted()
 
 
+NAMES = {"names": "warn"}
+"""The scenario has an object in the inbox that is no run file."""
+
+
 @pytest.mark.parametrize("plane", PLANES)
 async def test_following_the_advice_ends_with_the_role_of_the_stack(plane: str) -> None:
     """Starting without permissions, granting the printed policies is enough, and no more."""
@@ -97,7 +101,7 @@ async def test_following_the_advice_ends_with_the_role_of_the_stack(plane: str) 
             diagnosis = await examined(server, plane)
             rounds += 1
         assert rounds <= 4
-        assert status(diagnosis) == HINTS
+        assert status(diagnosis) == HINTS | NAMES
         assert judge.granted() == Judge(server, role()).granted()
         assert of_server(server) == before
 
@@ -149,7 +153,7 @@ async def test_the_policy_mends_what_another_judge_denies(
                 settings = Settings(
                     store=f"s3://{bucket}", endpoint_url=endpoint, conditional_writes="off"
                 )
-                return await diagnose(settings, environ={})
+                return await diagnose(settings)
 
         # S3 asks for DeleteObject on each key of a batch; moto asks for it on the bucket.
         whole = {
@@ -195,7 +199,8 @@ async def test_a_sound_bucket_is_found_so_and_left_so(plane: str) -> None:
         fill_server(server, prepared().store)
         before = of_server(server)
         diagnosis = await examined(server, plane)
-        assert (diagnosis.exit_code, status(diagnosis)) == (0, UNKNOWN)
+        assert (diagnosis.exit_code, status(diagnosis)) == (0, UNKNOWN | NAMES)
+        assert "'runs/notes.txt'" in diagnosis.results["names"].detail
         assert of_server(server) == before
         assert server.buckets[BUCKET].uploads == {}
         written = [each for each in server.audit.log if each.operation in WRITES]
@@ -260,7 +265,7 @@ async def test_no_bucket() -> None:
 async def test_refused_credentials(secrets: dict[str, str], code: str) -> None:
     """Credentials are found, and the server rejects them."""
     async with S3Server([BUCKET], credentials=secrets) as server:
-        diagnosis = await diagnose(s3_settings(server.url), environ={})
+        diagnosis = await diagnose(s3_settings(server.url))
     assert "from env" in found(diagnosis, "credentials").detail
     assert "testing" not in found(diagnosis, "credentials").detail
     assert found(diagnosis, "accepted").status == "fail"
@@ -296,7 +301,7 @@ async def test_the_clock_is_compared_with_the_servers(skew: int, expected: str) 
 async def test_a_clock_that_the_server_refuses() -> None:
     """Signatures are rejected: the clock is reported, not the credentials."""
     async with S3Server([BUCKET], credentials={"testing": "testing"}, clock=lambda: AT) as server:
-        diagnosis = await diagnose(s3_settings(server.url), environ={})
+        diagnosis = await diagnose(s3_settings(server.url))
     assert found(diagnosis, "clock").status == "fail"
     assert "NTP" in found(diagnosis, "clock").advice
 
@@ -325,7 +330,7 @@ async def test_an_endpoint_out_of_reach() -> None:
             "http://nowhere.invalid:1": "cannot be resolved",
             "nonsense": "endpoint_url 'nonsense'",
         }.items():
-            diagnosis = await diagnose(s3_settings(url), environ={})
+            diagnosis = await diagnose(s3_settings(url))
             assert found(diagnosis, "endpoint").status == "fail"
             assert expected in found(diagnosis, "endpoint").detail
             assert diagnosis.exit_code == 1
@@ -343,7 +348,7 @@ async def test_the_certificate_is_verified(
         monkeypatch.setenv(name, value)
     async with S3Server([BUCKET], ssl_context=context) as server:
         url = f"https://localhost:{server.port}"
-        diagnosis = await diagnose(s3_settings(url, PLANES[1]), environ=environ)
+        diagnosis = await diagnose(s3_settings(url, PLANES[1]))
     endpoint = found(diagnosis, "endpoint")
     assert endpoint.status == ("ok" if trusted else "fail")
     assert ("a trusted certificate" if trusted else "not trusted") in endpoint.detail
@@ -403,7 +408,7 @@ async def test_prefixes_that_meet_are_told(
     prefixes: dict[str, str], expected: str, inbox: Path
 ) -> None:
     """Overlapping prefixes are accepted, with a warning about their cost."""
-    diagnosis = await diagnose(settings_from({"store": str(inbox), **prefixes}), environ={})
+    diagnosis = await diagnose(settings_from({"store": str(inbox), **prefixes}))
     assert found(diagnosis, "prefixes").status == "warn"
     assert expected in found(diagnosis, "prefixes").detail
     assert diagnosis.exit_code == 0
@@ -414,7 +419,7 @@ async def test_prefixes_that_meet_are_told(
 
 async def test_a_sound_directory_is_left_as_it_is(inbox: Path) -> None:
     """Nothing fails, and no file or folder is created."""
-    diagnosis = await diagnose(Settings(store=str(inbox)), environ={})
+    diagnosis = await diagnose(Settings(store=str(inbox)))
     assert (diagnosis.exit_code, os.listdir(inbox)) == (0, ["runs"])  # noqa: PTH208 - names
     assert found(diagnosis, "folder runs/").detail == "exists"
     assert "does not exist yet" in found(diagnosis, "folder archive/").detail
@@ -426,13 +431,13 @@ async def test_what_is_wrong_with_a_directory(inbox: Path) -> None:
     (inbox / "file").write_bytes(b"")
     wrong = {"no-such": "does not exist", "file": "is not a directory", "x" * 300: "too long"}
     for name, expected in wrong.items():
-        diagnosis = await diagnose(Settings(store=str(inbox / name)), environ={})
+        diagnosis = await diagnose(Settings(store=str(inbox / name)))
         assert expected in found(diagnosis, "directory").detail
         assert found(diagnosis, "file system").status == "skipped"
         assert diagnosis.exit_code == 1
     (inbox / "archive").symlink_to(inbox / "runs")
     (inbox / "quarantine").write_bytes(b"")
-    diagnosis = await diagnose(Settings(store=str(inbox)), environ={})
+    diagnosis = await diagnose(Settings(store=str(inbox)))
     assert "symbolic link" in found(diagnosis, "folder archive/").detail
     assert "is a file" in found(diagnosis, "folder quarantine/").detail
 
@@ -441,7 +446,7 @@ async def test_what_is_wrong_with_a_directory(inbox: Path) -> None:
 async def test_a_directory_without_permission(inbox: Path) -> None:
     """The folder without permission is named."""
     (inbox / "runs").chmod(0o500)
-    diagnosis = await diagnose(Settings(store=str(inbox)), environ={})
+    diagnosis = await diagnose(Settings(store=str(inbox)))
     assert found(diagnosis, "folder runs/").status == "fail"
 
 

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from importlib import resources
 from typing import Any
 
+import orjson
 import pytest
 from anyio import to_thread
 from hypothesis import given
@@ -377,7 +378,9 @@ async def test_no_value_can_end_the_data_or_become_markup() -> None:
 
 
 def _matches(bodies: list[dict[str, Any]]) -> tuple[Match, ...]:
-    return tuple([Match(body["match_score"], place, body) for place, body in enumerate(bodies)])
+    return tuple(
+        [Match(body["match_score"], place, orjson.dumps(body)) for place, body in enumerate(bodies)]
+    )
 
 
 async def test_long_matches_are_cut_and_many_are_bounded() -> None:

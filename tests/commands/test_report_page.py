@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -75,7 +76,7 @@ def _file(text: str) -> RunFile:
 def _hostile() -> list[Entry]:
     texts = [*HOSTILE, ATTACK, "x" * 50_000, "\u202e\u0000\n"]
     bodies = [{"title": text, text: {text: [text]}, "match_score": 1} for text in texts]
-    matches = tuple([Match(1, place, body) for place, body in enumerate(bodies)])
+    matches = tuple([Match(1, place, orjson.dumps(body)) for place, body in enumerate(bodies)])
     return [
         entry(f"runs/{ATTACK}\u202e.json", top_matches=matches),
         *[Entry(_file(text[:900]), text) for text in texts],

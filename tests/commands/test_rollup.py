@@ -230,18 +230,23 @@ async def test_the_second_of_two_jobs_keeps_the_inputs_of_the_first() -> None:
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b'{"schema_version":1,"inputs":[{}]}'])
 async def test_a_foreign_object_is_left_alone(damage: bytes) -> None:
-    """At the key of a rollup or of an aggregate, it fails that rollup only."""
+    """A rollup at whose key it is fails; an aggregate is left out of its rollup, and named."""
     store = await settled(range(20), minutes=5)
     await store.put("rollups/hour/20251021t00.json", damage)
     await store.put("aggregates/20251021t0105Z.json", damage)
     report = await rolled(store, Period.HOUR)
     assert set(report.failures) == {
         "rollups/hour/20251021t00.json",
-        "rollups/hour/20251021t01.json",
+        "aggregates/20251021t0105Z.json",
     }
-    assert report.exit_code == 1
+    assert report.exit_code == 3
     assert store._objects["rollups/hour/20251021t00.json"].data == damage
-    assert [each.key for each in report.written] == ["rollups/hour/20251021t02.json"]
+    assert [(each.key, each.inputs) for each in report.written] == [
+        ("rollups/hour/20251021t01.json", 7),
+        ("rollups/hour/20251021t02.json", 3),
+    ]
+    again = await rolled(store, Period.HOUR)
+    assert (again.written, again.failures) == ([], report.failures)
 
 
 async def test_windows_that_do_not_fit_into_an_hour() -> None:

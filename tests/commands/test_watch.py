@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -19,10 +20,12 @@ from testkit.s3server import S3Server
 from testkit.scenario import BUCKET, moment, open_s3, run_data
 from testkit.virtual import run_virtually
 
-from asyncagg.errors import AccessDeniedError, TransientError, UsageError
+from asyncagg.errors import AccessDeniedError, ConfigurationError, TransientError, UsageError
 from asyncagg.settings import Settings
+from asyncagg.store import Store
 from asyncagg.store.memory import MemoryStore
 from asyncagg.watch import Schedule, WatchedRun, Watcher
+from asyncagg.watch.health import Health
 
 START = moment(14, 2, 7)
 WINDOW = 300.0
@@ -45,6 +48,8 @@ class Machine:
         takes: How long each run takes, in seconds; the last value also for all later runs.
         store: The store.
         offset: By how much the wall clock was set, in seconds.
+        unopened: The errors of the first openings of the store.
+        openings: How often it was opened.
     """
 
     takes: Sequence[float] = (1.0,)
@@ -54,6 +59,9 @@ class Machine:
     done: list[WatchedRun] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
     failures: dict[int, Exception] = field(default_factory=dict)
+    unopened: Sequence[Exception] = ()
+    openings: int = 0
+    also: Callable[[WatchedRun], object] = lambda _: None
     pauses: int = 0
 
     def now(self) -> datetime:
@@ -64,6 +72,14 @@ class Machine:
         """Sleep, and count the pause."""
         self.pauses += 1
         await anyio.sleep(seconds)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Store]:
+        """Open the store, unless that is to fail."""
+        self.openings += 1
+        if self.openings <= len(self.unopened):
+            raise self.unopened[self.openings - 1]
+        yield HookedStore(self.store, self.work)
 
     async def work(self, operation: str, _key: str, when: str) -> None:
         """At the first request of a run, sleep as long as it takes, or fail."""
@@ -78,6 +94,7 @@ class Machine:
     def note(self, done: WatchedRun) -> None:
         """Record a run."""
         self.done.append(done)
+        self.also(done)
         self.ended.append(anyio.current_time())
 
     def watch(
@@ -97,7 +114,7 @@ class Machine:
                 for other in others:
                     group.start_soon(other, watching)
                 group.start_soon(self._stop, watching, seconds, grace)
-                await watching.run(HookedStore(self.store, self.work))
+                await watching.run(self.opened)
                 group.cancel_scope.cancel()
 
         run_virtually(work)
@@ -274,7 +291,7 @@ async def test_files_of_every_window_are_counted_by_the_run_after_it() -> None:
         await anyio.lowlevel.checkpoint()
 
     watching = Watcher(Settings(), on_run=done.append, now=lambda: now, sleep=produce)
-    await watching.run(store)
+    await watching.run(lambda: nullcontext(store))
     reports = [each.report for each in done if each.report is not None]
     assert len(reports) == 13
     assert all(len(each.windows) == 1 for each in reports[1:])
@@ -303,12 +320,56 @@ def test_after_a_temporary_failure_the_next_run_tries_again() -> None:
     assert machine.done[1].as_dict()["event"] == "run"
 
 
-def test_a_wrong_configuration_at_the_start_is_an_error() -> None:
-    """A missing permission in the first run ends the watch."""
-    machine = Machine(failures={0: AccessDeniedError("no permission")})
-    with pytest.raises(AccessDeniedError, match="no permission"):
+@pytest.mark.parametrize(
+    "error",
+    [
+        AccessDeniedError("no permission"),
+        ConfigurationError("no credentials"),
+        TransientError("reset"),
+        OSError("Temporary failure in name resolution"),
+        RuntimeError("a bug"),
+    ],
+)
+def test_the_watch_outlives_a_store_that_cannot_be_used(error: Exception) -> None:
+    """It opens the store again for the next run, at the start and later, and is unhealthy."""
+    machine = Machine(unopened=[error, error], failures={1: error})
+    health = Health(5, DELAY)
+    reasons: list[str] = []
+
+    def note(done: WatchedRun) -> None:
+        health.note(done)
+        reasons.append(health.reason)
+
+    machine.also = note
+    machine.watch(1300)
+    assert [each.trouble for each in machine.done] == [str(error), str(error), "", str(error), ""]
+    assert reasons[0] == reasons[1] == str(error)
+    assert reasons[2] == reasons[4] == ""
+    assert machine.openings == 4
+    assert not any(each.missed for each in machine.done)
+
+
+def test_a_store_that_never_opens_is_given_up_before_the_next_run() -> None:
+    """The watch continues at the next schedule."""
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[Store]:
+        await anyio.sleep(math.inf)
+        yield MemoryStore()
+
+    machine = Machine()
+    machine.opened = opening  # type: ignore[method-assign]
+    machine.watch(700)
+    assert len(machine.done) == 3
+    assert "the store could not be opened within" in machine.done[0].trouble
+
+
+def test_wrong_usage_ends_the_watch() -> None:
+    """No later run would meet anything else."""
+    machine = Machine(unopened=[UsageError("store 'nonsense'")])
+    with pytest.raises(UsageError, match="store 'nonsense'"):
         run_expecting(machine)
-    assert len(machine.began) == 1
+    assert machine.done == []
 
 
 def run_expecting(machine: Machine) -> None:
@@ -358,7 +419,7 @@ def test_stopping_before_the_start_starts_nothing() -> None:
     async def work() -> None:
         watching = Watcher(Settings(), on_run=machine.note, now=machine.now)
         watching.stop()
-        await watching.run(HookedStore(machine.store, machine.work))
+        await watching.run(machine.opened)
 
     run_virtually(work)
     assert machine.began == []
@@ -389,7 +450,7 @@ async def test_connections_that_were_closed_meanwhile_are_replaced(plane: str) -
         watching = Watcher(
             settings, on_run=done.append, now=lambda: machine_now, sleep=five_minutes
         )
-        await watching.run(store)
+        await watching.run(lambda: nullcontext(store))
     assert [each.trouble for each in done] == ["", "", ""]
     reports = [each.report for each in done if each.report is not None]
     assert all(each.total.counted for each in reports[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -16,7 +17,7 @@ from testkit.scenario import BUCKET, moment, open_s3
 from asyncagg.errors import AccessDeniedError, ConfigurationError, TransientError, UsageError
 from asyncagg.job.outcome import RunReport, Tally, WindowReport
 from asyncagg.store.retry import Retry
-from asyncagg.watch import WatchedRun, Watcher
+from asyncagg.watch import WatchedRun, Watcher, endpoint
 from asyncagg.watch.endpoint import address_of, serve
 from asyncagg.watch.exporter import Exporter
 from asyncagg.watch.health import Health
@@ -205,6 +206,42 @@ async def test_healthz_answers_with_the_state() -> None:
         assert (await ask(url, "/"))[0] == 404
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"])
+async def test_idle_and_half_sent_connections_are_closed(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a bounded time."""
+    monkeypatch.setattr(endpoint, "CONNECTION_SECONDS", 0.05)
+    async with serve(("127.0.0.1", 0), Health(5, 5.0), Exporter(Retry())) as url:
+        address = address_of(url.removeprefix("http://"))
+        async with await anyio.connect_tcp(*address) as stream:
+            if sent:
+                await stream.send(sent)
+            with (
+                anyio.fail_after(10),
+                pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)),
+            ):
+                await stream.receive()
+
+
+async def test_the_number_of_connections_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more is closed at once, and the others are served."""
+    monkeypatch.setattr(endpoint, "MAX_CONNECTIONS", 2)
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with serve(("127.0.0.1", 0), Health(5, 5.0), Exporter(Retry())) as url:
+        address = address_of(url.removeprefix("http://"))
+        async with (
+            await anyio.connect_tcp(*address) as first,
+            await anyio.connect_tcp(*address),
+            await anyio.connect_tcp(*address) as third,
+        ):
+            with anyio.fail_after(10):
+                with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                    await third.receive()
+                await first.send(request)
+                assert (await first.receive()).startswith(b"HTTP/1.1 503")
+
+
 async def test_an_address_in_use_is_an_error() -> None:
     """An address in use is a configuration error."""
     async with serve(("127.0.0.1", 0), Health(5, 5.0), Exporter(Retry())) as url:
@@ -259,7 +296,7 @@ async def test_a_permission_lost_and_granted_again_shows_in_the_health() -> None
             seen.append(health.reason)
 
         watching = Watcher(settings, on_run=on_run, now=lambda: now, sleep=sleep)
-        await watching.run(store)
+        await watching.run(lambda: nullcontext(store))
     first, second, third = seen
     assert (first, third) == ("", "")
     assert "AccessDenied" in second

@@ -1,4 +1,4 @@
-"""The page of guarantees names tests and checks that exist."""
+"""The pages of guarantees and of security name tests and checks that exist."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "explanation" / "guarantees.md"
+PAGES = [ROOT / "docs" / "explanation" / f"{name}.md" for name in ("guarantees", "security")]
 TESTS = ROOT / "tests"
 
 
@@ -20,17 +22,19 @@ def functions(path: Path) -> set[str]:
     }
 
 
-def test_every_test_that_guarantees_name_exists() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_test_that_is_named_exists(page: Path) -> None:
     """A file is named by its path below tests/; the functions after it are in it or elsewhere."""
-    named = re.findall(r"`([^`\s]*\b(?:test|check)_\w+(?:\.py)?)`", PAGE.read_text("utf-8"))
+    named = re.findall(r"`([^`\s]*\b(?:test|check)_\w+(?:\.py)?)`", page.read_text("utf-8"))
     files = {name for name in named if name.endswith(".py")}
     assert len(files) > 5
     assert not [name for name in sorted(files) if not (TESTS / name).is_file()]
     existing = set[str]().union(*map(functions, TESTS.rglob("*.py")))
-    assert len(named) > len(files) + 20
+    assert len(named) > len(files) + 10
     assert not sorted({name for name in named if name not in files} - existing)
 
 
-def test_no_name_in_guarantees_is_shortened() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_name_is_shortened(page: Path) -> None:
     """A test is found by its full name: `…_over_http` is not one."""
-    assert not re.findall(r"`[^`]*…[^`]*`", PAGE.read_text("utf-8"))
+    assert not re.findall(r"`[^`]*…[^`]*`", page.read_text("utf-8"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from testkit.explorer import SCENARIOS, Scenario, explore
-from testkit.mutations import MUTATIONS, Mutation
+from testkit.explorer.exploration import explore
+from testkit.explorer.mutations import MUTATIONS, Mutation
+from testkit.explorer.scenarios import SCENARIOS, Scenario
 
 
 @pytest.mark.parametrize(

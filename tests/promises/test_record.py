@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from testkit.command import asyncagg
 from testkit.hooked import HookedStore
 from testkit.promises import Places, check_after_clean_run, of_memory, originals_of
 from testkit.scenario import Clock, run_data
 
+from asyncagg.cli import main
 from asyncagg.errors import ConfigurationError, UsageError
 from asyncagg.job.context import JobContext
 from asyncagg.job.pipeline import run
@@ -243,8 +244,25 @@ async def test_the_record_is_no_run_file() -> None:
     check_after_clean_run(of_memory(store), originals, places, at=AT)
 
 
-def test_every_command_follows_the_record(tmp_path: Path) -> None:
+class Done(NamedTuple):
+    """What a command has done."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def test_every_command_follows_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The options of the first run need not be repeated, and others are refused as wrong usage."""
+
+    def asyncagg(*words: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["asyncagg", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(int(str(ended.value.code)), *capsys.readouterr())
+
     folder = str(tmp_path)
     runs, out = ("--runs-prefix", "in/"), ("--window-minutes", "1", "--quarantine-prefix", "bad/")
     asyncagg("sample", folder, "--files", "20", "--bad-fraction", "0.2", *runs)
@@ -277,3 +295,22 @@ def test_every_command_follows_the_record(tmp_path: Path) -> None:
     assert asyncagg("doctor", folder, "--window-minutes", "5", "--adopt").returncode == 0
     record = json.loads((tmp_path / RECORD).read_text())
     assert (record["window_minutes"], record["runs_prefix"]) == (5, "in/")
+
+
+async def test_two_first_runs_at_once() -> None:
+    """One begins before there is a record, and finds the aggregates of the other: it goes on."""
+    clock = Clock(AT - timedelta(minutes=12))
+    store = MemoryStore(clock)
+    await store.put("runs/a.json", run_data(1))
+    raced = False
+
+    async def hook(operation: str, key: str, when: str) -> None:
+        nonlocal raced
+        if (operation, key, when, raced) == ("list", "aggregates/", "before", False):
+            raced = True
+            await run(store, Settings(), at=AT)
+            await store.put("runs/b.json", run_data(2))
+
+    report = await run(HookedStore(store, hook), Settings(), at=AT)
+    assert raced
+    assert report.total.counted == 1

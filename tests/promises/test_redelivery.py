@@ -5,44 +5,33 @@ In a directory, for encrypted objects and for multipart uploads, the same bytes 
 
 from __future__ import annotations
 
-import itertools
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import pytest
+from testkit.opaque import OpaqueStore
 from testkit.scenario import run_data
 
 from asyncagg.job.context import JobContext
 from asyncagg.job.pipeline import run
-from asyncagg.model import RunFile
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.store.directory import DirectoryStore
-from asyncagg.store.memory import MemoryStore
 from asyncagg.verify import verify
 
 AT = datetime(2025, 10, 21, 14, 10, tzinfo=UTC)
 KEY = "runs/20251021t135700Z_a.json"
+DELIVERED = AT - timedelta(minutes=12)
 BY_NAME = Settings(window_by="name")
-
-
-class OpaqueStore(MemoryStore):
-    """A store whose etags say nothing about the content: each write has its own."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda: AT - timedelta(minutes=12))
-        self._numbers = itertools.count()
-
-    def _reference(self, key: str, data: bytes) -> RunFile:
-        file = super()._reference(key, data)
-        return msgspec.structs.replace(file, etag=f"etag-{next(self._numbers)}")
 
 
 @pytest.fixture(params=["opaque etags", "directory"])
 def store(request: pytest.FixtureRequest, inbox: Path) -> Store:
     """A store in which the same bytes get another etag when they are written again."""
-    return OpaqueStore() if request.param == "opaque etags" else DirectoryStore(inbox)
+    return (
+        OpaqueStore(lambda: DELIVERED) if request.param == "opaque etags" else DirectoryStore(inbox)
+    )
 
 
 async def matches(store: Store) -> int:

@@ -52,13 +52,16 @@ class Authority:
         self.bundle = folder / "ca.pem"
         self.bundle.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def server_context(self, host: str) -> ssl.SSLContext:
+    def server_context(
+        self, host: str, *, expired: bool = False, self_signed: bool = False
+    ) -> ssl.SSLContext:
         """Return the context of a server that proves to be ``host``, a name or an address."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(self.server_chain(host))
+        chain = self.server_chain(host, expired=expired, self_signed=self_signed)
+        context.load_cert_chain(chain)
         return context
 
-    def server_chain(self, host: str) -> Path:
+    def server_chain(self, host: str, *, expired: bool = False, self_signed: bool = False) -> Path:
         """Write the key and the certificate of a server to one file, and return its path."""
         try:
             subject: x509.GeneralName = x509.IPAddress(ip_address(host))
@@ -70,6 +73,8 @@ class Authority:
             key.public_key(),
             (x509.SubjectAlternativeName([subject]), False),
             (x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False),
+            until=timedelta(hours=-1) if expired else timedelta(days=1),
+            signed_by=key if self_signed else self._key,
         )
         chain = self._folder / f"{host}.pem"
         chain.write_bytes(
@@ -87,17 +92,19 @@ class Authority:
         subject: x509.Name,
         key: ec.EllipticCurvePublicKey,
         *extensions: tuple[x509.ExtensionType, bool],
+        until: timedelta = timedelta(days=1),
+        signed_by: ec.EllipticCurvePrivateKey | None = None,
     ) -> x509.Certificate:
         now = datetime.now(UTC)
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
-            .issuer_name(self._name)
+            .issuer_name(self._name if signed_by in {None, self._key} else subject)
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=1))
+            .not_valid_after(now + until)
         )
         for extension, critical in extensions:
             builder = builder.add_extension(extension, critical=critical)
-        return builder.sign(self._key, hashes.SHA256())
+        return builder.sign(signed_by or self._key, hashes.SHA256())

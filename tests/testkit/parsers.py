@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from asyncagg.aggregate.accumulator import Accumulator
-from asyncagg.ingest.gzipped import inflate
+from asyncagg.ingest.gzipped import inflate, is_gzip
 from asyncagg.ingest.parsing import parse
 from asyncagg.ingest.streaming import parse_stream
 from asyncagg.model import RunFile, RunResult
@@ -48,23 +48,20 @@ def in_chunks(data: bytes, size: int = 1 << 18) -> Iterable[bytes]:
         yield data[start : start + size]
 
 
-def whole(
-    data: bytes, *, file: RunFile = FILE, gzipped: bool = False, max_bytes: int = MAX_BYTES
-) -> RunResult:
+def whole(data: bytes, *, file: RunFile = FILE, max_bytes: int = MAX_BYTES) -> RunResult:
     """Parse a run file as the small ones are parsed."""
-    return parse(b"".join(inflate(data, max_bytes)) if gzipped else data, file)
+    return parse(b"".join(inflate(data, max_bytes)) if is_gzip(data) else data, file)
 
 
 def without_matches(data: bytes) -> RunResult:
     """Parse a run file whose matches are all below the cutoff."""
-    return parse(data, FILE, math.inf)
+    return parse(b"".join(inflate(data, MAX_BYTES)) if is_gzip(data) else data, FILE, math.inf)
 
 
 def streamed(
     chunks: Iterable[bytes],
     *,
     file: RunFile = FILE,
-    gzipped: bool = False,
     max_bytes: int = MAX_BYTES,
 ) -> RunResult:
     """Parse a run file as the large ones are parsed."""
@@ -73,7 +70,7 @@ def streamed(
         for chunk in chunks:
             yield chunk
 
-    return finished(parse_stream(arriving(), file, gzipped=gzipped, max_bytes=max_bytes))
+    return finished(parse_stream(arriving(), file, max_bytes=max_bytes))
 
 
 def best_of(result: RunResult) -> tuple[Any, ...]:

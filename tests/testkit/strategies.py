@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from itertools import product
 from typing import Any
 
+import orjson
 from hypothesis import strategies as st
 
 from asyncagg.aggregate.accumulator import RESERVED
@@ -152,7 +153,10 @@ odd_run_objects: st.SearchStrategy[Any] = json_values | st.builds(
 
 def _result(bodies: list[dict[str, Any]], **fields: Any) -> RunResult:
     matches = tuple(
-        [Match(body.get("match_score", 0), position, body) for position, body in enumerate(bodies)]
+        [
+            Match(body.get("match_score", 0), position, orjson.dumps(body))
+            for position, body in enumerate(bodies)
+        ]
     )
     return RunResult(top_matches=matches, **fields)
 

@@ -71,7 +71,9 @@ def shown(value: Accumulator) -> bytes:
 
 def run(*scored: float, seconds: float | None = None) -> RunResult:
     """Return the result of a run with matches of these scores."""
-    matches = tuple([Match(score, n, {"match_score": score}) for n, score in enumerate(scored)])
+    matches = tuple(
+        [Match(score, n, orjson.dumps({"match_score": score})) for n, score in enumerate(scored)]
+    )
     return RunResult("id", "2025-10-21T13:59:00", processing_time=seconds, top_matches=matches)
 
 
@@ -209,7 +211,7 @@ def brute_force(files: list[Folded]) -> list[RankedMatch]:
             -match.score,
             file.key,
             match.position,
-            orjson.dumps({k: v for k, v in match.body.items() if k not in RESERVED}),
+            orjson.dumps({k: v for k, v in orjson.loads(match.body).items() if k not in RESERVED}),
         )
         for file in files
         for match in file.result.top_matches
@@ -244,8 +246,8 @@ class TestTop:
 
     def test_two_versions_of_one_key(self) -> None:
         """Where score, key and position agree, the content decides, in any order."""
-        one = Folded("a", 1, RunResult("1", "", top_matches=(Match(1, 0, {"v": 1}),)))
-        two = Folded("a", 1, RunResult("2", "", top_matches=(Match(1, 0, {"v": 2}),)))
+        one = Folded("a", 1, RunResult("1", "", top_matches=(Match(1, 0, b'{"v":1}'),)))
+        two = Folded("a", 1, RunResult("2", "", top_matches=(Match(1, 0, b'{"v":2}'),)))
         assert fold([one, two]).top == fold([two, one]).top
         assert [row[3] for row in fold([two, one]).top] == [b'{"v":1}', b'{"v":2}']
 
@@ -279,9 +281,13 @@ class TestTop:
 
     def test_zeros_are_equal(self) -> None:
         """0, 0.0, -0.0 and no score at all are the same score."""
-        bodies: list[dict[str, Any]] = [{"match_score": -0.0}, {}, {"match_score": 0}]
+        bodies = [b'{"match_score":-0.0}', b"{}", b'{"match_score":0}']
         files = [
-            Folded(f"runs/{n}", 1, RunResult("", "", top_matches=(Match(score, 0, body),)))
+            Folded(
+                f"runs/{n}",
+                1,
+                RunResult("", "", top_matches=(Match(score, 0, body),)),
+            )
             for n, (score, body) in enumerate(zip([-0.0, 0, 0], bodies, strict=True))
         ]
         assert [row[1] for row in fold(files[::-1]).top] == ["runs/0", "runs/1", "runs/2"]
@@ -291,7 +297,7 @@ class TestTop:
         """The names that say where a match came from are ours: a match's own are left out."""
         claimed = body | dict.fromkeys(RESERVED, "forged")
         kept = {name: value for name, value in body.items() if name not in RESERVED}
-        ranked = rank(key, Match(score, 7, claimed))
+        ranked = rank(key, Match(score, 7, orjson.dumps(claimed)))
         assert ranked[:3] == (-score, key, 7)
         assert orjson.loads(ranked[3]) == orjson.loads(orjson.dumps(kept))
         assert claimed["source_key"] == "forged"  # the caller's object is left as it was
@@ -304,7 +310,10 @@ class TestTop:
     def test_order_of_names_is_kept(self) -> None:
         """A match object is shown with its names in the order in which they came."""
         body = {"z": 1, "a": {"y": 1, "b": 2}, "match_score": 3}
-        assert rank("k", Match(3, 0, body))[3] == b'{"z":1,"a":{"y":1,"b":2},"match_score":3}'
+        assert (
+            rank("k", Match(3, 0, orjson.dumps(body)))[3]
+            == b'{"z":1,"a":{"y":1,"b":2},"match_score":3}'
+        )
 
 
 def exact_quantile(values: list[float], q: float) -> float:

@@ -63,7 +63,10 @@ def some(results: st.SearchStrategy[RunResult], most: int = 6) -> st.SearchStrat
 SMALL = distinct(
     [
         entry('runs/a "quoted".json', matches=2, processing_time=1.25),
-        entry("runs/b\nline.json", top_matches=(Match(0.5, 0, {"match_score": 0.5, "t": "é\n"}),)),
+        entry(
+            "runs/b\nline.json",
+            top_matches=(Match(0.5, 0, orjson.dumps({"match_score": 0.5, "t": "é\n"})),),
+        ),
         entry("runs/c.json", etag="f", processing_time=0.0),
         Entry(RunFile("runs/d.json", 3, "e", WINDOW.start), "not JSON: \n"),
         Entry(RunFile("runs/e.json", 3, "e", WINDOW.start), "too large"),
@@ -74,7 +77,7 @@ SMALL = distinct(
 
 def tied(number: int) -> Match:
     """Return a match that has the same score as every third other."""
-    return Match(number % 3, 0, {"match_score": number % 3, "n": number})
+    return Match(number % 3, 0, orjson.dumps({"match_score": number % 3, "n": number}))
 
 
 class TestWriting:
@@ -226,7 +229,7 @@ class TestReadingBack:
     @given(st.lists(st.tuples(keys, etags), max_size=6), match_objects)
     async def test_any_key(self, named: list[tuple[str, str]], body: dict[str, Any]) -> None:
         """Keys with quotes, line breaks, marks of the document and unicode come back unchanged."""
-        matches = (Match(body.get("match_score", 0), 0, body),)
+        matches = (Match(body.get("match_score", 0), 0, orjson.dumps(body)),)
         entries = distinct([entry(key, etag, top_matches=matches) for key, etag in named])
         async with loaded(await written(entries)) as existing:
             counted, _ = await rows_of(existing)

@@ -118,9 +118,9 @@ def test_the_id_of_the_event_correlates(
 def test_nothing_secret_is_logged(
     server: ThreadedS3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No credentials are logged, even at debug level and on failures, and no file's content."""
+    """No credentials are logged, even on failures, and of a file's content the value at fault."""
     monkeypatch.setenv("ASYNCAGG_LOG_LEVEL", "debug")
-    put(server, "runs/bad.json", b'{"total_opportunities": "%s"}' % CONTENT.encode())
+    put(server, "runs/bad.json", b'{"run_id": "%s", "errors": "1"}' % CONTENT.encode())
     put(server, "runs/worse.json", b'{"run_id": "%s", ' % CONTENT.encode())
     put(server, "runs/good.json", b'{"run_id": "%s"}' % CONTENT.encode())
     server.call(lambda: server.server.faults.update({"internal_error": 0.2}))

@@ -149,6 +149,22 @@ class TestMembership:
         moment = datetime.fromisoformat(expected).replace(tzinfo=UTC)
         assert window_selector("name", 5)(file(key)) == window_of(moment, 5)
 
+    @pytest.mark.parametrize("by", ["last_modified", "name"])
+    @pytest.mark.parametrize(
+        ("key", "expected"),
+        [
+            ("runs/a.putback-20251021t1130Z-0123.json", "2025-10-21T11:30:00"),
+            ("runs/20251021t1000Z_a.putback-20251021t1130Z-0123.json", "2025-10-21T11:30:00"),
+            ("runs/a.putback-20991021t1130Z-0123.json", "2025-10-21T12:00:00"),
+            ("runs/a.putback-0123.json", "2025-10-21T12:00:00"),
+            ("runs.putback-20251021t1130Z-0/a.json", "2025-10-21T12:00:00"),
+        ],
+    )
+    def test_a_restored_file_keeps_its_window(self, by: WindowBy, key: str, expected: str) -> None:
+        """Its mark decides, unless it has no time or one that is far in the future."""
+        moment = datetime.fromisoformat(expected).replace(tzinfo=UTC)
+        assert window_selector(by, 5)(file(key)) == window_of(moment, 5)
+
     @given(st.sampled_from(["last_modified", "name"]), texts, moments, window_lengths)
     def test_every_file_has_one(
         self, by: WindowBy, name: str, moment: datetime, minutes: int

@@ -6,6 +6,7 @@ forty times as much. `asyncagg.store.s3.requester` signs and sends, `asyncagg.st
 
 from __future__ import annotations
 
+import logging
 import re
 import zlib
 from base64 import b64encode
@@ -13,6 +14,7 @@ from binascii import b2a_base64
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
+from functools import partial
 from hashlib import md5
 from typing import Any
 
@@ -24,28 +26,32 @@ from asyncagg.store.s3.http import Response
 from asyncagg.store.s3.plane import Page, check_etag, delete_failures, s3_error
 from asyncagg.store.s3.requester import Requester, S3Request
 from asyncagg.store.s3.sigv4 import canonical_query, encode_path
+from asyncagg.store.s3.text import content_encoding, in_utc
+
+_log = logging.getLogger(__name__)
 
 _MD5 = re.compile("[0-9a-f]{32}")
 _RANGE = re.compile(rb"bytes (\d+)-")
 _META = b"x-amz-meta-"
 _CRC32 = b"x-amz-checksum-crc32"
+_MOST_UNLIKE = 1000
 _CRC32_LINE_OF_S3 = b"\r\nx-amz-checksum-crc32: "
 
 
 class HttpDataPlane:
     """`asyncagg.store.s3.plane.DataPlane` over the package's own HTTP client.
 
-    With ``verify_bodies``, a body must match its CRC32 or the MD5 in its ETag. Turn it off for a
-    server whose ETags look like an MD5 but are not.
+    A body must match its CRC32 or the MD5 in its ETag. The ETags of some servers, and of objects
+    that AWS Backup restored, look like an MD5 but are not: once the same bytes have come twice,
+    ETags are no longer compared.
     """
 
-    def __init__(
-        self, requester: Requester, prefix: str = "", *, verify_bodies: bool = True
-    ) -> None:
+    def __init__(self, requester: Requester, prefix: str = "") -> None:
         self._bucket = requester.bucket
         self._prefix = prefix
         self._root = f"/{encode_path(prefix)}"
-        self._verify_bodies = verify_bodies
+        self._etags_are_md5 = True
+        self._unlike_etag: dict[str, bytes] = {}  # the checksum of a body, by its ETag
         self._requester = requester
 
     def list_page(
@@ -86,7 +92,7 @@ class HttpDataPlane:
         # Most objects have a CRC32, because SDKs send it; it takes a sixth of the time of an MD5.
         checksum = _crc32(data)
         if response.head.find(_CRC32_LINE_OF_S3 + checksum) < 0:
-            self._verify(response, checksum)
+            self._verify(request, response, checksum)
         if_match = request.headers.get("if-match")
         if if_match is None:
             return Body(data, _etag(response.headers), _content_encoding(response))
@@ -97,20 +103,32 @@ class HttpDataPlane:
             check_etag(request.key, _etag(response.headers), expected)
         return Body(data, expected, _content_encoding(response))
 
-    def _verify(self, response: Response, checksum: bytes) -> None:
+    def _verify(self, request: S3Request, response: Response, checksum: bytes) -> None:
         """Verify a body by its CRC32 or its MD5, or at least by its length."""
-        if self._verify_bodies:
-            headers = response.headers
-            etag = _etag(headers)
-            given = headers.get(_CRC32, b"-")
-            if given == checksum or md5(response.body, usedforsecurity=False).hexdigest() == etag:
-                return
-            if _is_md5(etag, headers):
-                raise TransientError("the body does not match its ETag")
-            if b"-" not in given:  # a hyphen marks a checksum of the parts' checksums
-                raise TransientError("the body does not match its checksum")
+        headers = response.headers
+        given = headers.get(_CRC32, b"-")
+        etag = _etag(headers)
+        if given == checksum or (
+            self._etags_are_md5 and md5(response.body, usedforsecurity=False).hexdigest() == etag
+        ):
+            return
+        if b"-" not in given:  # a hyphen marks a checksum of the parts' checksums
+            raise TransientError("the body does not match its checksum")
         if not response.framed:
             raise TransientError("the response has no length, so it may be incomplete")
+        if self._etags_are_md5 and _is_md5(etag, headers):
+            self._learn_etag(request.key, etag, checksum)
+
+    def _learn_etag(self, key: str, etag: str, checksum: bytes) -> None:
+        """Raise at the first body that does not match its ETag; accept the same bytes again."""
+        if self._unlike_etag.get(etag) != checksum:
+            if len(self._unlike_etag) >= _MOST_UNLIKE:
+                self._unlike_etag.clear()
+            self._unlike_etag[etag] = checksum
+            raise TransientError("the body does not match its ETag")
+        self._etags_are_md5 = False
+        self._unlike_etag.clear()
+        _log.warning("etags are not MD5", extra={"key": key, "etag": etag})
 
     def get_range(
         self, key: str, start: int, length: int, *, if_match: str | None
@@ -233,13 +251,17 @@ class HttpDataPlane:
         digest = b64encode(md5(body, usedforsecurity=False).digest()).decode()
         headers = {"content-type": "application/xml", "content-md5": digest}
         request = S3Request("delete", files[0].key, "POST", "/", headers, "delete=", body)
-        return self._requester.ask(request, self._parse_deleted)
+        return self._requester.ask(request, partial(self._parse_deleted, files))
 
-    def _parse_deleted(self, _: S3Request, response: Response) -> dict[str, StoreError]:
-        skip = len(self._prefix)
+    def _parse_deleted(
+        self, files: Sequence[RunFile], _: S3Request, response: Response
+    ) -> dict[str, StoreError]:
         errors = s3xml.parse_delete_errors(response.body)
         return delete_failures(
-            ((error.key[skip:], error.code, error.message) for error in errors), self._bucket
+            ((error.key, error.code, error.message) for error in errors),
+            files,
+            prefix=self._prefix,
+            bucket=self._bucket,
         )
 
     async def _delete_one(self, file: RunFile) -> dict[str, StoreError]:
@@ -266,7 +288,7 @@ def _parse_info(request: S3Request, response: Response) -> ObjectInfo:
             request.key,
             int(headers[b"content-length"]),
             _etag(headers),
-            parsedate_to_datetime(headers[b"last-modified"].decode("latin-1")),
+            in_utc(parsedate_to_datetime(headers[b"last-modified"].decode("latin-1"))),
         )
     except (KeyError, ValueError) as error:
         raise TransientError(f"a header is missing or invalid: {error}") from error
@@ -292,8 +314,7 @@ def _etag(headers: Mapping[bytes, bytes]) -> str:
 def _content_encoding(response: Response) -> str:
     if response.head.lower().find(b"\r\ncontent-encoding:") < 0:  # few responses have one
         return ""
-    value = response.headers[b"content-encoding"]
-    return "" if value == b"aws-chunked" else value.decode("latin-1").lower()
+    return content_encoding(response.headers[b"content-encoding"].decode("latin-1"))
 
 
 def _is_md5(etag: str, headers: Mapping[bytes, bytes]) -> bool:

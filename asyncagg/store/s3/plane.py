@@ -25,6 +25,7 @@ from asyncagg.errors import (
 )
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, ObjectInfo, StreamedBody
+from asyncagg.store.s3.text import printable
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -101,10 +102,12 @@ _BY_CODE: dict[str, type[AsyncaggError]] = {
     "Forbidden": AccessDeniedError,
     "NoSuchBucket": ConfigurationError,
     "InvalidBucketName": ConfigurationError,
+    "IllegalLocationConstraintException": ConfigurationError,
     "InvalidAccessKeyId": ConfigurationError,
     "SignatureDoesNotMatch": ConfigurationError,
     "AuthorizationHeaderMalformed": ConfigurationError,
     "PermanentRedirect": ConfigurationError,
+    "TemporaryRedirect": ConfigurationError,
     # The requester refreshes credentials and corrects the clock before the next attempt.
     "ExpiredToken": TransientError,
     "RequestTimeTooSkewed": TransientError,
@@ -121,6 +124,10 @@ _BY_CODE: dict[str, type[AsyncaggError]] = {
 }
 
 _BY_STATUS: dict[int, type[AsyncaggError]] = {
+    301: ConfigurationError,
+    302: ConfigurationError,
+    307: ConfigurationError,
+    308: ConfigurationError,
     403: AccessDeniedError,
     404: NotFoundError,
     408: TransientError,
@@ -132,13 +139,16 @@ _BY_STATUS: dict[int, type[AsyncaggError]] = {
 }
 
 
+_ELSEWHERE = frozenset({301, 302, 307, 308})
+
+
 def s3_error(
-    operation: str, key: str, *, bucket: str, status: int, code: str, message: str
+    operation: str, key: str, *, bucket: str, status: int, code: str, message: str, region: str = ""
 ) -> AsyncaggError:
     """Return the error of this package for an error response of S3.
 
     The status is 200 for an error inside a 200, or of one key of a batch. The code and the message
-    are empty if the response had no body.
+    are empty if the response had no body. The region is the bucket's, if the response names it.
     """
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status)
     if code == "ConditionalRequestConflict" and operation == "copy":
@@ -146,15 +156,23 @@ def s3_error(
         kind = TransientError
     if kind is None:
         kind = TransientError if status >= 500 else StoreError
-    detail = " ".join(part for part in (str(status), code, message) if part)
+    detail = printable(" ".join(part for part in (str(status), code, message) if part))
+    if status in _ELSEWHERE or code == "AuthorizationHeaderMalformed":
+        detail += f"; {_other_region(printable(region))}"
     return make_error(kind, operation, key, bucket=bucket, detail=detail)
+
+
+def _other_region(region: str) -> str:
+    if region:
+        return f"the bucket is in the region {region!r}: set AWS_REGION={region}"
+    return "the bucket is elsewhere: set AWS_REGION to its region, or correct the endpoint_url"
 
 
 def make_error(
     kind: type[AsyncaggError], operation: str, key: str, *, bucket: str, detail: str
 ) -> AsyncaggError:
     """Return an error of this kind that names the operation, the key and the bucket."""
-    message = f"{operation} {key!r} in bucket {bucket!r}: {detail}"
+    message = f"{operation} {key!r} in bucket {bucket!r}: {printable(detail)}"
     if issubclass(kind, StoreError):
         return kind(message, operation=operation, key=key, bucket=bucket)
     return kind(message)
@@ -174,17 +192,27 @@ def check_etag(key: str, found: str, expected: str) -> None:
         )
 
 
-def delete_failures(errors: Iterable[tuple[str, str, str]], bucket: str) -> dict[str, StoreError]:
-    """Return the failures of a DeleteObjects by key; a key without an object is none.
+def delete_failures(
+    errors: Iterable[tuple[str, str, str]], files: Iterable[RunFile], *, prefix: str, bucket: str
+) -> dict[str, StoreError]:
+    """Return the failures of a DeleteObjects of these files by key; a missing object is none.
 
-    Each error is the key, S3's error code and S3's message. One that is not about its key, such as
-    a missing bucket, is raised.
+    Each error is the key in the bucket, S3's error code and S3's message. One that is not about
+    its key, such as a missing bucket, is raised. One that names none of the files leaves open which
+    was not deleted: then none of them counts as deleted.
     """
+    keys = {prefix + file.key: file.key for file in files}
     failures: dict[str, StoreError] = {}
-    for key, code, message in errors:
-        error = s3_error("delete", key, bucket=bucket, status=200, code=code, message=message)
+    unclear: StoreError | None = None
+    for name, code, message in errors:
+        key = keys.get(name)
+        error = s3_error(
+            "delete", key or name, bucket=bucket, status=200, code=code, message=message
+        )
         if not isinstance(error, StoreError):
             raise error
-        if not isinstance(error, NotFoundError):
+        if key is None:
+            unclear = error
+        elif not isinstance(error, NotFoundError):
             failures[key] = error
-    return failures
+    return failures if unclear is None else dict.fromkeys(keys.values(), unclear) | failures

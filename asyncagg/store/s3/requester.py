@@ -29,6 +29,7 @@ from asyncagg.store.s3.sigv4 import (
     payload_hash,
 )
 from asyncagg.store.s3.target import Target, redirected
+from asyncagg.store.s3.text import in_utc
 from asyncagg.store.s3.xml import parse_error
 
 T = TypeVar("T")
@@ -233,8 +234,6 @@ class Requester:
             if credentials is self._credentials:  # otherwise they are refreshed already
                 self._expired = credentials
                 self._refresh_at = -math.inf
-        elif status == 301:
-            code = code or "PermanentRedirect"  # the response to a HEAD has no code
         return s3_error(
             request.operation,
             request.key,
@@ -242,6 +241,8 @@ class Requester:
             status=status,
             code=code,
             message=error.message,
+            region=response.headers.get(b"x-amz-bucket-region", b"").decode("latin-1")
+            or error.region,
         )
 
     def _learn_skew(self, headers: Mapping[bytes, bytes]) -> bool:
@@ -250,7 +251,7 @@ class Requester:
             date = parsedate_to_datetime(headers.get(b"date", b"").decode("latin-1"))
         except ValueError:
             return False
-        skew = date.timestamp() - self._clock()
+        skew = in_utc(date).timestamp() - self._clock()
         if abs(skew - self._skew) < _MAX_SKEW_SECONDS:
             return False
         self._skew = skew

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -19,6 +27,7 @@ from asyncagg.errors import (
     TransientError,
 )
 from asyncagg.model import RunFile
+from asyncagg.store.guards import PartsGuard
 from asyncagg.store.protocol import (
     Absent,
     Body,
@@ -48,6 +57,9 @@ class S3Store:
 
     ``retry`` is the one retry layer around the requests of the data plane and of multipart uploads.
     Objects larger than ``copy_bytes`` are copied in parts.
+
+    Attributes:
+        parts_guard: Asked before a conditional multipart upload is completed, if there is one.
     """
 
     def __init__(
@@ -64,6 +76,7 @@ class S3Store:
         self._multipart = multipart
         self._copy_bytes = copy_bytes
         self.retry = retry
+        self.parts_guard: PartsGuard | None = None
 
     @property
     def url(self) -> str:
@@ -174,35 +187,44 @@ class S3Store:
         metadata: Mapping[str, str] | None = None,
     ) -> str:
         """Write an object and return its etag; a body larger than one part is sent in parts."""
-        parts = _parts(body)
-        part, is_last = await anext(parts)
         try:
-            if is_last:
-                request = partial(
-                    self._plane.put,
-                    key,
-                    part.getvalue(),
-                    condition=condition,
-                    content_type=content_type,
-                    metadata=metadata or {},
-                )
-                return await self.retry.call("put", request)
-            async with self._upload("put", key, content_type, metadata or {}) as upload:
-                etags: list[str] = []
-                while True:
-                    number = len(etags) + 1
-                    send = partial(self._multipart.upload_part, key, upload, number, part)
-                    etags.append(await self.retry.call("put", send))
-                    if is_last:
-                        return await self._complete(key, upload, etags, condition)
-                    del part, send  # there is memory for one part only
-                    part, is_last = await anext(parts)
+            async with aclosing(_parts(body)) as parts:
+                part, is_last = await anext(parts)
+                if is_last:
+                    request = partial(
+                        self._plane.put,
+                        key,
+                        part.getvalue(),
+                        condition=condition,
+                        content_type=content_type,
+                        metadata=metadata or {},
+                    )
+                    return await self.retry.call("put", request)
+                async with self._upload("put", key, content_type, metadata or {}) as upload:
+                    etags: list[str] = []
+                    while True:
+                        number = len(etags) + 1
+                        send = partial(self._multipart.upload_part, key, upload, number, part)
+                        etags.append(await self.retry.call("put", send))
+                        if is_last:
+                            if condition is not None and self.parts_guard is not None:
+                                condition = await self.parts_guard(key, condition)
+                            return await self._complete(key, upload, etags, condition)
+                        del part, send  # there is memory for one part only
+                        part, is_last = await anext(parts)
         except NotFoundError as error:
             # The object to replace is gone, or an attempt whose response was lost has completed the
             # upload. In both cases the caller must read the key again.
             raise PreconditionFailedError(
                 str(error), operation="put", key=key, bucket=error.bucket
             ) from error
+
+    async def put_in_parts(self, key: str, data: bytes, condition: Condition) -> str:
+        """Write an object by a multipart upload of one part, however small it is."""
+        async with self._upload("put", key, "application/octet-stream", {}) as upload:
+            send = partial(self._multipart.upload_part, key, upload, 1, BytesIO(data))
+            etags = [await self.retry.call("put", send)]
+            return await self._complete(key, upload, etags, condition)
 
     @asynccontextmanager
     async def _upload(
@@ -303,7 +325,7 @@ class S3Store:
         return final
 
 
-async def _parts(body: bytes | AsyncIterable[bytes]) -> AsyncIterator[tuple[BytesIO, bool]]:
+async def _parts(body: bytes | AsyncIterable[bytes]) -> AsyncGenerator[tuple[BytesIO, bool], None]:
     """Yield the body in parts, each with whether it is the last; only the last can be small.
 
     Blocks are gathered in a `BytesIO` that is sent as it is: joining them would need twice the

@@ -28,12 +28,14 @@ class Target:
         region: The region that requests are signed for.
         bucket: The bucket.
         path_style: Whether the bucket is part of the path rather than of the host name.
+        path: The path of the endpoint before the bucket or the key, without a trailing slash.
     """
 
     endpoint: Endpoint
     region: str
     bucket: str
     path_style: bool
+    path: str = ""
 
     @property
     def server(self) -> Endpoint:
@@ -45,7 +47,8 @@ class Target:
     @property
     def root(self) -> str:
         """The path of the bucket, without a trailing slash."""
-        return f"/{encode_path(self.bucket)}" if self.path_style else ""
+        bucket = f"/{self.bucket}" if self.path_style else ""
+        return encode_path(self.path + bucket)
 
 
 def redirected(
@@ -54,8 +57,8 @@ def redirected(
     """Return the target that a response redirects to, or ``None`` if it names no other one.
 
     A region is taken from the headers or the body of any response (``region`` is that of the body).
-    A host is taken only if it is the one asked, or S3's own in the same partition: a forged
-    response cannot send signed requests elsewhere.
+    A host is taken only if it is S3's own in the same partition as the one asked, and a port never:
+    a forged response cannot send signed requests elsewhere.
     """
     if status not in (301, 307, 400):
         return None
@@ -93,6 +96,8 @@ def _trusted_endpoint(target: Target, location: str) -> Endpoint | None:
     tls = target.endpoint.tls
     if url.scheme != ("https" if tls else "http"):
         return None
+    if (port or (443 if tls else 80)) != target.endpoint.port:
+        return None
     if not target.path_style:
         if not host.startswith(f"{target.bucket}."):
             return None
@@ -101,4 +106,4 @@ def _trusted_endpoint(target: Target, location: str) -> Endpoint | None:
         current, new = _AWS.fullmatch(target.endpoint.host), _AWS.fullmatch(host)
         if current is None or new is None or current["domain"] != new["domain"]:
             return None
-    return Endpoint(host, port or (443 if tls else 80), tls=tls)
+    return replace(target.endpoint, host=host)

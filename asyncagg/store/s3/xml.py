@@ -19,10 +19,10 @@ import msgspec
 from asyncagg.errors import TransientError
 from asyncagg.model import RunFile
 from asyncagg.store.s3.plane import Page
+from asyncagg.store.s3.text import in_utc, printable
 
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-_NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f]+")
 # White space is escaped because a parser normalizes it otherwise.
 _ESCAPES_OF = {
     "&": "&amp;",
@@ -34,7 +34,6 @@ _ESCAPES_OF = {
 }
 _ESCAPES = str.maketrans(_ESCAPES_OF)
 _PLAIN = bytes(range(0x20, 0x7F))
-_MAX_MESSAGE = 300
 _ENTRY = re.compile(
     r"<Contents><Key>([^<&]*)</Key><LastModified>([^<&]*)</LastModified>"
     r"<ETag>(?:&quot;|\")([^<&\"]*)(?:&quot;|\")</ETag>"
@@ -85,7 +84,7 @@ def parse_listing(body: bytes, prefix: str) -> Page:
 @lru_cache(maxsize=1024)
 def _parse_time(text: str) -> datetime:
     """Parse a time of a listing; files that were written in the same second share the value."""
-    return datetime.fromisoformat(text)
+    return in_utc(datetime.fromisoformat(text))
 
 
 def _split(body: bytes) -> tuple[bytes, list[_Entry]]:
@@ -176,10 +175,9 @@ def _parse(body: bytes, name: str) -> ET.Element:
 
 
 def _error(entry: ET.Element) -> ErrorResponse:
-    message = _NOT_PRINTABLE.sub(" ", entry.findtext("{*}Message") or "")
     return ErrorResponse(
         code=entry.findtext("{*}Code") or "",
-        message=message[:_MAX_MESSAGE],
+        message=printable(entry.findtext("{*}Message") or ""),
         key=entry.findtext("{*}Key") or "",
         region=entry.findtext("{*}Region") or "",
     )

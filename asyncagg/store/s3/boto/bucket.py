@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
 from botocore import exceptions as boto_errors
+from botocore.parsers import ResponseParserError
 
 from asyncagg.errors import AsyncaggError, ConfigurationError, StoreError, TransientError
 from asyncagg.store.protocol import Condition, Matches
 from asyncagg.store.s3.plane import make_error, s3_error
+from asyncagg.store.s3.text import printable
 
 CREDENTIALS_ADVICE = (
     "expected those of the AWS environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, a role)"
@@ -21,10 +24,40 @@ _TRANSIENT = (
     boto_errors.ConnectionError,  # resets, refused connections
     boto_errors.ResponseStreamingError,
     boto_errors.IncompleteReadError,
+    boto_errors.ChecksumError,
+    boto_errors.FlexibleChecksumError,
+    boto_errors.CapacityNotAvailableError,
+    boto_errors.MetadataRetrievalError,
+    ResponseParserError,
     aiohttp.ClientError,
     TimeoutError,
     ConnectionError,
+    RuntimeError,  # credentials that were refreshed and are still expired
 )
+_CREDENTIALS = (
+    boto_errors.NoCredentialsError,
+    boto_errors.NoAuthTokenError,
+    boto_errors.PartialCredentialsError,
+    boto_errors.CredentialRetrievalError,  # a process, a container, a role
+    boto_errors.RefreshWithMFAUnsupportedError,
+    boto_errors.SSOError,
+    boto_errors.TokenRetrievalError,
+    boto_errors.UnknownCredentialError,
+    OSError,  # a token's file that is missing, a process that does not start
+    ValueError,  # what such a file or process wrote
+)
+_FOR_CREDENTIALS = frozenset(
+    {
+        "AssumeRole",
+        "AssumeRoleWithSAML",
+        "AssumeRoleWithWebIdentity",
+        "CreateToken",
+        "GetRoleCredentials",
+        "RegisterClient",
+    }
+)
+_OF_A_SERVICE = ("container-role", "iam-role")
+_AWS_BUSY = frozenset({"RequestLimitExceeded", "Throttling", "ThrottlingException"})
 
 
 class BotoBucket:
@@ -44,17 +77,20 @@ class BotoBucket:
         """Translate each error of aioboto3 that is raised inside the context."""
         try:
             yield
+        except AsyncaggError:
+            raise
         except boto_errors.ClientError as error:
             raise self._response_error(operation, key, error) from error
+        except boto_errors.InvalidRegionError as error:  # a ValueError, too
+            raise configuration_error(error) from error
         except _TRANSIENT as error:
-            detail = f"{type(error).__name__}: {error}"
-            raise self.error(TransientError, operation, key, detail) from error
-        except (boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError) as error:
-            raise ConfigurationError(
-                f"credentials for bucket {self.name!r}: {error}; {CREDENTIALS_ADVICE}"
-            ) from error
-        except boto_errors.BotoCoreError as error:
+            raise self._network_error(operation, key, error) from error
+        except _CREDENTIALS as error:
+            raise self._credentials_error(operation, key, error) from error
+        except boto_errors.ParamValidationError as error:
             raise self.error(StoreError, operation, key, str(error)) from error
+        except boto_errors.BotoCoreError as error:
+            raise configuration_error(error) from error
 
     def error(
         self, kind: type[AsyncaggError], operation: str, key: str, detail: str
@@ -62,19 +98,59 @@ class BotoBucket:
         """Return an error of this kind that names the operation, the key and the bucket."""
         return make_error(kind, operation, key, bucket=self.name, detail=detail)
 
+    def _network_error(self, operation: str, key: str, error: Exception) -> AsyncaggError:
+        """Return the error for a failed connection: only that of a certificate is not transient."""
+        cause = getattr(error, "kwargs", {}).get("error")
+        if isinstance(cause, AsyncaggError):
+            return cause  # of the CA bundle
+        certificate = getattr(cause, "certificate_error", cause)
+        if isinstance(certificate, ssl.SSLCertVerificationError):
+            endpoint = getattr(error, "kwargs", {}).get("endpoint_url", "the endpoint")
+            return ConfigurationError(f"{printable(endpoint)}: {certificate.verify_message}")
+        detail = f"{type(error).__name__}: {error}"
+        return self.error(TransientError, operation, key, detail)
+
+    def _credentials_error(self, operation: str, key: str, error: Exception) -> AsyncaggError:
+        """Return the error for credentials that are missing, or whose service does not respond."""
+        if getattr(error, "kwargs", {}).get("provider") in _OF_A_SERVICE:
+            return self.error(TransientError, operation, key, f"credentials: {error}")
+        return ConfigurationError(f"credentials: {printable(str(error))}; {CREDENTIALS_ADVICE}")
+
     def _response_error(
         self, operation: str, key: str, error: boto_errors.ClientError
     ) -> AsyncaggError:
         content = error.response.get("Error", {})
+        metadata = error.response.get("ResponseMetadata", {})
+        status = metadata.get("HTTPStatusCode", 0)
         code = str(content.get("Code", ""))
+        if is_for_credentials(error) and status < 500 and code not in _AWS_BUSY:
+            return self._credentials_error(operation, key, error)
+        region = metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
         return s3_error(
             operation,
             key,
             bucket=self.name,
-            status=error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0),
+            status=status,
             code="" if code.isdigit() else code,  # botocore's code for a HEAD is the status
             message=content.get("Message", ""),
+            region=region or content.get("Region", ""),
         )
+
+
+def is_for_credentials(error: boto_errors.ClientError) -> bool:
+    """Whether the request that failed was one for credentials, rather than one of the caller."""
+    return error.operation_name in _FOR_CREDENTIALS
+
+
+def configuration_error(error: Exception) -> ConfigurationError:
+    """Return the error for what boto rejects in its environment: a profile, a region, an option."""
+    if isinstance(error, (boto_errors.InvalidRegionError, boto_errors.NoRegionError)):
+        return ConfigurationError(f"AWS_REGION: {error}; expected a region such as eu-west-1")
+    if isinstance(error, boto_errors.ProfileNotFound):
+        return ConfigurationError(f"AWS_PROFILE: {error}; expected one of the AWS configuration")
+    return ConfigurationError(
+        f"the AWS environment (AWS_... and the files in ~/.aws): {printable(str(error))}"
+    )
 
 
 def condition_parameters(condition: Condition | None) -> dict[str, str]:

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
+from ipaddress import ip_address
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import aioboto3
 from aiobotocore.config import AioConfig
 from botocore import exceptions as boto_errors
+from botocore.httpsession import mask_proxy_url
+from botocore.utils import (
+    get_environ_proxies,
+    is_valid_endpoint_url,
+    is_valid_ipv6_endpoint_url,
+)
 
 from asyncagg.errors import ConfigurationError
-from asyncagg.store.s3.boto.bucket import CREDENTIALS_ADVICE, BotoBucket
+from asyncagg.store.s3.boto.bucket import (
+    CREDENTIALS_ADVICE,
+    BotoBucket,
+    configuration_error,
+    is_for_credentials,
+)
+from asyncagg.store.s3.boto.session import Session
 from asyncagg.store.s3.http import Endpoint
 from asyncagg.store.s3.sigv4 import Credentials
 from asyncagg.store.s3.target import Target
+from asyncagg.store.s3.text import printable
 
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 30.0
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +60,20 @@ class Control:
         client: The S3 client, for requests that are not sent per file.
     """
 
-    def __init__(self, session: aioboto3.Session, client: Any) -> None:
+    def __init__(self, session: Session, client: Any) -> None:
         self.client = client
         self._session = session
+
+    @property
+    def ca_bundle(self) -> str | None:
+        """The file or directory of the trusted authorities, if the environment names one."""
+        return self._session.ca_bundle
+
+    @property
+    def proxy(self) -> str:
+        """The proxy in the environment for the client's endpoint; empty if there is none."""
+        url = self.client.meta.endpoint_url
+        return str(mask_proxy_url(get_environ_proxies(url).get(urlsplit(url).scheme, "")))
 
     async def locate(self, bucket: str) -> Target:
         """Return where requests for a bucket go: custom endpoints, dual-stack and FIPS included."""
@@ -55,18 +86,25 @@ class Control:
         scope = parse_qs(url.query)["X-Amz-Credential"][0].split("/")
         host = url.hostname or ""
         path_style = not host.startswith(f"{bucket}.")
+        path = unquote(url.path).removesuffix("/key")
         tls = url.scheme == "https"
         endpoint = Endpoint(
             host if path_style else host.removeprefix(f"{bucket}."),
             url.port or (443 if tls else 80),
             tls=tls,
         )
-        return Target(endpoint, region=scope[2], bucket=bucket, path_style=path_style)
+        return Target(
+            endpoint,
+            region=scope[2],
+            bucket=bucket,
+            path_style=path_style,
+            path=path.removesuffix(f"/{bucket}") if path_style else path,
+        )
 
     @property
     def region(self) -> str:
         """The region in the environment; empty if there is none."""
-        return self._session.region_name or ""
+        return self._session.get_config_variable("region") or ""
 
     async def identity(self) -> tuple[str, str] | None:
         """Return the access key that was found and its source, such as ``env`` or ``iam-role``."""
@@ -83,12 +121,14 @@ class Control:
             try:
                 content = await getattr(self.client, operation)(Bucket=bucket, **parameters)
             except boto_errors.ClientError as error:
+                if is_for_credentials(error):
+                    raise
                 content = error.response
         metadata, failure = content["ResponseMetadata"], content.get("Error", {})
         return S3Response(
             status=metadata["HTTPStatusCode"],
-            code=str(failure.get("Code", "")),
-            message=failure.get("Message", ""),
+            code=printable(str(failure.get("Code", ""))),
+            message=printable(failure.get("Message", "")),
             headers=metadata["HTTPHeaders"],
             content=content,
         )
@@ -101,7 +141,7 @@ class Control:
         """
         found = await self._frozen()
         if found == expired:
-            self._session = aioboto3.Session()  # it searches for credentials again
+            self._session = Session()  # it searches for credentials again
             found = await self._frozen()
         if found is None or found == expired:
             problem = "none found" if found is None else "expired"
@@ -109,24 +149,31 @@ class Control:
         return found
 
     async def _frozen(self) -> Credentials | None:
-        source = await self._session.get_credentials()
-        if source is None:
-            return None
-        frozen = await source.get_frozen_credentials()
+        with BotoBucket(self.client, "").translating("credentials", ""):
+            source = await self._session.get_credentials()
+            if source is None:
+                return None
+            frozen = await source.get_frozen_credentials()
         return Credentials(frozen.access_key, frozen.secret_key, frozen.token or "")
 
 
 @asynccontextmanager
 async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[Control]:
-    """Open an S3 client of aioboto3, with its own retries turned off.
+    """Open an S3 client of aioboto3.
 
     ``endpoint_url`` is that of an S3 server other than AWS, or empty.
 
     Raises:
-        ConfigurationError: There is no region, or the endpoint is not a URL.
+        ConfigurationError: The endpoint is not a URL, or boto rejects its environment.
     """
+    _check_credentials()
+    if endpoint_url and not (
+        is_valid_endpoint_url(endpoint_url) or is_valid_ipv6_endpoint_url(endpoint_url)
+    ):
+        raise ConfigurationError(
+            f"endpoint_url {endpoint_url!r}: expected a URL such as http://127.0.0.1:5000"
+        )
     config = AioConfig(
-        retries={"total_max_attempts": 1},
         signature_version="s3v4",
         max_pool_connections=connections,
         connect_timeout=_CONNECT_SECONDS,
@@ -139,19 +186,47 @@ async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[
     )
     async with AsyncExitStack() as stack:
         try:
-            session = aioboto3.Session()
-            region = session.region_name or "us-east-1"
-            opening = session.client(
-                "s3", endpoint_url=endpoint_url or None, region_name=region, config=config
+            session = Session()
+            opening = aioboto3.Session(botocore_session=session).client(
+                "s3",
+                endpoint_url=endpoint_url or None,
+                region_name=session.get_config_variable("region") or "us-east-1",
+                config=config,
             )
-            client = await stack.enter_async_context(opening)
-        except boto_errors.ProfileNotFound as error:
-            raise ConfigurationError(
-                f"AWS_PROFILE: {error}; expected a profile of the AWS configuration"
-            ) from error
-        except (boto_errors.NoRegionError, ValueError) as error:
-            expected = "a URL such as http://127.0.0.1:5000"
-            raise ConfigurationError(
-                f"endpoint_url {endpoint_url!r}: {error}; expected {expected}"
-            ) from error
+            with BotoBucket(None, "").translating("open", ""):
+                client = await stack.enter_async_context(opening)
+        except boto_errors.BotoCoreError as error:
+            raise configuration_error(error) from error
+        client.meta.events.register("before-call.s3.HeadBucket", _without_redirect)
+        _warn_of_plain_http(client.meta.endpoint_url)
         yield Control(session, client)
+
+
+def _without_redirect(*, context: dict[str, Any], **_: Any) -> None:
+    """Keep a HeadBucket where it is: botocore sends one to follow a redirect, without end."""
+    context["s3_redirect"]["redirected"] = True
+
+
+def _check_credentials() -> None:
+    """Check for white space around credentials, which only a rejected signature would show."""
+    for name in _CREDENTIALS:
+        value = os.environ.get(name, "")
+        if value != value.strip():
+            raise ConfigurationError(
+                f"{name} has white space around its value: remove it, also a line break at its end"
+            )
+
+
+@cache  # once per process
+def _warn_of_plain_http(url: str) -> None:
+    """Warn that signed requests, and a session token, can be read on the way to a server."""
+    server = urlsplit(url)
+    if server.scheme == "http" and not _is_loopback(server.hostname or ""):
+        _log.warning("credentials are used over http", extra={"endpoint": url})
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

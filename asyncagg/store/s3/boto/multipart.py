@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from hashlib import md5
 from io import BytesIO
 
 from asyncagg.model import RunFile
@@ -27,9 +29,15 @@ class BotoMultipart:
     async def upload_part(self, key: str, upload: str, number: int, data: BytesIO) -> str:
         """UploadPart; returns the part's etag."""
         data.seek(0)
+        # A bucket with Object Lock requires a checksum; MD5 is the one that every server supports.
+        digest = md5(data.getbuffer(), usedforsecurity=False).digest()
         with self._bucket.translating("put", key):
             response = await self._bucket.client.upload_part(
-                **self._bucket.parameters(key), UploadId=upload, PartNumber=number, Body=data
+                **self._bucket.parameters(key),
+                UploadId=upload,
+                PartNumber=number,
+                Body=data,
+                ContentMD5=b64encode(digest).decode(),
             )
         return etag_of(response)
 

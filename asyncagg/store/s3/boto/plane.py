@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from zlib import crc32
 
-from asyncagg.errors import StoreError, TransientError
+from asyncagg.errors import NotFoundError, StoreError, TransientError
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, Matches, ObjectInfo, StreamedBody
 from asyncagg.store.s3.boto.bucket import BotoBucket, condition_parameters, etag_of
 from asyncagg.store.s3.plane import Page, check_etag, delete_failures
+from asyncagg.store.s3.text import content_encoding, in_utc
+from asyncagg.store.s3.xml import fits_xml
 
 _BLOCK = 256 * 1024
 
@@ -35,7 +39,7 @@ class BotoPlane:
             )
         skip = len(bucket.prefix)
         files = [
-            RunFile(each["Key"][skip:], each["Size"], etag_of(each), each["LastModified"])
+            RunFile(each["Key"][skip:], each["Size"], etag_of(each), in_utc(each["LastModified"]))
             for each in response.get("Contents", ())
         ]
         truncated = response.get("IsTruncated")
@@ -45,10 +49,11 @@ class BotoPlane:
         """HeadObject."""
         with self._bucket.translating("head", key):
             response = await self._bucket.client.head_object(**self._bucket.parameters(key))
+        modified = in_utc(response["LastModified"])
         return ObjectInfo(
-            RunFile(key, response["ContentLength"], etag_of(response), response["LastModified"]),
+            RunFile(key, response["ContentLength"], etag_of(response), modified),
             response.get("ContentType", ""),
-            response.get("ContentEncoding", ""),
+            content_encoding(response.get("ContentEncoding", "")),
             response.get("Metadata", {}),
         )
 
@@ -79,7 +84,7 @@ class BotoPlane:
         etag = etag_of(response)
         if if_match is not None:
             check_etag(key, etag, if_match)
-        return Body(data, etag, response.get("ContentEncoding", ""))
+        return Body(data, etag, content_encoding(response.get("ContentEncoding", "")))
 
     @asynccontextmanager
     async def open(
@@ -91,7 +96,8 @@ class BotoPlane:
             response = await self._get(key, if_match, **ranged)
         async with response["Body"] as body:
             chunks = self._chunks(key, body, response["ContentLength"])
-            yield StreamedBody(chunks, etag_of(response), response.get("ContentEncoding", ""))
+            encoding = content_encoding(response.get("ContentEncoding", ""))
+            yield StreamedBody(chunks, etag_of(response), encoding)
 
     async def _get(self, key: str, if_match: str | None, **more: str) -> Any:
         condition = None if if_match is None else Matches(if_match)
@@ -129,6 +135,7 @@ class BotoPlane:
             response = await self._bucket.client.put_object(
                 **self._bucket.parameters(key),
                 Body=data,
+                ChecksumCRC32=b64encode(crc32(data).to_bytes(4, "big")).decode(),
                 ContentType=content_type,
                 Metadata=dict(metadata),
                 **condition_parameters(condition),
@@ -164,6 +171,15 @@ class BotoPlane:
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """DeleteObjects with each object's ETag; returns the failures by key."""
+        batch = [file for file in files if fits_xml(file.key)]
+        failures = await self._delete_batch(batch) if batch else {}
+        if len(batch) < len(files):
+            for file in files:
+                if not fits_xml(file.key):
+                    failures |= await self._delete_one(file)
+        return failures
+
+    async def _delete_batch(self, files: Sequence[RunFile]) -> dict[str, StoreError]:
         bucket = self._bucket
         objects = [
             {"Key": bucket.prefix + file.key} | ({"ETag": f'"{file.etag}"'} if file.etag else {})
@@ -173,9 +189,21 @@ class BotoPlane:
             response = await bucket.client.delete_objects(
                 Bucket=bucket.name, Delete={"Objects": objects, "Quiet": True}
             )
-        skip = len(bucket.prefix)
         errors = (
-            (each["Key"][skip:], each.get("Code", ""), each.get("Message", ""))
+            (each.get("Key", ""), each.get("Code", ""), each.get("Message", ""))
             for each in response.get("Errors", ())
         )
-        return delete_failures(errors, bucket.name)
+        return delete_failures(errors, files, prefix=bucket.prefix, bucket=bucket.name)
+
+    async def _delete_one(self, file: RunFile) -> dict[str, StoreError]:
+        condition = Matches(file.etag) if file.etag else None
+        try:
+            with self._bucket.translating("delete", file.key):
+                await self._bucket.client.delete_object(
+                    **self._bucket.parameters(file.key), **condition_parameters(condition)
+                )
+        except NotFoundError:
+            return {}
+        except StoreError as error:
+            return {file.key: error}
+        return {}

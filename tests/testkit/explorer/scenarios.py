@@ -1,60 +1,40 @@
-"""Every interleaving of a few runners, producers and operators, with every promise checked.
-
-    PYTHONPATH=tests python -m testkit.explorer
-
-Each scenario is small: one to three files, two or three programs. But all of its schedules are
-explored: every order of the requests, a crash of every program at every step, and in most of them a
-request whose answer is lost. `testkit.interleaving` explains how. Each mutation takes away one step
-by which the package keeps a promise; the explorer must find a schedule that breaks the promise.
-The command writes what it saw into docs/explanation/guarantees.md.
-"""
+"""What is explored: a few programs on a few files."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from asyncagg.job.committer import Committer
 from asyncagg.job.context import JobContext
-from asyncagg.job.layout import Layout
-from asyncagg.job.pipeline import run, run_pipeline
-from asyncagg.job.record import ensure_record
+from asyncagg.job.pipeline import run_pipeline
+from asyncagg.job.record import follow_record
+from asyncagg.job.refusals import Refusals
 from asyncagg.quarantine.restore import Restorer
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.store.guards import GuardedStore, Guards
-from asyncagg.store.memory import MemoryStore
 from asyncagg.verify import verify
 from asyncagg.verify.findings import FindingKind, Plan, VerifyReport
 from asyncagg.verify.repair import repair
-from testkit.interleaving import (
-    Explored,
-    Explorer,
-    Program,
-    ScheduledStore,
-    World,
-    deterministic,
+from testkit.explorer.invariants import (
+    check_end,
+    check_held,
+    check_now,
+    check_restored_end,
+    check_restored_now,
 )
-from testkit.mutations import MUTATIONS, Mutation
-from testkit.promises import (
-    Original,
-    check_after_clean_run,
-    check_at_any_moment,
-    final_bytes,
-)
-from testkit.scenario import AT, Clock, File, in_thread, moment, run_data
+from testkit.explorer.programs import Program
+from testkit.explorer.store import ScheduledStore
+from testkit.explorer.worlds import World
+from testkit.scenario import AT, File, moment, run_data
 
-__all__ = ("SCENARIOS", "Scenario", "explore", "main")
+__all__ = ("PLAIN", "SCENARIOS", "Scenario", "new_context")
 
-EARLIER, DELIVERED, RESTORED = moment(13, 56), moment(13, 57), moment(14, 1)
+
+DELIVERED, RESTORED = moment(13, 57), moment(14, 1)
 
 PLAIN = Settings(concurrency=1)
 BY_CLOCK = Settings(concurrency=1, window_by="last_modified")
@@ -78,10 +58,8 @@ LATE = File("runs/late.json", run_data(7), moment(13, 53))
 """A file of the window of `OLD`."""
 
 
-# ------------------------------------------------------------------------------ programs
-
-
-def _context(store: Store, number: int = 0, settings: Settings = PLAIN) -> JobContext:
+def new_context(store: Store, number: int = 0, settings: Settings = PLAIN) -> JobContext:
+    """Return the dependencies of a program; its commits have ids with its number."""
     ids = count()
     return JobContext(
         store, settings, now=lambda: AT, new_id=lambda: f"{number:08x}{next(ids):08x}"
@@ -93,8 +71,10 @@ def runner(number: int, settings: Settings = PLAIN) -> Program:
 
     async def work(store: Store) -> tuple[int, int]:
         committer = Committer()
-        context = _context(store, number, settings)
-        report = await run_pipeline(context, committer.count, committed=committer.committed, at=AT)
+        context = new_context(store, number, settings)
+        report = await run_pipeline(
+            context, committer.count, Refusals(), committed=committer.committed, at=AT
+        )
         return report.total.counted, report.total.deferred
 
     return Program(f"runner {number}", work, AT)
@@ -117,7 +97,7 @@ def restorer(number: int) -> Program:
     """Return a program that restores every quarantined file; two in turn write in two windows."""
 
     async def work(store: Store) -> None:
-        await Restorer(_context(store, 10 + number)).restore_all(lambda _: None)
+        await Restorer(new_context(store, 10 + number)).restore_all(lambda _: None)
 
     return Program(f"restorer {number}", work, RESTORED.replace(minute=5 * (number % 2) + 1))
 
@@ -126,7 +106,7 @@ def verifier(*expected: FindingKind) -> Program:
     """Return a program that verifies the store, and may find nothing but what is expected."""
 
     async def work(store: Store) -> dict[str, Any]:
-        report = await verify(_context(store))
+        report = await verify(await follow_record(new_context(store)))
         assert set(report.found) <= set(expected), f"verify finds {report.findings}"
         return {kind: finding.examples for kind, finding in report.findings.items()}
 
@@ -137,7 +117,7 @@ def repairer(plan: Plan, *expected: FindingKind) -> Program:
     """Return a program that does the repairs of a plan, and verifies the result."""
 
     async def work(store: Store) -> None:
-        after = (await repair(_context(store, 20), VerifyReport(plan=plan))).after
+        after = (await repair(new_context(store, 20), VerifyReport(plan=plan))).after
         assert set(after.found) <= set(expected), f"verify finds {after.findings}"
 
     return Program("repairer", work, AT)
@@ -158,67 +138,6 @@ def without_copy_if_absent(program: Program) -> Program:
         return await program.work(guarded)
 
     return program._replace(work=work)
-
-
-# ------------------------------------------------------------------------------ invariants
-
-
-def original(file: File) -> Original:
-    """Return a run file as the checks of the promises know it."""
-    etag = hashlib.md5(file.data).hexdigest()
-    return Original(file.key, file.data, etag, file.moment, file.good)
-
-
-def check_now(world: World) -> None:
-    """Check the promises that hold at any moment."""
-    check_at_any_moment(world.seen, world.written, overwritten=world.lost)
-
-
-def check_end(world: World) -> None:
-    """Check every promise after a clean run."""
-    check_after_clean_run(world.seen, world.written, at=AT, overwritten=world.lost)
-
-
-def check_held(world: World) -> None:
-    """Check what holds while an aggregate is damaged: nothing is lost."""
-    held = {each.data for each in world.seen.values()}
-    for each in world.written:
-        assert each.data in held or each.identity in world.lost, f"promise 2: {each.key} is nowhere"
-
-
-def check_restored_now(world: World) -> None:
-    """Check promises 1 to 3 by content: a restored file has another key than the original."""
-    check_held(world)
-    data_of = {each.etag: each.data for each in world.written}
-    counted = Counter(data_of[row["etag"]] for row in _rows(world))
-    for each in world.written:
-        assert counted[each.data] <= 1, f"promise 1: {each.key} is counted twice"
-    for key, seen in world.seen.items():
-        archived = key.startswith("archive/")
-        assert not archived or seen.data in counted, f"promise 3: no aggregate counts {key}"
-
-
-def check_restored_end(world: World) -> None:
-    """Check every promise after clean runs where files are restored from quarantine."""
-    check_restored_now(world)
-    left = [key for key in world.seen if key.startswith(("runs/", "quarantine/"))]
-    assert not left, f"promise 4: left are {left}"
-    archived = {each.data for key, each in world.seen.items() if key.startswith("archive/")}
-    for each in world.written:
-        assert each.data in archived or each.identity in world.lost, f"{each.key} is not archived"
-
-
-def _rows(world: World) -> list[dict[str, Any]]:
-    """Return the rows of all counted files."""
-    return [
-        row
-        for key, each in world.seen.items()
-        if key.startswith("aggregates/")
-        for row in json.loads(each.data)["source_files"]
-    ]
-
-
-# ------------------------------------------------------------------------------ scenarios
 
 
 async def _nothing(_: Store) -> None:
@@ -268,7 +187,6 @@ class Scenario:
 
 TWO = (runner(1), runner(2))
 FULL_PLAN = Plan(moves=1, rewrite=["20251021t1355Z"], rebuild=["20251021t1355Z"])
-BROKEN = "aggregates/20251021t1355Z.json"
 
 
 def truncated(aggregate: bytes) -> bytes:
@@ -304,11 +222,6 @@ def restoring(name: str, *programs: Program, **more: Any) -> Scenario:
     )
 
 
-def packing(name: str, *programs: Program, **more: Any) -> Scenario:
-    """Return a scenario in which some runners archive into packs."""
-    return Scenario(name=name, programs=programs, ends=(runner(99), UNVERIFIED), **more)
-
-
 def repairing(name: str, plan: Plan, *expected: FindingKind, **more: Any) -> Scenario:
     """Return a scenario in which a repair works next to a run that counts a late file."""
     return Scenario(
@@ -321,6 +234,12 @@ def repairing(name: str, plan: Plan, *expected: FindingKind, **more: Any) -> Sce
     )
 
 
+def packing(name: str, *programs: Program, **more: Any) -> Scenario:
+    """Return a scenario in which some runners archive into packs."""
+    return Scenario(name=name, programs=programs, ends=(runner(99), UNVERIFIED), **more)
+
+
+PACKER = runner(1, PACKS)
 IN_QUARANTINE: dict[str, Any] = {"settled": (OLD,), "settled_with": SMALL}
 SMALL_RUNNER = runner(2, SMALL)
 
@@ -328,38 +247,25 @@ SCENARIOS = (
     Scenario(name="two runners", programs=TWO, inbox=(A, B), faults=1, quick=True),
     packing(
         "two runners with packs",
-        runner(1, PACKS),
+        PACKER,
         runner(2, PACKS),
         inbox=(A, B),
         faults=1,
         quick=True,
     ),
-    packing(
-        "packs next to files",
-        runner(1, PACKS),
-        runner(2),
-        inbox=(A, B),
-        faults=1,
-        quick=True,
-    ),
+    packing("packs next to files", PACKER, runner(2), inbox=(A, B), faults=1, quick=True),
     packing(
         "packs, overwritten",
-        runner(1, PACKS),
+        PACKER,
         runner(2, PACKS),
         producer(NEW_A),
         inbox=(A,),
         faults=1,
     ),
-    packing(
-        "packs, delivered again",
-        runner(1, PACKS),
-        runner(2),
-        producer(A),
-        inbox=(A, B),
-    ),
+    packing("packs, delivered again", PACKER, runner(2), producer(A), inbox=(A, B)),
     packing(
         "an unfinished run, then packs",
-        runner(1, PACKS),
+        PACKER,
         runner(2, PACKS),
         inbox=(LATE,),
         settled=(OLD,),
@@ -473,7 +379,7 @@ SCENARIOS = (
         inbox=(A, LATE),
         settled=(OLD,),
     ),
-    repairing("repair of moves", Plan(moves=1), FindingKind.UNREAD, unmoved=True, faults=1),
+    repairing("repair of moves", Plan(moves=1), FindingKind.UNREAD, unmoved=True),
     repairing(
         "repair of a damaged aggregate",
         Plan(rebuild=FULL_PLAN.rebuild),
@@ -493,130 +399,3 @@ SCENARIOS = (
         faults=1,
     ),
 )
-
-
-# ------------------------------------------------------------------------------ exploration
-
-
-def explore(scenario: Scenario, mutation: Mutation | None = None) -> Explored:
-    """Explore a scenario, of the package or of one that a mutation changes."""
-    before = {original(file).identity for file in scenario.settled}
-    documents: dict[object, bytes] = {}
-
-    def check_ends(world: World, results: Sequence[object]) -> None:
-        scenario.end(world)
-        # A file that its producer replaced between the commit and the copy is a finding.
-        assert world.lost or not results[-1], f"the promises hold, but verify finds {results[-1]}"
-        # The same files give the same bytes, whatever the schedule.
-        for key, data in final_bytes(world.seen).items():
-            document = json.loads(world.seen[key].data)
-            files = (key, str(document["source_files"]), str(document["quarantined_files"]))
-            same = documents.setdefault(files, data)
-            assert data == same, f"the same files give {data!r}, and also {same!r}"
-
-    def check_results(world: World, results: Sequence[object], faults: int) -> None:
-        totals = [each for each in results if isinstance(each, tuple)]
-        if totals and len(results) == len(scenario.programs) and not scenario.broken:
-            counted, deferred = map(sum, zip(*totals, strict=True))
-            true = sum((row["key"], row["etag"]) not in before for row in _rows(world))
-            # Another program may replace an aggregate before its writer finds that it was written.
-            unseen = faults and len(results) > 1 and counted < true
-            exact = deferred or unseen or counted == true
-            assert exact, f"the reports count {counted} files, not {true}"
-
-    with deterministic(scenario.page) as patch:
-        store, written = _prepare(scenario)
-        if mutation:
-            mutation.apply(patch)
-        return Explorer(
-            store,
-            written,
-            scenario.programs,
-            scenario.ends,
-            scenario.faults,
-            check_now=scenario.now,
-            check_end=check_ends,
-            check_results=check_results,
-        ).explore()
-
-
-def _prepare(scenario: Scenario) -> tuple[MemoryStore, frozenset[Original]]:
-    """Return the objects at the start, and the run files."""
-    clock = Clock()
-    store = MemoryStore(clock)
-
-    async def write(files: Iterable[File]) -> None:
-        for file in files:
-            clock.now = file.moment
-            await store.put(file.key, file.data)
-
-    async def prepare() -> None:
-        if scenario.record:
-            await ensure_record(_context(store, settings=scenario.record))
-        if scenario.settled:
-            await write(scenario.settled)
-            await run(store, scenario.settled_with, at=EARLIER, now=lambda: EARLIER)
-        if scenario.unmoved:
-            await write(scenario.settled)
-            for file in scenario.settled:
-                store._objects.pop(Layout(PLAIN).archive_key(file.key), None)
-        if scenario.broken:
-            aggregate = await store.get(BROKEN)
-            await store.put(BROKEN, scenario.broken(aggregate.data))
-        await write(scenario.inbox)
-
-    in_thread(prepare)
-    return store, frozenset(map(original, (*scenario.settled, *scenario.inbox)))
-
-
-# ------------------------------------------------------------------------------ report
-
-PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "guarantees.md"
-_TABLE = re.compile(r"(<!-- explorer -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def main(names: Sequence[str]) -> int:
-    """Explore the scenarios and mutations with these names; without names, all of them.
-
-    Returns:
-        0 if all promises hold and each mutation is found, else 1.
-    """
-    by_name = {scenario.name: scenario for scenario in SCENARIOS}
-    cases: list[tuple[str, Scenario, Mutation | None]] = [
-        *((scenario.name, scenario, None) for scenario in SCENARIOS),
-        *((each.name, by_name[each.scenario], each) for each in MUTATIONS),
-    ]
-    rows: dict[bool, list[str]] = {False: [], True: []}
-    surprises: list[str] = []
-    for name, scenario, mutation in cases:
-        if names and name not in names:
-            continue
-        explored = explore(scenario, mutation)
-        rows[mutation is not None].append(_row(name, scenario, explored))
-        sys.stdout.write(f"{rows[mutation is not None][-1]} {explored.seconds:.0f} s\n")
-        sys.stdout.flush()
-        if bool(explored.broken) != (mutation is not None):
-            surprises.append(f"{name}: {explored if explored.broken else 'not found'}")
-    if not names and not surprises:
-        text = "\n".join([*_HEAD, *rows[False], "", *_MUTATIONS_HEAD, *rows[True], ""])
-        PAGE.write_text(_TABLE.sub(lambda place: place[1] + text + place[2], PAGE.read_text()))
-    sys.stdout.write("\n".join(["", *surprises, ""]))
-    return 1 if surprises else 0
-
-
-_HEAD = (
-    "| scenario | lost answers | schedules | states | contents |",
-    "| --- | ---: | ---: | ---: | ---: |",
-)
-_MUTATIONS_HEAD = ("| mutation | found in | after |", "| --- | --- | ---: |")
-
-
-def _row(name: str, scenario: Scenario, explored: Explored) -> str:
-    if explored.broken:
-        return f"| {name} | {scenario.name} | {explored.states:,} states |"
-    counts = f"{explored.states:,} | {explored.worlds:,}"
-    return f"| {name} | {scenario.faults} | {explored.schedules:.1e} | {counts} |"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

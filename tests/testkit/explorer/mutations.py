@@ -25,7 +25,7 @@ from asyncagg.job.outcome import Tally
 from asyncagg.job.settle import Settlement
 from asyncagg.model import RunFile, Window
 from asyncagg.store import Absent, Matches
-from testkit.interleaving import ScheduledStore
+from testkit.explorer.store import ScheduledStore
 
 __all__ = ("MUTATIONS", "Mutation")
 

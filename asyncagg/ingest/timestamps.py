@@ -1,0 +1,46 @@
+"""Time stamps in run files: RFC 3339 and the other common forms of ISO 8601."""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime
+
+# Python's own parser reads no leap second, no lower-case z and no 24:00, and which of the rarer
+# forms it reads depends on the version.
+_FORM = re.compile(
+    r"""(\d{4}) -? (?: (\d\d) -? (\d\d) | W (\d\d) (?: -? ([1-7]) )? )
+    (?: [Tt ]
+        (?: (?: [01]\d | 2[0-3] ) (?: :? [0-5]\d (?: :? (?: [0-5]\d | 60 ) (?: [.,] \d* )? )? )?
+          | 24 (?: :? 00 (?: :? 00 (?: [.,] 0* )? )? )? )
+        (?: [Zz] | [+-] (?: [01]\d | 2[0-3] ) (?: :? [0-5]\d (?: :? [0-5]\d (?: \.\d* )? )? )? )?
+    )?""",
+    re.ASCII | re.VERBOSE,
+)
+
+_read = datetime.fromisoformat
+
+
+def is_timestamp(text: str) -> bool:
+    """Return whether a text is a time stamp."""
+    form = _FORM.fullmatch(text)
+    if form is None:
+        return False
+    year, month, day, week, weekday = (int(part or 1) for part in form.groups())
+    year = year or 2000  # year 0 is a leap year too, and `date` begins with year 1
+    try:
+        if form[4]:
+            date.fromisocalendar(year, week, weekday)
+        else:
+            date(year, month, day)
+    except ValueError:
+        return False
+    return True
+
+
+def is_common_timestamp(text: str) -> bool:
+    """Return whether a text is a time stamp in a form that Python's own parser reads, quickly."""
+    try:
+        _read(text)
+    except ValueError:
+        return False
+    return text[10:11] in "T "  # Python accepts any character there
