@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from asyncagg.errors import InvalidRunFileError
 from asyncagg.ingest.gzipped import inflate, is_gzip
@@ -64,6 +65,26 @@ class RunFileReader:
             self._limiter.release(file.size)
         return await self._read_stream(file, key), None
 
+    async def read_content(
+        self,
+        file: RunFile,
+        load: Callable[[], Awaitable[bytes]],
+        *,
+        top_cutoff: float = -math.inf,
+    ) -> tuple[RunResult, bytes]:
+        """Return the content of a run file that ``load`` returns whole, and its bytes; see `read`.
+
+        Raises:
+            InvalidRunFileError: It can never be counted.
+        """
+        async with self._limiter.hold(file.size):
+            data = await load()
+            unzipped = self._unzip(data) if is_gzip(data) else data
+            if unzipped is not None:
+                return parse(unzipped, file, top_cutoff), data
+            blocks = _one_block(data)
+            return await parse_stream(blocks, file, max_bytes=self._max_bytes), data
+
     def _unzip(self, data: bytes) -> bytes | None:
         """Return the unzipped content, or None if it is too large to hold."""
         blocks = []
@@ -81,3 +102,7 @@ class RunFileReader:
             self._store.stream(key or file.key, if_match=file.etag) as body,
         ):
             return await parse_stream(body.chunks, file, max_bytes=self._max_bytes)
+
+
+async def _one_block(data: bytes) -> AsyncIterator[bytes]:
+    yield data

@@ -115,7 +115,8 @@ class _Repair:
         async with AsyncExitStack() as stack:
             spools = [await stack.enter_async_context(context.open_spool()) for _ in range(2)]
             rows = RowSpool(*spools)
-            total, why = await fold_archived(context, database.salvaged(window.name), rows, result)
+            files = database.salvaged(window.name)
+            total, why = await fold_archived(context, files, rows, result, packs=())
             if result.missing or result.unproven:
                 return (
                     f"{result.unproven} of its files are recognised by their size alone, and "
