@@ -109,6 +109,11 @@ class Entry(NamedTuple):
     modified: int | None
     comment: Comment | None
 
+    @property
+    def content(self) -> int:
+        """Where its content begins, if it was written by `asyncagg.packs.writer`."""
+        return self.header + LOCAL_HEADER.size + len(self.name.encode()) + EXTRA.size
+
 
 class Directory(NamedTuple):
     """Where the central directory is: the number of its entries, its size and its offset."""
