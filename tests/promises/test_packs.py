@@ -392,3 +392,26 @@ async def test_totals_are_exact_despite_faults(seed: int, plane: str) -> None:
     assert not report.failures
     assert report.total.deferred == 0
     check_done(seen)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("archive_format", FORMATS)
+async def test_the_storage_class_is_that_of_the_archive(archive_format: str, plane: str) -> None:
+    """Archived files and packs get it, in one request or in parts; nothing else does."""
+    classes: dict[str, str] = {}
+
+    def look(request: Request) -> None:
+        if request.operation in {"PutObject", "CopyObject", "CreateMultipartUpload"}:
+            classes[request.key] = request.header("x-amz-storage-class") or ""
+
+    async with S3Server([BUCKET], clock=lambda: AT, on_request=look) as server:
+        fill_server(server, prepared().store)
+        more = {"archive_format": archive_format, "archive_storage_class": "GLACIER_IR"}
+        async with open_s3(server, plane, **more) as (store, settings):
+            await run(store, settings, at=AT)
+        check_done(of_server(server))
+    ending = ".zip" if archive_format == "packs" else "c01.json"
+    assert any(key.endswith(ending) for key in classes)
+    for key, given in classes.items():
+        archived = key.startswith("archive/") and key.endswith((".json", ".gz", ".zip"))
+        assert given == ("GLACIER_IR" if archived else ""), key

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -33,6 +33,30 @@ class Page(msgspec.Struct, frozen=True):
 
     files: Sequence[RunFile]
     next_token: str | None = None
+
+
+class StorageClass(NamedTuple):
+    """The storage class of archived files and packs; other objects get the bucket's default.
+
+    Attributes:
+        name: S3's name of it; empty for the bucket's default.
+        prefix: The archive.
+    """
+
+    name: str = ""
+    prefix: str = ""
+
+    def of(self, key: str) -> str:
+        """Return the storage class of an object, or an empty string.
+
+        The record's copy and the probe's objects are read at once; they have no such endings.
+        """
+        archived = key.startswith(self.prefix) and key.endswith((".json", ".gz", ".zip"))
+        return self.name if archived else ""
+
+
+DEFAULT_CLASS = StorageClass()
+"""That of the bucket, for all objects."""
 
 
 class DataPlane(Protocol):

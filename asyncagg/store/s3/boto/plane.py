@@ -11,8 +11,13 @@ from zlib import crc32
 from asyncagg.errors import NotFoundError, StoreError, TransientError
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, Matches, ObjectInfo, StreamedBody
-from asyncagg.store.s3.boto.bucket import BotoBucket, condition_parameters, etag_of
-from asyncagg.store.s3.plane import Page, check_etag, delete_failures
+from asyncagg.store.s3.boto.bucket import (
+    BotoBucket,
+    class_parameters,
+    condition_parameters,
+    etag_of,
+)
+from asyncagg.store.s3.plane import DEFAULT_CLASS, Page, StorageClass, check_etag, delete_failures
 from asyncagg.store.s3.text import content_encoding, in_utc
 from asyncagg.store.s3.xml import fits_xml
 
@@ -22,8 +27,9 @@ _BLOCK = 256 * 1024
 class BotoPlane:
     """`asyncagg.store.s3.plane.DataPlane` through aioboto3."""
 
-    def __init__(self, bucket: BotoBucket) -> None:
+    def __init__(self, bucket: BotoBucket, *, storage_class: StorageClass = DEFAULT_CLASS) -> None:
         self._bucket = bucket
+        self._storage_class = storage_class
 
     async def list_page(self, prefix: str, *, start_after: str, token: str | None) -> Page:
         """ListObjectsV2, up to 1,000 keys; ``token`` continues an earlier page."""
@@ -138,6 +144,7 @@ class BotoPlane:
                 ChecksumCRC32=b64encode(crc32(data).to_bytes(4, "big")).decode(),
                 ContentType=content_type,
                 Metadata=dict(metadata),
+                **class_parameters(self._storage_class, key),
                 **condition_parameters(condition),
             )
         return etag_of(response)
@@ -166,6 +173,7 @@ class BotoPlane:
                 **self._bucket.parameters(target),
                 CopySource=self._bucket.parameters(source),
                 **condition_parameters(condition),
+                **class_parameters(self._storage_class, target),
                 **options,
             )
 
