@@ -46,7 +46,7 @@ async def open_store(settings: Settings, *, retry: Retry | None = None) -> Async
         # Imported only when needed: the Lambda never does.
         from asyncagg.store.directory import DirectoryStore  # noqa: PLC0415
 
-        yield DirectoryStore(Path(settings.store))
+        yield DirectoryStore(Path(settings.store), inbox=settings.runs_prefix)
     else:
         raise UsageError(
             "store '': expected s3://bucket[/prefix] or a directory "
@@ -87,7 +87,9 @@ async def _open_plane(
         from asyncagg.store.s3.boto import BotoBucket, BotoPlane  # noqa: PLC0415
 
         yield BotoPlane(
-            BotoBucket(control.client, bucket, prefix), storage_class=_storage_class(settings)
+            BotoBucket(control.client, bucket, prefix),
+            max_body_bytes=max(settings.stream_bytes, _MAX_PAGE_BYTES),
+            storage_class=_storage_class(settings),
         )
         return
     from asyncagg.store.s3.http import Limits, tls_context  # noqa: PLC0415
@@ -123,7 +125,7 @@ def _storage_class(settings: Settings) -> StorageClass:
 
 def parse_bucket(url: str) -> tuple[str, str]:
     """Return the bucket and the key prefix of an ``s3://`` URL, or raise a `UsageError`."""
-    if ":" in url.removeprefix("s3://").partition("/")[0]:
+    if url.startswith("s3://arn:"):
         raise UsageError(
             f"store {url!r}: an ARN is not accepted; expected a bucket's name or, for an access "
             "point, its alias, such as s3://name-...-s3alias"

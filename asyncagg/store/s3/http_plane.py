@@ -308,7 +308,7 @@ def _parse_info(request: S3Request, response: Response) -> ObjectInfo:
             _etag(headers),
             in_utc(parsedate_to_datetime(headers[b"last-modified"].decode("latin-1"))),
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, OverflowError, ValueError) as error:
         raise TransientError(f"a header is missing or invalid: {error}") from error
     return ObjectInfo(
         file,

@@ -225,10 +225,13 @@ def delete_failures(
     its key, such as a missing bucket, is raised. One that names none of the files leaves open which
     was not deleted: then none of them counts as deleted.
     """
+    found = list(errors)
+    if not found:  # the usual case
+        return {}
     keys = {prefix + file.key: file.key for file in files}
     failures: dict[str, StoreError] = {}
     unclear: StoreError | None = None
-    for name, code, message in errors:
+    for name, code, message in found:
         key = keys.get(name)
         error = s3_error(
             "delete", key or name, bucket=bucket, status=200, code=code, message=message

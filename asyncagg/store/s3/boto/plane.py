@@ -25,10 +25,17 @@ _BLOCK = 256 * 1024
 
 
 class BotoPlane:
-    """`asyncagg.store.s3.plane.DataPlane` through aioboto3."""
+    """`asyncagg.store.s3.plane.DataPlane` through aioboto3.
 
-    def __init__(self, bucket: BotoBucket, *, storage_class: StorageClass = DEFAULT_CLASS) -> None:
+    def __init__(
+        self,
+        bucket: BotoBucket,
+        *,
+        max_body_bytes: int = 64 * 1024 * 1024,
+        storage_class: StorageClass = DEFAULT_CLASS,
+    ) -> None:
         self._bucket = bucket
+        self._max_body_bytes = max_body_bytes
         self._storage_class = storage_class
 
     async def list_page(self, prefix: str, *, start_after: str, token: str | None) -> Page:
@@ -67,7 +74,11 @@ class BotoPlane:
         """GetObject, read whole; a short body is a `TransientError`."""
         with self._bucket.translating("get", key):
             response = await self._get(key, if_match)
+            length = self._length(key, response)
             async with response["Body"] as body:
+                if length > self._max_body_bytes:
+                    detail = f"the response's body exceeds {self._max_body_bytes} bytes"
+                    raise self._bucket.error(TransientError, "get", key, detail)
                 data = await body.read()
         return self._body(key, if_match, response, data)
 
@@ -86,7 +97,7 @@ class BotoPlane:
     def _body(
         self, key: str, if_match: str | None, response: Mapping[str, Any], data: bytes
     ) -> Body:
-        self._check_length(key, response["ContentLength"], len(data))
+        self._check_length(key, self._length(key, response), len(data))
         etag = etag_of(response)
         if if_match is not None:
             check_etag(key, etag, if_match)
@@ -100,8 +111,9 @@ class BotoPlane:
         ranged = {"Range": f"bytes={offset}-"} if offset else {}
         with self._bucket.translating("get", key):
             response = await self._get(key, if_match, **ranged)
+            length = self._length(key, response)
         async with response["Body"] as body:
-            chunks = self._chunks(key, body, response["ContentLength"])
+            chunks = self._chunks(key, body, length)
             encoding = content_encoding(response.get("ContentEncoding", ""))
             yield StreamedBody(chunks, etag_of(response), encoding)
 
@@ -121,6 +133,12 @@ class BotoPlane:
             read += len(block)
             yield block
         self._check_length(key, length, read)
+
+    def _length(self, key: str, response: Mapping[str, Any]) -> int:
+        if "ContentLength" not in response:
+            detail = "the response has no length, so its end is unknown"
+            raise self._bucket.error(TransientError, "get", key, detail)
+        return int(response["ContentLength"])
 
     def _check_length(self, key: str, announced: int, read: int) -> None:
         if announced != read:
