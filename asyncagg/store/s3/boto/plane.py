@@ -27,6 +27,9 @@ _BLOCK = 256 * 1024
 class BotoPlane:
     """`asyncagg.store.s3.plane.DataPlane` through aioboto3.
 
+    ``max_body_bytes`` limits a body that is read whole.
+    """
+
     def __init__(
         self,
         bucket: BotoBucket,
