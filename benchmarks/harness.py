@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -82,6 +82,17 @@ class Server:
     def get(self, key: str) -> bytes:
         """Return the bytes of an object in the bucket."""
         return self._send(f"{BUCKET}/{key}", None)
+
+    def put(self, key: str, body: bytes | BinaryIO, size: int) -> None:
+        """Put an object of a size into the bucket."""
+        request = urllib.request.Request(  # noqa: S310 - loopback
+            f"{self.url}/{BUCKET}/{key}",
+            data=body,
+            headers={"Content-Length": str(size)},
+            method="PUT",
+        )
+        with urllib.request.urlopen(request, timeout=600):  # noqa: S310 - loopback
+            pass
 
     def _send(self, path: str, body: bytes | None) -> bytes:
         request = urllib.request.Request(f"{self.url}/{path}", data=body)  # noqa: S310 - loopback

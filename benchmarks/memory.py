@@ -10,13 +10,18 @@ Where cgroups (version 1) are not writable, memory is measured but not limited, 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
+import os
+import resource
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from heapq import nlargest
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +39,10 @@ from harness import (
     server,
     writable,
 )
+
+from asyncagg.errors import InvalidRunFileError
+from asyncagg.ingest.parsing import parse
+from asyncagg.model import RunFile
 
 LIMIT = 128 * MIB
 BUDGET = 110 * MIB
@@ -85,14 +94,8 @@ def giant(store: Server) -> int:
             file.write(block)
         size = file.tell()
         file.seek(0)
-        request = urllib.request.Request(  # noqa: S310 - loopback
-            f"{store.url}/{BUCKET}/runs/giant.json",
-            data=file,
-            headers={"Content-Length": str(size)},
-            method="PUT",
-        )
-        with urllib.request.urlopen(request, timeout=600):  # noqa: S310 - loopback
-            return 1
+        store.put("runs/giant.json", file, size)
+    return 1
 
 
 def _giant() -> Iterator[bytes]:
@@ -130,6 +133,68 @@ def merge(store: Server) -> int:
     return 1000
 
 
+PARTS = (
+    *(b"[]", b"{}", b'""', b"0", b"0.5", b"1e9", b"null", b'{"a":0}', b"[[]]", b"[0.1]"),
+    *('"é"'.encode(), '"🎉"'.encode(), b'"\\u00e9\\u4e00"', b'{"match_score":1,"a":[]}'),
+)
+PLACES = (
+    (b'{"errors":1,"x":[', b"]}"),  # a list that is not read
+    (b'{"errors":1,"x":{"y":[[', b"]]}}"),
+    (b'{"errors":1,"top_matches":[', b"]}"),  # only objects are valid here
+    (b'{"errors":1,"top_matches":[{"x":[', b"]}]}"),  # valid up to 256 KiB
+)
+SIZES = (60_000, 250_000, 2_400_000, 4_190_000)
+
+
+def dense_files() -> Iterator[bytes]:
+    """Yield documents of each size that are built of very many small values."""
+    for size, (start, end), part in product(SIZES, PLACES, PARTS):
+        times = (size - len(start) - len(end)) // (len(part) + 1)
+        yield start + b",".join([part] * times) + end
+    for size, character in product(SIZES, ("é", "🎉", "\\u4e00")):
+        yield f'{{"errors":1,"x":"{character * (size // len(character.encode()))}"}}'.encode()
+
+
+def peak_of_parsing(data: bytes) -> int:
+    """Return by how much the resident set of a forked process grows when it parses a file."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with suppress(InvalidRunFileError):
+            parse(data, RunFile("runs/a.json", len(data), "e", FIRST))
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        os.write(writer, str(grown * 1024).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as file:
+        return int(file.read())
+
+
+def dense(store: Server) -> int:
+    """Put 32 copies of each of the worst documents into the inbox, half of them as gzip."""
+    worst = nlargest(6, dense_files(), key=peak_of_parsing)
+    for number, data in enumerate(worst):
+        print(
+            f"{peak_of_parsing(data) / MIB:.1f} MB to parse {len(data)} bytes: {data[:50]!r}",
+            flush=True,
+        )
+        packed = gzip.compress(data, 1)
+        for copy in range(16):
+            store.put(f"runs/{number}-{copy}.json", data, len(data))
+            store.put(f"runs/{number}-{copy}.json.gz", packed, len(packed))
+    return 32 * sum(map(_is_valid, worst))
+
+
+def _is_valid(data: bytes) -> bool:
+    try:
+        parse(data, RunFile("runs/a.json", len(data), "e", FIRST))
+    except InvalidRunFileError:
+        return False
+    return True
+
+
 SCENARIOS = (
     Scenario("1k", "1,000 files, one window", small(1_000)),
     Scenario("10k", "10,000 files, one window", small(10_000)),
@@ -139,6 +204,7 @@ SCENARIOS = (
     Scenario("backlog", "30,000 files, a backlog of 300 windows", small(30_000, 300)),
     Scenario("giant", "one file of 200 MB, a million matches", giant),
     Scenario("megabytes", "10,000 files of 1 MB", megabytes),
+    Scenario("dense", "32 files of each of the worst documents below 4 MiB", dense),
     Scenario("slow", "30,000 files, each 10,000th answered after 10 seconds", slow),
     Scenario("merge", "1,000 files into an aggregate of 500,000", merge),
 )

@@ -26,9 +26,13 @@ def report(
     *,
     settings: Settings,
     to: Annotated[
-        str,
-        typer.Option("--out", help="The file to write; - for standard output.", metavar="FILE"),
-    ] = "report.html",
+        str | None,
+        typer.Option(
+            "--out",
+            help="The file to write; - for standard output. Default: report.html; none with --json",
+            metavar="FILE",
+        ),
+    ] = None,
     since: base.SinceOption = None,
     until: base.UntilOption = None,
     allow_empty: base.AllowEmptyOption = False,
@@ -45,7 +49,10 @@ def report(
 
       asyncagg report s3://matching-out-runs --since 2025-10-21 --until 2025-10-22 --json
     """
-    _check(to, json=json)
+    if to is None and not json:
+        to = "report.html"
+    if to is not None:
+        _check(to, json=json)
     columns = (TextColumn("aggregates"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
 
     async def work(context: JobContext) -> Report:
@@ -64,14 +71,14 @@ def report(
         filtered=bool(since or until),
     )
     data = made.as_dict()
-    page = build_page(data)
+    page = b"" if to is None else build_page(data)
     if to == _STDOUT:
         sys.stdout.buffer.write(page)
-    else:
+    elif to is not None:
         _write(Path(to), page)
     if json:
         base.print_json(data | {"out": to, "exit_code": made.exit_code})
-    elif to != _STDOUT:
+    elif to is not None and to != _STDOUT:
         _print(made, to, len(page))
     raise typer.Exit(made.exit_code)
 

@@ -8,6 +8,7 @@ whether a file is counted does not depend on the way, nor on the matches of the 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from operator import attrgetter
 
 import msgspec
@@ -38,25 +39,31 @@ def is_run_file(key: str) -> bool:
     return key.endswith((".json", ".json.gz")) or key[-8:].lower().endswith((".json", ".json.gz"))
 
 
-def parse(data: bytes, file: RunFile, top_cutoff: float = _NO_CUTOFF) -> RunResult:
+def parse(
+    data: bytes,
+    file: RunFile,
+    top_cutoff: float = _NO_CUTOFF,
+    unknown: Counter[str] | None = None,
+) -> RunResult:
     """Return the result of a run file.
 
     Args:
         data: Its content, unzipped.
         file: Its reference: its key and time replace missing ones.
         top_cutoff: Matches with a lower score are checked and left out.
+        unknown: Counts the names of fields that are not read; this takes more time.
 
     Raises:
         InvalidRunFileError: It can never be counted.
     """
-    if len(data) <= _MAX_WHOLE_BYTES:
+    if len(data) <= _MAX_WHOLE_BYTES and unknown is None:
         # Each level of nesting has an opening bracket. `replace` is faster than `count`.
         nested = len(data) - len(data.replace(b"{", b"").replace(b"[", b"")) > MAX_MATCH_DEPTH
         if not nested and (result := _skim(data, file, top_cutoff)) is not None:
             return result
         if (result := _decode(data, file, top_cutoff, nested=nested)) is not None:
             return result
-    parser = RunFileParser(file, top_cutoff)
+    parser = RunFileParser(file, top_cutoff, unknown)
     parser.feed(data)
     return parser.finish()
 

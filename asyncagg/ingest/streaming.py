@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterable
 from typing import Any, NamedTuple, NoReturn
 
@@ -38,6 +39,7 @@ _MAX_GROWTH = 4
 
 _MIN_BLOCK = 64 * 1024  # shorter ones are joined: a value that is cut is looked at again
 _MAX_EXCERPT = 40
+_MAX_UNKNOWN = 100  # names of fields that are not read
 _BULK = 16 * 1024
 _AFTER_FAILURE = 16
 _LONGEST_CHARACTER = len(r"\ud83d\ude00") + 4
@@ -64,18 +66,25 @@ _Steps = Generator[None, None, None]
 """A part of the parser: it yields whenever it needs more data."""
 
 
-async def parse_stream(chunks: AsyncIterator[bytes], file: RunFile, *, max_bytes: int) -> RunResult:
+async def parse_stream(
+    chunks: AsyncIterator[bytes],
+    file: RunFile,
+    *,
+    max_bytes: int,
+    unknown: Counter[str] | None = None,
+) -> RunResult:
     """Return the result of a run file, reading it block by block.
 
     Args:
         chunks: Its content as stored; gzip is recognised by its first bytes.
         file: Its reference: its key and time replace missing ones.
         max_bytes: The largest size of the unzipped content.
+        unknown: Counts the names of fields that are not read.
 
     Raises:
         InvalidRunFileError: It can never be counted.
     """
-    parser = RunFileParser(file)
+    parser = RunFileParser(file, unknown=unknown)
     unzipper = Unzipper(max_bytes)
     async for chunk in chunks:
         for block in unzipper.feed(chunk):
@@ -101,16 +110,19 @@ class _Seen(NamedTuple):
 class RunFileParser:
     """Parses one run file, whose unzipped content arrives in blocks.
 
-    Attributes:
-        unknown: The names of its first fields that are not read.
-
     Args:
         file: Its reference: its key and time replace missing ones.
         top_cutoff: Matches with a lower score are checked and left out.
+        unknown: Counts the names of fields that are not read.
     """
 
-    def __init__(self, file: RunFile, top_cutoff: float = -math.inf) -> None:
-        self.unknown: set[str] = set()
+    def __init__(
+        self,
+        file: RunFile,
+        top_cutoff: float = -math.inf,
+        unknown: Counter[str] | None = None,
+    ) -> None:
+        self._unknown = unknown
         self._file = file
         self._top_cutoff = top_cutoff
         self._data = b""
@@ -213,8 +225,7 @@ class RunFileParser:
 
     def _field(self, name: str) -> _Steps:
         if name not in ACCEPTED:
-            if len(self.unknown) < 100:
-                self.unknown.add(name)
+            self._count_unknown(name)
             yield from self._skip_value()
             return
         place = self._base + self._pos
@@ -235,12 +246,22 @@ class RunFileParser:
         self._fields[name] = _Seen(value, self._excerpt(end), place)
         self._pos = end
 
+    def _count_unknown(self, name: str) -> None:
+        counts = self._unknown
+        if counts is not None and (name in counts or len(counts) < _MAX_UNKNOWN):
+            counts[_shortened(name.encode())] += 1
+
     def _matches(self) -> _Steps:
         self._pos += 1
         yield from self._skip_white()
         position = 0
         more = not self._take(b"]")
         while more:
+            bodies, end = self._next_elements()
+            if self._add_ordinary_matches(bodies, end, position):
+                position += len(bodies)
+                self._pos = end
+                yield from self._skip_white()
             self._path = f"top_matches[{position}]"
             end = yield from self._value_end()
             if not end:
@@ -257,18 +278,35 @@ class RunFileParser:
             kind = "a list" if isinstance(body, list) else _shortened(data)
             self._invalid_match(position, f"expected an object, got {kind}")
             return
-        score = body.get("match_score")
-        score = 0 if score is None else score
-        if isinstance(score, bool) or not isinstance(score, int | float):
-            shown = _shortened(json.dumps(score, ensure_ascii=False).encode())
-            self._invalid_match(position, f"expected a number, got {shown}", ".match_score")
-        elif math.isinf(score):
-            self._invalid_match(
-                position, "out of range: expected a number that a double can hold", ".match_score"
-            )
+        score = _score(body)
+        if score is None:
+            shown = _shortened(json.dumps(body["match_score"], ensure_ascii=False).encode())
+            kind = "out of range: " if shown.endswith("Infinity") else ""
+            problem = f"{kind}expected a number that a double can hold, got {shown}"
+            self._invalid_match(position, problem, ".match_score")
         elif _may_be_too_large(data) and (problem := _size_problem(body)):
             self._invalid_match(position, problem)
-        elif score >= self._top_cutoff and (len(self._best) < TOP or score > self._best[-1].score):
+        else:
+            self._compete(score, position, body)
+
+    def _add_ordinary_matches(self, bodies: list[Any], end: int, position: int) -> bool:
+        """Add match objects, and return True; or return False, if one must be looked at alone."""
+        data = self._data[self._pos : end]
+        if not bodies or data.count(b"[") + data.count(b"{") - len(bodies) > MAX_MATCH_DEPTH:
+            return False
+        if self._bad_match:
+            return True
+        scores = [_score(body) if isinstance(body, dict) else None for body in bodies]
+        if None in scores:
+            self._alone = _AFTER_FAILURE
+            return False
+        for number, score in enumerate(scores):
+            if score is not None:
+                self._compete(score, position + number, bodies[number])
+        return True
+
+    def _compete(self, score: float, position: int, body: dict[str, Any]) -> None:
+        if score >= self._top_cutoff and (len(self._best) < TOP or score > self._best[-1].score):
             # Decoded bodies are 30 times as large as their JSON.
             self._best = best_matches([*self._best, Match(score, position, orjson.dumps(body))])
 
@@ -411,19 +449,26 @@ class RunFileParser:
 
     def _skip_elements(self) -> _Steps:
         """Go past the elements of a list that are there already, if they are easily cut off."""
+        elements, end = self._next_elements()
+        if elements:
+            self._pos = end
+            yield from self._skip_white()
+
+    def _next_elements(self) -> tuple[list[Any], int]:
+        """Return elements of a list, and the place after their last comma; none if it is not easy.
+
+        At least one more element follows.
+        """
         self._alone -= 1
-        last = _CLOSING.get(self._data[self._pos : self._pos + 1], b"")
-        end = self._data.rfind(last + b",", self._pos, self._pos + _BULK)
-        if self._alone > 0 or end < 0:
-            return
-        end += len(last)
+        last = _CLOSING.get(self._data[self._pos : self._pos + 1], b"") + b","
+        comma = self._data.rfind(last, self._pos, self._pos + _BULK) + len(last) - 1
+        if self._alone > 0 or comma <= self._pos:
+            return [], 0
         try:
-            orjson.loads(b"[%b]" % self._data[self._pos : end])
+            return orjson.loads(b"[%b]" % self._data[self._pos : comma]), comma + 1
         except orjson.JSONDecodeError:
             self._alone = _AFTER_FAILURE  # so that failures take a small part of the time
-            return
-        self._pos = end + 1
-        yield from self._skip_white()
+            return [], 0
 
     def _skip_string(self) -> _Steps:
         """Go past a long string, and check it in parts."""
@@ -507,6 +552,15 @@ class _ConstantError(ValueError):
 
 def _refuse_constant(name: str) -> NoReturn:
     raise _ConstantError(name)
+
+
+def _score(body: dict[str, Any]) -> int | float | None:
+    """Return the score of a match object; None if it is invalid."""
+    score = body.get("match_score")
+    if score is None:
+        return 0
+    valid = isinstance(score, int | float) and not isinstance(score, bool)
+    return score if valid and not math.isinf(score) else None
 
 
 def _integer(text: str) -> int | float:

@@ -36,6 +36,9 @@ MODIFIED = "asyncagg-last-modified"
 ETAG = "asyncagg-etag"
 """Metadata of a quarantined object: the etag of its run file; a copy may have another."""
 
+_MAX_KEPT_METADATA = 1400
+"""Bytes: S3 keeps 2 KB of metadata, of which a reason needs up to 600."""
+
 
 class Mover:
     """Moves the files of one window, and counts the outcomes.
@@ -84,7 +87,14 @@ class Mover:
             Its key there, or None if the file stays in the inbox; the tally records the reason.
         """
         ascii_reason = reason.encode("ascii", "backslashreplace").decode("ascii")
-        metadata = {REASON: " ".join(ascii_reason.split()), **_arrival(file)}
+        try:
+            kept = producer_metadata((await self._store.head(file.key)).metadata)
+        except StoreError as error:
+            await self._deferrals.add(file, error, self._tally)
+            return None
+        if sum(map(len, (*kept, *kept.values()))) > _MAX_KEPT_METADATA:
+            kept = {}
+        metadata = kept | {REASON: " ".join(ascii_reason.split()), **_arrival(file)}
         return await self._ensure_copied(file, self._layout.quarantine_key(file.key), metadata)
 
     async def _move(
@@ -147,7 +157,9 @@ class Mover:
         else:
             return conflict
         raise StoreError(
-            f"cannot copy {file.key!r}: {target!r} and {conflict!r} both exist with other content",
+            f"cannot copy {file.key!r} with etag {file.etag!r}: the store says that a condition "
+            f"does not hold (412), but the file is unchanged; {target!r} and {conflict!r} may "
+            "both exist with other content",
             operation="copy",
             key=file.key,
         )
@@ -185,6 +197,11 @@ class Mover:
 def _arrival(file: RunFile) -> dict[str, str]:
     """Return the metadata that identifies a run file by its copy in quarantine."""
     return {MODIFIED: file.last_modified.isoformat(), ETAG: file.etag}
+
+
+def producer_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the metadata that a file had before it was quarantined."""
+    return {name: metadata[name] for name in metadata if name not in {REASON, MODIFIED, ETAG}}
 
 
 async def same_content(store: Store, file: RunFile, other: str) -> bool:

@@ -31,7 +31,9 @@ class Refusals:
         Raises:
             StoreError: So many were refused, and none accepted, that the set-up is at fault.
         """
-        self._add(error.operation, error, 1)
+        # Both read an object, and a directory names them apart.
+        operation = "get" if error.operation == "stream" else error.operation
+        self._add(operation, error, 1)
 
     def _add(self, operation: str, first: StoreError, count: int) -> None:
         self._first.setdefault(operation, first)

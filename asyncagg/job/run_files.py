@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from asyncagg.errors import InvalidRunFileError
@@ -33,7 +34,12 @@ class RunFileReader:
         self._limiter = ByteLimiter(settings.max_inflight_bytes)
 
     async def read(
-        self, file: RunFile, *, key: str = "", top_cutoff: float = -math.inf
+        self,
+        file: RunFile,
+        *,
+        key: str = "",
+        top_cutoff: float = -math.inf,
+        unknown: Counter[str] | None = None,
     ) -> tuple[RunResult, bytes | None]:
         """Return the content of a run file, and its bytes if they were read whole.
 
@@ -41,6 +47,7 @@ class RunFileReader:
             file: Its reference.
             key: Read from this key instead of ``file.key``, if the file was moved.
             top_cutoff: Matches with a lower score may be left out.
+            unknown: Counts the names of fields that are not read.
 
         Raises:
             InvalidRunFileError: It can never be counted.
@@ -51,19 +58,19 @@ class RunFileReader:
                 f"too large: {file.size} bytes, expected at most {self._max_bytes}"
             )
         if file.size > self._stream_bytes:
-            return await self._read_stream(file, key), None
+            return await self._read_stream(file, key, unknown), None
         if not self._limiter.take(file.size):
             await self._limiter.acquire(file.size)
         try:
             body = await self._store.get(key or file.key, if_match=file.etag)
             if not is_gzip(body.data):
-                return parse(body.data, file, top_cutoff), body.data
+                return parse(body.data, file, top_cutoff, unknown), body.data
             unzipped = self._unzip(body.data)
             if unzipped is not None:
-                return parse(unzipped, file, top_cutoff), body.data
+                return parse(unzipped, file, top_cutoff, unknown), body.data
         finally:
             self._limiter.release(file.size)
-        return await self._read_stream(file, key), None
+        return await self._read_stream(file, key, unknown), None
 
     async def read_content(
         self,
@@ -96,12 +103,14 @@ class RunFileReader:
             blocks.append(block)
         return b"".join(blocks)
 
-    async def _read_stream(self, file: RunFile, key: str) -> RunResult:
+    async def _read_stream(
+        self, file: RunFile, key: str, unknown: Counter[str] | None
+    ) -> RunResult:
         async with (
             self._limiter.hold(max(self._stream_bytes, _STREAM_COST)),
             self._store.stream(key or file.key, if_match=file.etag) as body,
         ):
-            return await parse_stream(body.chunks, file, max_bytes=self._max_bytes)
+            return await parse_stream(body.chunks, file, max_bytes=self._max_bytes, unknown=unknown)
 
 
 async def _one_block(data: bytes) -> AsyncIterator[bytes]:

@@ -13,9 +13,11 @@ The order of the calls:
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import anyio
@@ -29,7 +31,7 @@ from asyncagg.job.chunk import WindowBatch
 from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
 from asyncagg.job.deferrals import Deferrals
-from asyncagg.job.fetch import Fetcher
+from asyncagg.job.fetch import Fetcher, Read
 from asyncagg.job.outcome import RunReport, Tally, WindowReport
 from asyncagg.job.packing import LostPack, Packer, open_packer, remove_lost
 from asyncagg.job.redelivered import find_counted
@@ -37,6 +39,8 @@ from asyncagg.job.run_files import RunFileReader
 from asyncagg.model import Pack, RunFile, Window
 
 _log = logging.getLogger(__name__)
+
+_MAX_NAMES = 20
 
 _PENDING, _COUNTED, _PACKED, _QUARANTINED = range(4)  # bytes(n) is n pending files
 
@@ -181,10 +185,16 @@ class Settlement:
     ) -> Fetcher:
         """Fetch files, and return what was folded."""
         mover = Mover(self.context, tally, self.workers, self.deferrals)
-        read, quarantine = self.reader.read, mover.copy_to_quarantine
+        quarantine, unknown = mover.copy_to_quarantine, Counter[str]()
+        read: Read = self.reader.read
+        if _log.isEnabledFor(logging.DEBUG):
+            read = partial(self.reader.read, unknown=unknown)
         fetcher = Fetcher(read, quarantine, rows, tally, self.deferrals, packs=packer)
         with self.run_report.timed("fetch"):
             await fetcher.fetch(files, workers=self.workers, until=until)
+        if unknown:
+            names = dict(unknown.most_common(_MAX_NAMES))
+            _log.debug("unknown fields", extra={"window": self.window.name, "names": names})
         return fetcher
 
     async def move_files(self, outcomes: Outcomes) -> None:

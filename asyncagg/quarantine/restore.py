@@ -32,7 +32,7 @@ from asyncagg.errors import (
     PreconditionFailedError,
     StoreError,
 )
-from asyncagg.job.archive import digest, same_bytes, same_content
+from asyncagg.job.archive import digest, producer_metadata, same_bytes, same_content
 from asyncagg.job.context import JobContext
 from asyncagg.job.layout import KeyKind
 from asyncagg.job.refusals import Refusals
@@ -43,6 +43,9 @@ from asyncagg.quarantine.details import quarantine_reason
 from asyncagg.quarantine.listing import QuarantinedFile, check_key, look_up
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store import Matches, Store
+
+_WINDOWS_AT_ONCE = 4
+"""How many aggregates are read concurrently."""
 
 _OVERWRITTEN = "it was overwritten meanwhile: try again"
 
@@ -169,11 +172,14 @@ class Restorer:
                 else:
                     claims[window].append(claim)
 
-        await for_each(keys, prepare, workers=workers)
-        for window, group in claims.items():
+        async def restore_window(item: tuple[Window, list[Claim]]) -> None:
+            window, group = item
             with self._reporting(report, [claim.file.key for claim in group]):
                 counted = await claim_files(self._context, window, group)
                 await self._move_each(group, counted, report)
+
+        await for_each(keys, prepare, workers=workers)
+        await for_each(claims.items(), restore_window, workers=min(_WINDOWS_AT_ONCE, workers))
 
     async def _prepare(self, key: str) -> tuple[Window, Claim]:
         """Return the window of a file, and the claim to it."""
@@ -251,7 +257,8 @@ class Restorer:
 
     async def _is_copied(self, file: RunFile, target: str) -> bool:
         try:
-            await self._store.copy(file.key, target, if_match=file.etag, metadata={})
+            metadata = producer_metadata((await self._store.head(file.key)).metadata)
+            await self._store.copy(file.key, target, if_match=file.etag, metadata=metadata)
         except PreconditionFailedError:
             return await same_content(self._store, file, target)
         return True

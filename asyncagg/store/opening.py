@@ -19,7 +19,7 @@ from asyncagg.store.retry import Retry, RetryPolicy
 
 if TYPE_CHECKING:
     from asyncagg.store.s3.boto import Control
-    from asyncagg.store.s3.plane import DataPlane
+    from asyncagg.store.s3.plane import DataPlane, StorageClass
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ async def open_store(settings: Settings, *, retry: Retry | None = None) -> Async
         # Imported only when needed: the Lambda never does.
         from asyncagg.store.directory import DirectoryStore  # noqa: PLC0415
 
-        yield DirectoryStore(Path(settings.store))
+        yield DirectoryStore(Path(settings.store), inbox=settings.runs_prefix)
     else:
         raise UsageError(
             "store '': expected s3://bucket[/prefix] or a directory "
@@ -68,7 +68,9 @@ async def _open_s3(settings: Settings, retry: Retry | None) -> AsyncIterator[Sto
         ) as control,
         _open_plane(control, settings, bucket, root) as plane,
     ):
-        multipart = BotoMultipart(BotoBucket(control.client, bucket, root))
+        multipart = BotoMultipart(
+            BotoBucket(control.client, bucket, root), storage_class=_storage_class(settings)
+        )
         store = S3Store(settings.store, plane, multipart, retry)
         prefix, required = settings.archive_prefix, settings.conditional_writes == "required"
         store.parts_guard = PartsGuard(store, store.put_in_parts, prefix=prefix, required=required)
@@ -84,7 +86,11 @@ async def _open_plane(
     if control.proxy or settings.data_plane == "boto":
         from asyncagg.store.s3.boto import BotoBucket, BotoPlane  # noqa: PLC0415
 
-        yield BotoPlane(BotoBucket(control.client, bucket, prefix))
+        yield BotoPlane(
+            BotoBucket(control.client, bucket, prefix),
+            max_body_bytes=max(settings.stream_bytes, _MAX_PAGE_BYTES),
+            storage_class=_storage_class(settings),
+        )
         return
     from asyncagg.store.s3.http import Limits, tls_context  # noqa: PLC0415
     from asyncagg.store.s3.http_plane import HttpDataPlane  # noqa: PLC0415
@@ -105,15 +111,21 @@ async def _open_plane(
         tls=tls,
     )
     try:
-        yield HttpDataPlane(requester, prefix)
+        yield HttpDataPlane(requester, prefix, storage_class=_storage_class(settings))
     finally:
         with move_on_after(_CLEANUP_SECONDS, shield=True):
             await requester.aclose()
 
 
+def _storage_class(settings: Settings) -> StorageClass:
+    from asyncagg.store.s3.plane import StorageClass  # noqa: PLC0415 - a directory needs no S3
+
+    return StorageClass(settings.archive_storage_class, settings.archive_prefix)
+
+
 def parse_bucket(url: str) -> tuple[str, str]:
     """Return the bucket and the key prefix of an ``s3://`` URL, or raise a `UsageError`."""
-    if ":" in url.removeprefix("s3://").partition("/")[0]:
+    if url.startswith("s3://arn:"):
         raise UsageError(
             f"store {url!r}: an ARN is not accepted; expected a bucket's name or, for an access "
             "point, its alias, such as s3://name-...-s3alias"

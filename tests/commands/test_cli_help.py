@@ -19,6 +19,7 @@ from testkit.command import asyncagg, sampled
 from testkit.s3server import DropError, Request, S3Server, ThreadedS3Server
 from testkit.scenario import BUCKET
 
+from asyncagg.cli import _exit_code
 from asyncagg.cli.application import application, commands
 
 COMMAND = str(Path(sys.executable).with_name("asyncagg"))
@@ -117,6 +118,27 @@ def test_debug_shows_where_an_error_comes_from(words: list[str], code: int, mess
     assert "Traceback" in done.stderr
     assert message in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["run", "/no/such/folder", "--json"], 1, "/no/such/folder"),
+        (["verify", "--json", "ftp://x"], 2, "store 'ftp://x'"),
+        (["run", "s3://b", "--endpoint-url", "nonsense", "--json"], 1, "endpoint_url"),
+    ],
+)
+def test_a_failure_is_a_json_document_too(
+    words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --json a program reads the error and the exit code from standard output."""
+    assert _exit_code(words, debug=False) == code
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert document.keys() == {"error", "exit_code"}
+    assert document["exit_code"] == code
+    assert message in document["error"]
+    assert document["error"] in " ".join(printed.err.split())
 
 
 def test_an_unknown_variable_is_reported(tmp_path: Path) -> None:

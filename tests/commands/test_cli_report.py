@@ -74,6 +74,15 @@ async def test_report_reads_a_bucket_of_moto(tmp_path: Path) -> None:
     assert block(out.read_bytes()) == data
 
 
+def test_json_alone_writes_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that reads the numbers wants no file in its folder."""
+    settled(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    done = asyncagg("report", "data", "--json")
+    assert (done.returncode, json.loads(done.stdout)["out"]) == (0, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 def test_a_page_goes_to_standard_output(tmp_path: Path) -> None:
     """Standard output has only the page, in UTF-8 in any locale."""
     settled(tmp_path)

@@ -118,6 +118,21 @@ def test_what_cannot_be_repaired_ends_with_1(folder: Path) -> None:
     assert of_directory(folder) == before
 
 
+@pytest.mark.parametrize(
+    "words", [["verify"], ["report", "--json"], ["rollup", "--period", "day"]], ids=" ".join
+)
+def test_nothing_found_is_not_all_is_well(folder: Path, words: list[str]) -> None:
+    """An empty or mistyped place is an error that says where it looked."""
+    command, *options = words
+    mistyped = [*options, "--aggregate-prefix", "agregates/", "--archive-prefix", "archives/"]
+    mistyped += ["--quarantine-prefix", "other/"]
+    done = asyncagg(command, str(folder), *mistyped)
+    assert done.returncode == 1
+    assert "nothing found: looked in" in done.stderr
+    assert "'agregates/'" in done.stderr
+    assert asyncagg(command, str(folder), *mistyped, "--allow-empty").returncode == 0
+
+
 def test_repair_needs_yes_or_a_terminal(folder: Path) -> None:
     """--repair without --yes and without a terminal is wrong usage, and changes nothing."""
     before = of_directory(folder)

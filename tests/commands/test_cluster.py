@@ -395,6 +395,8 @@ async def _join_again_and_again(address: str) -> None:
 
 _TRESPASS = """
 import anyio
+from distributed import Client
+from distributed.security import Security
 from asyncagg.backfill.cluster import start_cluster
 from asyncagg.settings import Settings
 

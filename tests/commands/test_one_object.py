@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
 from testkit.hooked import HookedStore
-from testkit.scenario import Clock, moment, run_data
+from testkit.s3server import Faults, S3Server
+from testkit.scenario import BUCKET, PLANES, Clock, fill_server, moment, open_s3, run_data
 
 from asyncagg.backfill import LocalEngine, backfill, recompute_all
 from asyncagg.errors import AccessDeniedError, StoreError
@@ -21,6 +26,7 @@ from asyncagg.report import gather
 from asyncagg.rollup import Period, rollup
 from asyncagg.settings import Settings
 from asyncagg.store import Store
+from asyncagg.store.directory import DirectoryStore
 from asyncagg.store.memory import MemoryStore
 from asyncagg.store.s3.plane import s3_error
 from asyncagg.verify import verify
@@ -29,6 +35,7 @@ from asyncagg.verify.findings import FindingKind
 AT = moment(14, 5)
 EVERYTHING = Interval(moment(13, 0), AT)
 SETTINGS = Settings(window_by="name", concurrency=4)
+NOBODY = 65534
 WINDOW = "20251021t1355Z"
 AGGREGATE = f"aggregates/{WINDOW}.json"
 ARCHIVED = "archive/20251021t135200Z_0.json"
@@ -163,6 +170,66 @@ async def test_one_refused_object_is_named_and_the_others_go_on(name: str, kind:
     assert outcome.code == 3
     assert key in outcome.named or WINDOW in outcome.named
     assert (await command(store)).code == 0
+
+
+OPERATIONS = {
+    "stream": "GetObject",
+    "get": "GetObject",
+    "head": "HeadObject",
+    "put": "PutObject",
+    "copy": "CopyObject",
+}
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("name", COMMANDS)
+async def test_over_http_one_refused_object_is_named_too(name: str, plane: str) -> None:
+    """The server answers 403 to the requests for that object."""
+    command, key, operations = COMMANDS[name]
+    refused = {OPERATIONS[each] for each in operations}
+    if "copy" in operations:  # the server names a copy by its target
+        name_of_file = key.rpartition("/")[2]
+        key = f"archive/{name_of_file}" if key == WAITING else "runs/20251021t135100Z_bad.putback"
+    faults = Faults(denied=lambda asked, of: asked in refused and of.startswith(key))
+    async with S3Server([BUCKET], clock=lambda: AT) as server:
+        fill_server(server, await settled())
+        server.faults = faults
+        async with open_s3(server, plane, window_by="name") as (store, _):
+            assert (await command(store)).code == 3
+            faults.denied = None
+            assert (await command(store)).code == 0
+
+
+@contextmanager
+def unprivileged() -> Iterator[Path]:
+    """Yield a folder, and be a user whom permissions bind meanwhile."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(NOBODY)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(user)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in COMMANDS if COMMANDS[name][2] & {"get", "stream"}]
+)
+async def test_in_a_directory_one_file_of_another_user_is_named_too(name: str) -> None:
+    """It cannot be read by this user."""
+    command, key, _ = COMMANDS[name]
+    store = await settled()
+    with unprivileged() as root:
+        for each, stored in store._objects.items():
+            path = root / each
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(stored.data)
+        (root / key).chmod(0)
+        outcome = await command(DirectoryStore(root))
+    assert outcome.code == 3
+    assert key in outcome.named or WINDOW in outcome.named
 
 
 OTHERWISE = {

@@ -122,7 +122,7 @@ async def test_the_content_shown_is_bounded(name: str, data: bytes) -> None:
     await store.put(f"quarantine/{name}", data)
     shown = await details(store, f"quarantine/{name}")
     assert shown.reason_now
-    assert shown.unzipped == (name.endswith(".gz") and len(data) < 5000 and data[:2] == b"\x1f\x8b")
+    assert shown.unzipped == (data[:2] == b"\x1f\x8b")
     expected = b"b" * 5000 if shown.unzipped else data
     assert shown.excerpt == expected[:EXCERPT_BYTES]
     json.dumps(shown.as_dict(), default=str)
@@ -179,6 +179,21 @@ async def test_unchanged_content_is_counted_after_a_change_of_settings() -> None
         await restorer(store).restore_all(lambda _: None)
     await run(store, BY_NAME, at=AT)
     assert counted(of_memory(store)) == {run_data(1): 1}
+
+
+async def test_the_metadata_of_a_producer_is_kept() -> None:
+    """A quarantined copy has it beside the reason, and the file that is put back has it alone."""
+    store = await settled({})
+    own = {"producer": "matcher-7", "trace": "x" * 300}
+    await store.put(f"runs/{BAD}", b"{no", metadata=own)
+    await store.put("runs/large.json", b"{no", metadata={"x": "y" * 1900})
+    await run(store, BY_NAME, at=LATER)
+    quarantined = (await store.head(f"quarantine/{BAD}")).metadata
+    assert quarantined.items() > own.items()
+    assert quarantined["asyncagg-reason"].startswith("not JSON")
+    assert "x" not in (await store.head("quarantine/large.json")).metadata  # S3 keeps 2 KB
+    found = await restorer(store, force=True).restore(f"quarantine/{BAD}")
+    assert (await store.head(found.inbox_key)).metadata == own
 
 
 async def test_a_file_that_is_still_in_the_inbox_is_left_to_the_next_run() -> None:

@@ -547,6 +547,16 @@ async def test_an_empty_store_has_no_findings() -> None:
     assert (report.exit_code, report.empty) == (0, True)
 
 
+async def test_ignored_objects_are_named() -> None:
+    """They are no finding, but nobody else says that they are never read."""
+    store = await intact_memory()
+    for name in ("a.jsonl", "b.ndjson", "c.JSON", "folder/"):
+        await store.put(f"runs/{name}", b"")
+    report = await verified(store)
+    assert [each.key for each in report.ignored.examples] == ["runs/a.jsonl", "runs/b.ndjson"]
+    assert (report.found, report.ignored.count) == ({}, 2)
+
+
 async def test_a_file_in_the_wrong_window_is_a_finding() -> None:
     """Its time is not in the window of the aggregate that counts it."""
     store = MemoryStore(Clock())

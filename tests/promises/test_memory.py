@@ -6,11 +6,12 @@ is measured but not limited.
 
 from __future__ import annotations
 
+import gzip
 import sys
 from collections.abc import Iterator
 
 import pytest
-from harness import BUCKET, HERE, MIB, Measured, Server, box, measure, server
+from harness import BUCKET, HERE, MIB, Measured, Server, box, measure, server, writable
 from memory import BUDGET, END, LIMIT, windows
 
 pytestmark = pytest.mark.slow
@@ -73,3 +74,25 @@ def test_large_files_stay_inside_the_budget(store: Server) -> None:
         assert done.answer["processed_files"] == 60
         assert done.peak_bytes <= BUDGET
         store.control("reset")
+
+
+WORST = (
+    b'{"errors":1,"x":[' + b"[]," * 800_000 + b"0]}",
+    b'{"errors":1,"x":{"y":[[' + b"[[]]," * 800_000 + b"0]]}}",
+    b'{"errors":1,"top_matches":[' + b'{"x":[' + b"[]," * 85_000 + b"0]}]}",
+    b'{"errors":1,"x":"' + "🎉".encode() * 1_000_000 + b'"}',
+)
+"""The worst documents that `benchmarks/memory.py --only dense` finds."""
+
+
+@pytest.mark.skipif(not writable("memory"), reason="cgroups are not writable: there is no limit")
+@pytest.mark.parametrize("packed", [False, True])
+def test_dense_documents_stay_inside_the_budget(store: Server, *, packed: bool) -> None:
+    """32 files at once whose decoded form would be 30 times as large as their JSON."""
+    for number, data in enumerate(WORST):
+        body = gzip.compress(data, 1) if packed else data
+        for copy in range(8):
+            store.put(f"runs/{number}-{copy}.json", body, len(body))
+    done = settle(store)
+    assert done.answer["processed_files"] == 32
+    assert done.peak_bytes <= BUDGET

@@ -33,7 +33,7 @@ from asyncagg.errors import (
 )
 from asyncagg.model import RunFile
 from asyncagg.store import Absent
-from asyncagg.store.directory import DirectoryStore, removal, walk
+from asyncagg.store.directory import DirectoryStore, removal, walk, writing
 from asyncagg.store.directory.paths import KeyPath
 from asyncagg.store.directory.tree import Tree, find
 
@@ -126,7 +126,16 @@ class TestLinks:
     async def test_are_not_listed(self, store: DirectoryStore) -> None:
         """Links to files and folders are not listed, nor is what they lead to."""
         assert await keys(store) == []
-        assert await keys(store, "folder-link/") == []
+
+    @pytest.mark.parametrize("prefix", ["folder-link/", "folder-link/x", "file/", "file/a/b"])
+    async def test_no_folder_is_no_empty_listing(
+        self, store: DirectoryStore, root: Path, prefix: str
+    ) -> None:
+        """A listing below a link or a file is an error that names it: it would never find any."""
+        (root / "file").write_bytes(BODY)
+        with pytest.raises(ConfigurationError, match=rf"list '{prefix}' .*: expected a folder"):
+            await keys(store, prefix)
+        assert await keys(store, "missing/") == []
 
     @pytest.mark.parametrize("key", ["file-link", "folder-link/secret", "folder-link", "dangling"])
     async def test_are_not_read(self, store: DirectoryStore, key: str) -> None:
@@ -249,6 +258,60 @@ class TestListing:
         with caplog.at_level(logging.WARNING):
             assert await keys(store) == ["a.json"]
         assert "latin-" in caplog.text
+
+    async def test_what_is_skipped_is_counted_and_named(
+        self, root: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Hidden and temporary files of the inbox, links and pipes are named in one warning."""
+        (root / "runs").mkdir()
+        for name in ("a.json", ".b.json", "~c.json", "d.json.tmp", "e.json~", "f.json.part"):
+            (root / "runs" / name).write_bytes(BODY)
+        os.mkfifo(root / "runs" / "pipe.json")
+        (root / "runs" / "link.json").symlink_to(root / "runs" / "a.json")
+        with caplog.at_level(logging.WARNING):
+            assert await keys(DirectoryStore(root, inbox="runs/")) == ["runs/a.json"]
+        (message,) = caplog.messages
+        assert (
+            "not listed below 'runs/': 5 hidden or temporary, 1 not a file, 1 symbolic" in message
+        )
+        assert len(await keys(DirectoryStore(root))) == 6
+
+    async def test_stale_temporary_files_are_removed(
+        self, store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A listing removes the temporary files of killed processes, not those of live ones."""
+        (root / "runs").mkdir()
+        (root / "runs" / ".asyncagg-tmp-0123").write_bytes(BODY)
+        await keys(store)
+        assert left_over(root) == [".asyncagg-tmp-0123"]
+        monkeypatch.setattr(walk, "_STALE_SECONDS", -1)
+        await keys(store)
+        assert left_over(root) == []
+
+    @pytest.mark.parametrize("kind", ["pipe", "link", "file", "folder"])
+    @pytest.mark.parametrize("name", [".asyncagg-lock", ".asyncagg-aside"])
+    async def test_internal_files_in_the_way_are_named(
+        self, store: DirectoryStore, root: Path, name: str, kind: str
+    ) -> None:
+        """What is in the place of an internal file is an error that names it, and never a hang."""
+        await store.put("a.json", BODY)
+        file = await listed(store, "a.json")
+        place = root / name
+        place.unlink(missing_ok=True)
+        if kind == "pipe":
+            os.mkfifo(place)
+        elif kind == "link":
+            place.symlink_to(root / "a.json")
+        elif kind == "file":
+            place.write_bytes(b"")
+        else:
+            place.mkdir()
+        if (name, kind) in {(".asyncagg-lock", "file"), (".asyncagg-aside", "folder")}:
+            assert await store.delete([file]) == {}
+            return
+        with pytest.raises(ConfigurationError, match=rf"{name}' is in the way: expected a"):
+            await store.delete([file])
+        assert (root / "a.json").read_bytes() == BODY
 
     async def test_a_pipe_is_not_waited_for(self, store: DirectoryStore, root: Path) -> None:
         """Reading a named pipe fails at once."""
@@ -647,3 +710,54 @@ async def main():
 
 anyio.run(main)
 """
+
+
+class TestLargeCopies:
+    async def test_holes_stay_holes(self, store: DirectoryStore, root: Path) -> None:
+        """A sparse file of 8 GB is copied in no time, with its content and its holes."""
+        with (root / "sparse.json").open("wb") as file:
+            file.write(b"start")
+            file.seek(1 << 32)
+            file.write(b"x" * 300_000)
+            file.truncate(1 << 33)
+        source = await listed(store, "sparse.json")
+        await store.copy("sparse.json", "copy.json", if_match=source.etag)
+        status = (root / "copy.json").stat()
+        assert status.st_size == 1 << 33
+        assert status.st_blocks * 512 < 10_000_000
+        assert (await listed(store, "copy.json")).etag == source.etag
+        with (root / "copy.json").open("rb") as file:
+            assert file.read(6) == b"start\0"
+            file.seek(1 << 32)
+            assert file.read(300_001) == b"x" * 300_000 + b"\0"
+
+    @pytest.mark.parametrize("supported", [True, False])
+    async def test_a_deadline_ends_a_copy(
+        self, store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch, *, supported: bool
+    ) -> None:
+        """A copy obeys cancellation after each part, and removes its temporary file."""
+        monkeypatch.setattr(writing, "_COPY_PART", 4096)
+        if not supported:
+            monkeypatch.setattr(os, "copy_file_range", failing(errno.EXDEV))
+        (root / "large.json").write_bytes(os.urandom(1_000_000))
+        source = await listed(store, "large.json")
+        parts = 0
+        real = os.fdatasync
+        with anyio.CancelScope() as scope:
+
+            def synced(file: int) -> None:
+                nonlocal parts
+                parts += 1
+                real(file)
+                if parts == 3:
+                    anyio.from_thread.run_sync(scope.cancel)
+
+            monkeypatch.setattr(os, "fdatasync", synced)
+            await store.copy("large.json", "copy.json", if_match=source.etag)
+        assert scope.cancelled_caught
+        assert parts == 3
+        assert left_over(root) == []
+        assert await keys(store) == ["large.json"]
+        monkeypatch.setattr(os, "fdatasync", real)
+        await store.copy("large.json", "copy.json", if_match=source.etag)
+        assert (root / "copy.json").read_bytes() == (root / "large.json").read_bytes()

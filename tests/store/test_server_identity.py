@@ -179,6 +179,40 @@ async def test_only_a_server_that_proves_its_name_gets_a_request(
         assert server.received
 
 
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while block := await reader.read(65536):
+            writer.write(block)
+    writer.close()
+
+
+async def _tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Be a proxy that connects to the port asked for."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    port = int(head.split()[1].rpartition(b":")[2])
+    from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    await asyncio.gather(_pipe(reader, to_server), _pipe(from_server, writer))
+
+
+async def test_a_proxy_changes_nothing_about_the_server_s_proof(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name and the certificate of the server behind a proxy are verified."""
+    proxy = await asyncio.start_server(_tunnel, "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
+    for name, accepted in (("example.org", False), ("localhost", True)):
+        async with recording(authority.server_context(name)) as server:
+            url = f"https://localhost:{server.port}"
+            async with opened("boto plane", url, monkeypatch, tmp_path) as send:
+                with pytest.raises(AsyncaggError) as caught:
+                    await send()
+            assert bool(server.received) is accepted
+            assert isinstance(caught.value, ConfigurationError)  # 403 is one, too
+    proxy.close()
+
+
 async def test_a_ca_bundle_that_is_none_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

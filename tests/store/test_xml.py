@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from random import Random
 from urllib.parse import quote_plus
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
@@ -11,11 +12,26 @@ from xml.sax.saxutils import escape
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testkit.fuzz_parsing import RESPONSES, read_response
 from testkit.strategies import etags, run_files, texts
 
 from asyncagg.errors import TransientError
 from asyncagg.model import RunFile
 from asyncagg.store.s3 import xml as s3xml
+
+DAMAGE = (
+    b"",
+    b"<",
+    b"&",
+    b"\x00",
+    b"\x85",
+    b"&#10;",
+    b"9" * 20,
+    b"\r\n",
+    b"9999-",
+    b"</Contents>",
+    b"%",
+)
 
 XMLNS = "http://s3.amazonaws.com/doc/2006-03-01/"
 
@@ -106,3 +122,15 @@ def test_a_batch_says_what_it_was_given(objects: list[tuple[str, str]]) -> None:
         for entry in root.iterfind("{*}Object")
     ]
     assert parsed == objects
+
+
+def test_a_damaged_response_is_an_error_of_the_store() -> None:
+    """Whatever a server sends is parsed, or is a transient error; `tox -e fuzz` goes on."""
+    random = Random(0)
+    for at in range(3000):
+        response = bytearray(RESPONSES[at % len(RESPONSES)])
+        for _ in range(random.randrange(1, 6)):
+            start = random.randrange(len(response))
+            length = random.choice((0, 1, 1, 8))
+            response[start : start + length] = random.choice(DAMAGE)
+        read_response(bytes(response))

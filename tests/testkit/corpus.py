@@ -322,7 +322,7 @@ CORPUS: tuple[Case, ...] = (
     Case(
         "a score is text",
         b'{"top_matches":[{"match_score":1},{"match_score":"9"}]}',
-        'top_matches[1].match_score: expected a number, got "9" at byte 34',
+        'top_matches[1].match_score: expected a number that a double can hold, got "9" at byte 34',
     ),
     Case(
         "a score is null",
@@ -332,7 +332,7 @@ CORPUS: tuple[Case, ...] = (
     Case(
         "a score is true",
         b'{"top_matches":[{"match_score":true}]}',
-        "top_matches[0].match_score: expected a number, got true at byte 16",
+        "top_matches[0].match_score: expected a number that a double can hold, got true at byte 16",
     ),
     Case("a score is NaN", b'{"top_matches":[{"match_score":NaN}]}', NOT_JSON),
     Case(

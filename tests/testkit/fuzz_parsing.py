@@ -2,8 +2,9 @@
 
     python -m testkit.fuzz_parsing -max_total_time=30
 
-For any bytes, each way to parse them returns a result or raises an `InvalidRunFileError`, and all
-ways agree. It starts from the corpus of the tests; further arguments are libFuzzer's
+For any bytes as a run file, each way to parse them returns a result or raises an
+`InvalidRunFileError`, and all ways agree. As a response of S3, they give a result or a
+`TransientError`. It starts from the corpus of the tests; further arguments are libFuzzer's
 (https://llvm.org/docs/LibFuzzer.html#options). It needs ``atheris``.
 """
 
@@ -13,13 +14,32 @@ import gzip
 import importlib
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ("disagreement", "main", "one_input")
+__all__ = ("disagreement", "main", "one_input", "read_response")
 
 _LONGEST_SEED = 4096
 _GZIP = b"\x1f\x8b"
+RESPONSES = (
+    (
+        b"<ListBucketResult><EncodingType>url</EncodingType><Contents><Key>a%2Fb</Key>"
+        b"<LastModified>2025-10-21T12:00:00.000Z</LastModified><ETag>&quot;e&quot;</ETag>"
+        b"<Size>1</Size><StorageClass>STANDARD</StorageClass></Contents>"
+        b"<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
+        b"</ListBucketResult>"
+    ),
+    b"<Error><Code>NoSuchKey</Code><Message>m</Message><Region>eu-west-1</Region></Error>",
+    b"<DeleteResult><Error><Key>k</Key><Code>AccessDenied</Code></Error></DeleteResult>",
+    b"<CopyObjectResult><ETag>e</ETag></CopyObjectResult>",
+    (
+        b'HTTP/1.1 200 OK\r\ncontent-length: 1\r\netag: "e"\r\nx-amz-meta-a: b\r\n'
+        b"content-encoding: gzip,aws-chunked\r\nlast-modified: Tue, 21 Oct 2025 12:00:00 GMT"
+    ),
+)
+"""Responses of S3 that the fuzzer starts from."""
+
 _WORDS = (
     "run_id",
     "timestamp",
@@ -82,6 +102,30 @@ def one_input(data: bytes) -> None:
         found = disagreement(gzip.compress(content, 1, mtime=0), size)
     if found is not None:
         raise AssertionError(found)
+    read_response(content)
+
+
+def read_response(data: bytes) -> None:
+    """Parse bytes as each body of S3 and as the head of a response; only damage may be raised."""
+    from asyncagg.errors import TransientError  # noqa: PLC0415 - after the instrumentation
+    from asyncagg.store.s3 import xml  # noqa: PLC0415 - likewise
+    from asyncagg.store.s3.http import Response  # noqa: PLC0415 - likewise
+    from asyncagg.store.s3.http_plane import _parse_info  # noqa: PLC0415 - likewise
+    from asyncagg.store.s3.plane import s3_error  # noqa: PLC0415 - likewise
+    from asyncagg.store.s3.requester import S3Request  # noqa: PLC0415 - likewise
+
+    error = xml.parse_error(data)
+    shown = s3_error("get", "k", bucket="b", status=400, code=error.code, message=error.message)
+    if not str(shown).isprintable():
+        raise AssertionError(f"{data!r} is shown as {str(shown)!r}")
+    for parse in (
+        lambda: [file.last_modified.timestamp() for file in xml.parse_listing(data, "").files],
+        lambda: xml.parse_copy_error(data),
+        lambda: list(xml.parse_delete_errors(data)),
+        lambda: _parse_info(S3Request("head", "k", "HEAD", "/"), Response(200, data)),
+    ):
+        with suppress(TransientError):
+            parse()
 
 
 def _outcome_of_gzip(data: bytes, size: int) -> None:
@@ -100,6 +144,10 @@ def _seed(folder: Path) -> None:
     for case in CORPUS:
         if len(case.data) <= _LONGEST_SEED:
             (folder / case.name.replace(" ", "-")).write_bytes(b"\0" + case.data)
+            choice = 128 if case.gzipped else 0
+            (folder / case.name.replace(" ", "-")).write_bytes(bytes([choice]) + case.data)
+    for at, response in enumerate(RESPONSES):
+        (folder / f"response-{at}").write_bytes(b"\0" + response)
 
 
 def main(arguments: list[str]) -> None:

@@ -54,7 +54,9 @@ stems = st.builds(
     prefixes,
     texts | windows.map(lambda window: window.name) | st.just("20251021t1302Z_a"),
 )
-run_names = st.builds("{}{}".format, stems, st.sampled_from([".json", ".json.gz", ".json.json"]))
+run_names = st.builds(
+    "{}{}".format, stems, st.sampled_from([".json", ".json.gz", ".json.json", ".JSON.Gz"])
+)
 names = run_names | st.builds("{}{}".format, stems, st.sampled_from(["", "/", ".txt", ".jso"]))
 
 
@@ -69,7 +71,10 @@ names = run_names | st.builds("{}{}".format, stems, st.sampled_from(["", "/", ".
         (DEFAULT, "runs/archive/a.json", RUN),
         (DEFAULT, "runs/", IGNORED),
         (DEFAULT, "runs/sub/", IGNORED),
-        (DEFAULT, "runs/a.JSON", IGNORED),
+        (DEFAULT, "runs/a.JSON", RUN),
+        (DEFAULT, "runs/a.Json.GZ", RUN),
+        (DEFAULT, "runs/a.jsonl", IGNORED),
+        (DEFAULT, "runs/a.ndjson", IGNORED),
         (DEFAULT, "runs/a.json.bak", IGNORED),
         (DEFAULT, "runs/a.gz", IGNORED),
         (DEFAULT, "runs/a.json/", IGNORED),
@@ -156,7 +161,7 @@ def test_the_key_beside_is_of_the_same_kind(where: Layout, name: str, etag: str)
     beside = where.conflict_key(archived, etag)
     assert beside != archived
     assert beside.rpartition("/")[0] == archived.rpartition("/")[0]
-    assert beside.endswith((".json", ".json.gz"))
+    assert beside.lower().endswith((".json", ".json.gz"))
     if beside.startswith(where.runs_prefix):
         assert where.kind(beside) is OURS
 

@@ -118,7 +118,7 @@ def test_the_id_of_the_event_correlates(
 def test_nothing_secret_is_logged(
     server: ThreadedS3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No credentials are logged, even on failures, and of a file's content the value at fault."""
+    """No credentials are logged, even on failures; of a content only the value at fault."""
     monkeypatch.setenv("ASYNCAGG_LOG_LEVEL", "debug")
     put(server, "runs/bad.json", b'{"run_id": "%s", "errors": "1"}' % CONTENT.encode())
     put(server, "runs/worse.json", b'{"run_id": "%s", ' % CONTENT.encode())
@@ -141,3 +141,16 @@ def test_a_failure_is_one_structured_line_and_is_raised(
     (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert (line["level"], line["message"], line["error"]) == ("ERROR", "failed", "UsageError")
     assert "event time 'noon'" in line["reason"]
+
+
+def test_unknown_fields_are_counted_at_debug(
+    server: ThreadedS3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line per window has the names of the fields that are not read."""
+    monkeypatch.setenv("ASYNCAGG_LOG_LEVEL", "debug")
+    put(server, "runs/a.json", b'{"run_id": "a", "matchesFound": 1, "x": [1]}')
+    put(server, "runs/b.json", b'{"errors": 1, "x": 1, "y": 1, "x": 2}')
+    handler.lambda_handler(EVENT, Context())
+    lines = map(json.loads, filter(None, "".join(capsys.readouterr()).splitlines()))
+    found = [each["names"] for each in lines if each.get("message") == "unknown fields"]
+    assert found == [{"x": 3, "matchesFound": 1, "y": 1}]

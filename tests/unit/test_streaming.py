@@ -161,7 +161,7 @@ class TestManyMatches:
     def test_one_bad_match_of_many(self) -> None:
         """A bad match makes the file invalid and is named, even if it is the last of 20,000."""
         data = b'{"top_matches":[' + b'{"match_score":1},' * 20_000 + b'{"match_score":"1"}]}'
-        reason = r'^top_matches\[20000\]\.match_score: expected a number, got "1" at byte 360016'
+        reason = r"^top_matches\[20000\]\.match_score: expected a number that .* at byte 360016"
         with pytest.raises(InvalidRunFileError, match=reason):
             streamed(in_chunks(data))
         with pytest.raises(InvalidRunFileError, match=reason):

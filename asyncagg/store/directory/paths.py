@@ -24,6 +24,7 @@ from asyncagg.model import RunFile
 _HIDDEN = b".asyncagg-"
 LOCK_NAME = _HIDDEN + b"lock"
 TRASH_NAME = _HIDDEN + b"aside"
+_TEMP = _HIDDEN + b"tmp-"
 _ACCEPTED = (
     "expected names joined by '/', each of 1 to 255 bytes of UTF-8, "
     "not '.' or '..', and not starting with '.asyncagg-'"
@@ -125,9 +126,14 @@ def is_hidden(name: bytes) -> bool:
     return name.startswith(_HIDDEN)
 
 
+def is_temp(name: bytes) -> bool:
+    """Whether a name is that of a temporary file."""
+    return name.startswith(_TEMP)
+
+
 def temp_name() -> bytes:
     """Return a new hidden name for a temporary file."""
-    return _HIDDEN + b"tmp-" + secrets.token_hex(8).encode()
+    return _TEMP + secrets.token_hex(8).encode()
 
 
 def etag_of(status: os.stat_result) -> str:

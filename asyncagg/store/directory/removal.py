@@ -7,6 +7,7 @@ removed or put back. The next listing or delete puts back what a crash leaves in
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -62,7 +63,12 @@ def _trash(tree: Tree, parents: Sequence[bytes]) -> Iterator[tuple[int, int]]:
     with tree.lock(), tree.open_folder(parents) as folder:
         with suppress(FileExistsError):
             os.mkdir(TRASH_NAME, dir_fd=folder)
-        trash = os.open(TRASH_NAME, FOLDER_FLAGS, dir_fd=folder)
+        try:
+            trash = os.open(TRASH_NAME, FOLDER_FLAGS, dir_fd=folder)
+        except OSError as error:
+            if error.errno not in {errno.ENOTDIR, errno.ELOOP}:
+                raise
+            raise tree.blocked(parents, TRASH_NAME, "a folder") from error
         try:
             with os.scandir(trash) as entries:
                 leftovers = [os.fsencode(entry.name) for entry in entries]

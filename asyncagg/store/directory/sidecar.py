@@ -17,6 +17,8 @@ import msgspec
 
 _log = logging.getLogger(__name__)
 
+_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK  # opening a named pipe must not wait
+
 
 class Sidecar(msgspec.Struct, frozen=True):
     """The content of a sidecar."""
@@ -28,7 +30,7 @@ class Sidecar(msgspec.Struct, frozen=True):
 def read(folder: int, name: bytes, etag: str) -> Sidecar:
     """Return the media type and metadata of a file in a folder, from its sidecar or its name."""
     try:
-        descriptor = os.open(_name(name, etag), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+        descriptor = os.open(_name(name, etag), _FLAGS | os.O_RDONLY, dir_fd=folder)
     except FileNotFoundError:
         return _default(name)
     with os.fdopen(descriptor, "rb") as file:
@@ -46,7 +48,7 @@ def write(folder: int, name: bytes, etag: str, sidecar: Sidecar) -> None:
     if sidecar == _default(name):
         remove(folder, name, etag)
         return
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    flags = _FLAGS | os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     descriptor = os.open(_name(name, etag), flags, 0o666, dir_fd=folder)
     with os.fdopen(descriptor, "wb") as file:
         file.write(msgspec.json.encode(sidecar))

@@ -37,6 +37,7 @@ P = ParamSpec("P")
 _PAGE = 1000
 _BLOCK = 256 * 1024
 _CLEANUP_SECONDS = 10
+_DONE = object()
 
 
 class DirectoryStore:
@@ -55,12 +56,14 @@ class DirectoryStore:
 
     Args:
         root: The directory. It must exist at the first use.
+        inbox: The prefix below which hidden and temporary names are left to their writer.
         threads: The most worker threads at a time. On a local disk, more than a few only contend
             for the interpreter; on a network file system they hide its latency.
     """
 
-    def __init__(self, root: Path, *, threads: int = 4) -> None:
+    def __init__(self, root: Path, *, inbox: str | None = None, threads: int = 4) -> None:
         self._root = root
+        self._inbox = inbox
         self._tree = Tree(root)
         self._threads = anyio.CapacityLimiter(threads)
 
@@ -74,7 +77,7 @@ class DirectoryStore:
     ) -> AsyncIterator[Sequence[RunFile]]:
         """Yield the objects below a prefix, which may end in the middle of a name."""
         path = parse_key("list", self.url, prefix, is_prefix=True)
-        files = walk(self._tree, path, start_after)
+        files = walk(self._tree, path, start_after, inbox=self._inbox)
         while True:
             with path.translating():
                 # It only reads, so a thread that is left behind does no harm.
@@ -160,9 +163,7 @@ class DirectoryStore:
     ) -> None:
         """Copy an object in one atomic and durable step; the copy has its source's etag."""
         path = self._parse("copy", source)
-        await self._in_thread(
-            path,
-            copy,
+        steps = copy(
             self._tree,
             path,
             self._parse("copy", target),
@@ -170,6 +171,14 @@ class DirectoryStore:
             condition=condition,
             metadata=None if metadata is None else lower_keys(metadata),
         )
+        try:
+            # A large file takes several steps, so that deadlines and signals are obeyed between.
+            while await self._in_thread(path, next, steps, _DONE) is not _DONE:
+                pass
+        except BaseException:
+            with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
+                await to_thread.run_sync(steps.close, abandon_on_cancel=True)
+            raise
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """Delete objects whose etag is unchanged; return the failures by key.

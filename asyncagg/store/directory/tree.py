@@ -67,13 +67,26 @@ class Tree:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Exclude all other threads and processes that write to this root through a store."""
-        with self.open_folder(()) as root:
-            lock = os.open(LOCK_NAME, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666, dir_fd=root)
+        lock = self._open_lock()
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
             os.close(lock)
+
+    def _open_lock(self) -> int:
+        with self.open_folder(()) as root:
+            present = find(root, LOCK_NAME)
+            if present is not None and not stat.S_ISREG(present.st_mode):
+                raise self.blocked((), LOCK_NAME, "a plain file")
+            return os.open(LOCK_NAME, _READ_FLAGS | os.O_CREAT, 0o666, dir_fd=root)
+
+    def blocked(self, names: Sequence[bytes], name: bytes, expected: str) -> ConfigurationError:
+        """Return the error for something else in the place of an internal file."""
+        path = self._root.joinpath(*map(os.fsdecode, (*names, name)))
+        return ConfigurationError(
+            f"{str(path)!r} is in the way: expected {expected} made by asyncagg; remove it"
+        )
 
     def open_file(self, path: KeyPath, if_match: str | None) -> tuple[io.FileIO, str]:
         """Open a regular file for reading, if its etag is ``if_match``; return it with its etag."""

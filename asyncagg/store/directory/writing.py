@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from contextlib import suppress
 
 from asyncagg.errors import AsyncaggError, ConfigurationError, PreconditionFailedError, StoreError
@@ -19,11 +19,14 @@ from asyncagg.store.protocol import Absent, Condition, Matches
 
 _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _COPY_BLOCK = 256 * 1024
+_COPY_PART = 16 * 1024 * 1024
 _COARSEST_TICK = 2_000_000_000
 """Nanoseconds: FAT keeps times to two seconds."""
 
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 """The error numbers of a file system without hard links."""
+
+_NO_COPY_RANGE = frozenset({errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 
 
 def create_temp(tree: Tree, path: KeyPath, temp: bytes) -> io.BufferedWriter:
@@ -74,8 +77,10 @@ def copy(
     if_match: str,
     condition: Absent | None,
     metadata: Mapping[str, str] | None,
-) -> None:
+) -> Generator[None, None, None]:
     """Copy a file with its modification time, so that the copy has its etag.
+
+    It yields after each part of a large file.
 
     The bytes are copied. A hard link would be cheaper, but its two names would share one content: a
     producer that rewrites the file in place would also rewrite the archived one.
@@ -87,7 +92,7 @@ def copy(
     with original, tree.open_target_folder(target) as folder:
         try:
             with io.FileIO(os.open(temp, _CREATE_FLAGS, 0o600, dir_fd=folder), "r+") as copied:
-                _copy_content(source, original, copied, if_match)
+                yield from _copy_content(source, original, copied, if_match)
             with tree.lock():
                 replaced = _check_condition(target, folder, condition)
                 _rename(
@@ -128,20 +133,60 @@ def _set_time(file: int, replaced: os.stat_result | None) -> str:
     return etag_of(os.fstat(file))
 
 
-def _copy_content(source: KeyPath, original: io.FileIO, copied: io.FileIO, if_match: str) -> None:
-    with io.BufferedWriter(copied) as writer:
-        while block := original.read(_COPY_BLOCK):
-            writer.write(block)
-        writer.flush()
-        status = os.fstat(original.fileno())
-        if etag_of(status) != if_match:
-            raise source.etag_mismatch(etag_of(status), if_match)
-        os.fchmod(copied.fileno(), stat.S_IMODE(status.st_mode) & 0o777)
-        os.utime(copied.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-        if etag_of(os.fstat(copied.fileno())) != if_match:
-            detail = "the file system of the target rounds times, so the copy has another etag"
-            raise source.error(ConfigurationError, detail)
-        os.fsync(copied.fileno())
+def _copy_content(
+    source: KeyPath, original: io.FileIO, copied: io.FileIO, if_match: str
+) -> Generator[None, None, None]:
+    size = os.fstat(original.fileno()).st_size
+    if size <= _COPY_BLOCK:
+        with io.BufferedWriter(copied) as writer:
+            writer.write(original.readall())
+            writer.flush()
+            _finish_copy(source, original.fileno(), copied.fileno(), if_match)
+        return
+    yield from _copy_data(original.fileno(), copied.fileno(), size)
+    _finish_copy(source, original.fileno(), copied.fileno(), if_match)
+
+
+def _copy_data(original: int, copied: int, size: int) -> Generator[None, None, None]:
+    """Copy the parts of a file that are not holes, one by one, and sync them."""
+    os.truncate(copied, size)
+    end = 0
+    while True:
+        try:
+            start = os.lseek(original, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # there is only a hole left
+                return
+            raise
+        end = os.lseek(original, start, os.SEEK_HOLE)
+        while start < end and (count := _copy_range(original, copied, start, end)):
+            start += count
+            os.fdatasync(copied)
+            yield
+
+
+def _copy_range(original: int, copied: int, start: int, end: int) -> int:
+    """Copy a part of a file, in the kernel if it can; some file systems only share the blocks."""
+    length = min(end - start, _COPY_PART)
+    try:
+        return os.copy_file_range(original, copied, length, start, start)
+    except OSError as error:
+        if error.errno not in _NO_COPY_RANGE:
+            raise
+    return os.pwrite(copied, os.pread(original, min(length, _COPY_BLOCK), start), start)
+
+
+def _finish_copy(source: KeyPath, original: int, copied: int, if_match: str) -> None:
+    """Check that the original is unchanged, and give the copy its mode and times."""
+    status = os.fstat(original)
+    if etag_of(status) != if_match:
+        raise source.etag_mismatch(etag_of(status), if_match)
+    os.fchmod(copied, stat.S_IMODE(status.st_mode) & 0o777)
+    os.utime(copied, ns=(status.st_atime_ns, status.st_mtime_ns))
+    if etag_of(os.fstat(copied)) != if_match:
+        detail = "the file system of the target rounds times, so the copy has another etag"
+        raise source.error(ConfigurationError, detail)
+    os.fsync(copied)
 
 
 def _rename(

@@ -23,7 +23,14 @@ from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, Matches, ObjectInfo, StreamedBody
 from asyncagg.store.s3 import xml as s3xml
 from asyncagg.store.s3.http import Response
-from asyncagg.store.s3.plane import Page, check_etag, delete_failures, s3_error
+from asyncagg.store.s3.plane import (
+    DEFAULT_CLASS,
+    Page,
+    StorageClass,
+    check_etag,
+    delete_failures,
+    s3_error,
+)
 from asyncagg.store.s3.requester import Requester, S3Request
 from asyncagg.store.s3.sigv4 import canonical_query, encode_path
 from asyncagg.store.s3.text import content_encoding, in_utc
@@ -46,13 +53,20 @@ class HttpDataPlane:
     ETags are no longer compared.
     """
 
-    def __init__(self, requester: Requester, prefix: str = "") -> None:
+    def __init__(
+        self,
+        requester: Requester,
+        prefix: str = "",
+        *,
+        storage_class: StorageClass = DEFAULT_CLASS,
+    ) -> None:
         self._bucket = requester.bucket
         self._prefix = prefix
         self._root = f"/{encode_path(prefix)}"
         self._etags_are_md5 = True
         self._unlike_etag: dict[str, bytes] = {}  # the checksum of a body, by its ETag
         self._requester = requester
+        self._storage_class = storage_class
 
     def list_page(
         self, prefix: str, *, start_after: str, token: str | None
@@ -195,6 +209,8 @@ class HttpDataPlane:
             headers["if-match"] = f'"{condition.etag}"'
         elif condition is not None:
             headers["if-none-match"] = "*"
+        if name := self._storage_class.of(key):
+            headers["x-amz-storage-class"] = name
         path = self._root + encode_path(key)
         request = S3Request("put", key, "PUT", path, headers, body=data)
         return self._requester.ask(request, _parse_etag)
@@ -219,6 +235,8 @@ class HttpDataPlane:
             headers |= _object_headers(
                 replacing.content_type, replacing.content_encoding, replacing.metadata
             )
+        if self._storage_class.name and (name := self._storage_class.of(target)):
+            headers["x-amz-storage-class"] = name
         request = S3Request("copy", source, "PUT", self._root + encode_path(target), headers)
         return self._requester.ask(request, self._parse_copied)
 
@@ -290,7 +308,7 @@ def _parse_info(request: S3Request, response: Response) -> ObjectInfo:
             _etag(headers),
             in_utc(parsedate_to_datetime(headers[b"last-modified"].decode("latin-1"))),
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, OverflowError, ValueError) as error:
         raise TransientError(f"a header is missing or invalid: {error}") from error
     return ObjectInfo(
         file,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -33,6 +33,30 @@ class Page(msgspec.Struct, frozen=True):
 
     files: Sequence[RunFile]
     next_token: str | None = None
+
+
+class StorageClass(NamedTuple):
+    """The storage class of archived files and packs; other objects get the bucket's default.
+
+    Attributes:
+        name: S3's name of it; empty for the bucket's default.
+        prefix: The archive.
+    """
+
+    name: str = ""
+    prefix: str = ""
+
+    def of(self, key: str) -> str:
+        """Return the storage class of an object, or an empty string.
+
+        The record's copy and the probe's objects are read at once; they have no such endings.
+        """
+        archived = key.startswith(self.prefix) and key.endswith((".json", ".gz", ".zip"))
+        return self.name if archived else ""
+
+
+DEFAULT_CLASS = StorageClass()
+"""That of the bucket, for all objects."""
 
 
 class DataPlane(Protocol):
@@ -201,10 +225,13 @@ def delete_failures(
     its key, such as a missing bucket, is raised. One that names none of the files leaves open which
     was not deleted: then none of them counts as deleted.
     """
+    found = list(errors)
+    if not found:  # the usual case
+        return {}
     keys = {prefix + file.key: file.key for file in files}
     failures: dict[str, StoreError] = {}
     unclear: StoreError | None = None
-    for name, code, message in errors:
+    for name, code, message in found:
         key = keys.get(name)
         error = s3_error(
             "delete", key or name, bucket=bucket, status=200, code=code, message=message

@@ -248,10 +248,10 @@ class Requester:
     def _learn_skew(self, headers: Mapping[bytes, bytes]) -> bool:
         """Adopt the server's time if ours is too far off, and return whether it was."""
         try:
-            date = parsedate_to_datetime(headers.get(b"date", b"").decode("latin-1"))
-        except ValueError:
+            date = in_utc(parsedate_to_datetime(headers.get(b"date", b"").decode("latin-1")))
+        except (OverflowError, ValueError):
             return False
-        skew = in_utc(date).timestamp() - self._clock()
+        skew = date.timestamp() - self._clock()
         if abs(skew - self._skew) < _MAX_SKEW_SECONDS:
             return False
         self._skew = skew

@@ -11,8 +11,13 @@ from zlib import crc32
 from asyncagg.errors import NotFoundError, StoreError, TransientError
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, Matches, ObjectInfo, StreamedBody
-from asyncagg.store.s3.boto.bucket import BotoBucket, condition_parameters, etag_of
-from asyncagg.store.s3.plane import Page, check_etag, delete_failures
+from asyncagg.store.s3.boto.bucket import (
+    BotoBucket,
+    class_parameters,
+    condition_parameters,
+    etag_of,
+)
+from asyncagg.store.s3.plane import DEFAULT_CLASS, Page, StorageClass, check_etag, delete_failures
 from asyncagg.store.s3.text import content_encoding, in_utc
 from asyncagg.store.s3.xml import fits_xml
 
@@ -20,10 +25,21 @@ _BLOCK = 256 * 1024
 
 
 class BotoPlane:
-    """`asyncagg.store.s3.plane.DataPlane` through aioboto3."""
+    """`asyncagg.store.s3.plane.DataPlane` through aioboto3.
 
-    def __init__(self, bucket: BotoBucket) -> None:
+    ``max_body_bytes`` limits a body that is read whole.
+    """
+
+    def __init__(
+        self,
+        bucket: BotoBucket,
+        *,
+        max_body_bytes: int = 64 * 1024 * 1024,
+        storage_class: StorageClass = DEFAULT_CLASS,
+    ) -> None:
         self._bucket = bucket
+        self._max_body_bytes = max_body_bytes
+        self._storage_class = storage_class
 
     async def list_page(self, prefix: str, *, start_after: str, token: str | None) -> Page:
         """ListObjectsV2, up to 1,000 keys; ``token`` continues an earlier page."""
@@ -61,7 +77,11 @@ class BotoPlane:
         """GetObject, read whole; a short body is a `TransientError`."""
         with self._bucket.translating("get", key):
             response = await self._get(key, if_match)
+            length = self._length(key, response)
             async with response["Body"] as body:
+                if length > self._max_body_bytes:
+                    detail = f"the response's body exceeds {self._max_body_bytes} bytes"
+                    raise self._bucket.error(TransientError, "get", key, detail)
                 data = await body.read()
         return self._body(key, if_match, response, data)
 
@@ -80,7 +100,7 @@ class BotoPlane:
     def _body(
         self, key: str, if_match: str | None, response: Mapping[str, Any], data: bytes
     ) -> Body:
-        self._check_length(key, response["ContentLength"], len(data))
+        self._check_length(key, self._length(key, response), len(data))
         etag = etag_of(response)
         if if_match is not None:
             check_etag(key, etag, if_match)
@@ -94,8 +114,9 @@ class BotoPlane:
         ranged = {"Range": f"bytes={offset}-"} if offset else {}
         with self._bucket.translating("get", key):
             response = await self._get(key, if_match, **ranged)
+            length = self._length(key, response)
         async with response["Body"] as body:
-            chunks = self._chunks(key, body, response["ContentLength"])
+            chunks = self._chunks(key, body, length)
             encoding = content_encoding(response.get("ContentEncoding", ""))
             yield StreamedBody(chunks, etag_of(response), encoding)
 
@@ -115,6 +136,12 @@ class BotoPlane:
             read += len(block)
             yield block
         self._check_length(key, length, read)
+
+    def _length(self, key: str, response: Mapping[str, Any]) -> int:
+        if "ContentLength" not in response:
+            detail = "the response has no length, so its end is unknown"
+            raise self._bucket.error(TransientError, "get", key, detail)
+        return int(response["ContentLength"])
 
     def _check_length(self, key: str, announced: int, read: int) -> None:
         if announced != read:
@@ -138,6 +165,7 @@ class BotoPlane:
                 ChecksumCRC32=b64encode(crc32(data).to_bytes(4, "big")).decode(),
                 ContentType=content_type,
                 Metadata=dict(metadata),
+                **class_parameters(self._storage_class, key),
                 **condition_parameters(condition),
             )
         return etag_of(response)
@@ -166,6 +194,7 @@ class BotoPlane:
                 **self._bucket.parameters(target),
                 CopySource=self._bucket.parameters(source),
                 **condition_parameters(condition),
+                **class_parameters(self._storage_class, target),
                 **options,
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
 from collections import deque
@@ -228,6 +229,9 @@ class HttpPool:
         except TimeoutError as error:
             detail = f"no connection in {limits.connect:g} seconds"
             raise TransientError(f"{endpoint}: {detail}") from error
+        except socket.gaierror as error:
+            advice = "check AWS_REGION, the endpoint_url and the DNS"
+            raise TransientError(f"{endpoint}: {error.strerror}; {advice}") from error
         except OSError as error:
             raise TransientError(f"{endpoint}: {error}") from error
         if connection.closing or self._closed is not None:
