@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from asyncagg.aggregate.reader import StoredAggregate
@@ -12,7 +11,7 @@ from asyncagg.job.aggregates import load_aggregate
 from asyncagg.job.context import JobContext
 from asyncagg.job.listing import list_aggregate_windows
 from asyncagg.model import CountedFile, Interval, Pack, RunFile, Window
-from asyncagg.packs.reader import read_entries
+from asyncagg.packs.reader import files_of
 
 
 class Wanted(NamedTuple):
@@ -79,8 +78,14 @@ async def list_archived(
                 async for page in _list_one(stored, window, wanted):
                     yield page
     async for pack, window in _packs_without_aggregate(context, wanted.interval):
-        page = await _list_pack(context, pack, window)
-        yield [each for each in page if not wanted.keys or each.file.key in wanted.keys]
+        found, files = await files_of(context.store, pack)
+        page = [
+            ArchivedFile(file, window, found, counted=False)
+            for file in files
+            if not wanted.keys or file.key in wanted.keys
+        ]
+        if page:
+            yield page
 
 
 async def _list_one(
@@ -120,26 +125,3 @@ async def _exists(context: JobContext, key: str) -> bool:
     except NotFoundError:
         return False
     return True
-
-
-async def _list_pack(context: JobContext, listed: RunFile, window: Window) -> list[ArchivedFile]:
-    entries = await read_entries(context.store, listed.key, listed.size, listed.etag)
-    name = listed.key.rpartition("/")[2].removesuffix(".zip")
-    pack = Pack(name, listed.key, listed.etag, len(entries), listed.size)
-    return [
-        ArchivedFile(
-            CountedFile(
-                entry.comment.key,
-                entry.size,
-                entry.comment.etag,
-                datetime.fromtimestamp(entry.modified or 0, UTC),
-                pack=name,
-                offset=entry.content,
-            ),
-            window,
-            pack,
-            counted=False,
-        )
-        for entry in entries
-        if entry.comment
-    ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import NamedTuple
 from zlib import crc32
 
 import anyio
 
 from asyncagg.errors import NotFoundError
-from asyncagg.model import CountedFile, Pack
+from asyncagg.model import CountedFile, Pack, RunFile
 from asyncagg.packs.format import (
     END_RECORD,
     EXTRA,
@@ -152,6 +153,30 @@ async def read_entries(store: Store, key: str, size: int, etag: str) -> list[Ent
             f"{key!r}: its directory has {len(entries)} entries, expected {directory.members}"
         )
     return entries
+
+
+async def files_of(store: Store, listed: RunFile) -> tuple[Pack, list[CountedFile]]:
+    """Return a pack as a listing has it, and its files as its directory names them.
+
+    Raises:
+        DamagedPackError: The object is not a whole pack.
+        StoreError: The store failed, or the pack has another etag.
+    """
+    entries = await read_entries(store, listed.key, listed.size, listed.etag)
+    name = listed.key.rpartition("/")[2].removesuffix(".zip")
+    files = [
+        CountedFile(
+            each.comment.key,
+            each.size,
+            each.comment.etag,
+            datetime.fromtimestamp(each.modified or 0, UTC),
+            pack=name,
+            offset=each.content,
+        )
+        for each in entries
+        if each.comment
+    ]
+    return Pack(name, listed.key, listed.etag, len(entries), listed.size), files
 
 
 async def stream_files(

@@ -196,7 +196,7 @@ async def _refold(
 
 async def fold_archived(
     context: JobContext,
-    batches: AsyncIterator[list[RunFile]],
+    batches: AsyncIterator[Sequence[RunFile]],
     rows: RowSpool,
     result: Recomputed,
     *,
