@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio import to_thread
 from testkit.command import asyncagg
 from testkit.hooked import HookedStore
 from testkit.scenario import AT, FORMATS, Clock, moment, run_data
@@ -19,6 +22,7 @@ from asyncagg.archive.targets import Folder, Inbox
 from asyncagg.job.context import JobContext
 from asyncagg.job.pipeline import run
 from asyncagg.model import Interval
+from asyncagg.report import gather
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.store.memory import MemoryStore
@@ -193,6 +197,31 @@ async def test_a_damaged_pack_names_its_files_and_does_not_stop_the_others(tmp_p
     results = await to_folder(store, tmp_path)
     assert [each.key for each in results if each.reason] == [f"runs/{NAMES[3]}"]
     assert len(results) == len(FILES)
+
+
+async def test_the_report_has_the_packs() -> None:
+    """How many, and their size."""
+    store = await settled("packs")
+    found = await gather(store, Settings())
+    sizes = [len(each.data) for key, each in store._objects.items() if key.endswith(".zip")]
+    assert found.as_dict()["packs"] == {"count": len(sizes), "bytes": sum(sizes)}
+
+
+def run_tool(*words: str) -> str:
+    """Return the output of a tool that succeeds."""
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.skipif(not shutil.which("unzip"), reason="unzip is not installed")
+async def test_unzip_and_zipinfo_read_every_pack(tmp_path: Path) -> None:
+    """All members are sound."""
+    store, pack = await settled("packs"), tmp_path / "pack.zip"
+    (data,) = (each.data for key, each in store._objects.items() if key.endswith(".zip"))
+    await to_thread.run_sync(pack.write_bytes, data)
+    tested = await to_thread.run_sync(run_tool, "unzip", "-t", str(pack))
+    assert "No errors detected" in tested
+    listed = await to_thread.run_sync(run_tool, "zipinfo", "-1", str(pack))
+    assert len(listed.splitlines()) == len(FILES)
 
 
 async def test_python_reads_every_pack() -> None:
