@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import anyio.lowlevel
 import pytest
@@ -97,7 +98,8 @@ async def test_runners_of_both_forms_at_once(decade: int, monkeypatch: pytest.Mo
     for seed in range(decade, decade + 10):
         monkeypatch.setattr(memory_store, "_PAGE", 6 if seed % 2 else 1000)
         store = pauses(seed)
-        more = {"chunk_files": 5 if seed % 2 else 20_000, "concurrency": 2 + seed % 5}
+        chunk = 5 if seed % 2 else 20_000
+        more: dict[str, Any] = {"chunk_files": chunk, "concurrency": 2 + seed % 5}
         packs = Settings(archive_format="packs", **more)
         reports = await run_together(store, 2 + seed % 3, packs, Settings(**more))
         seen = of_memory(store.inner)  # type: ignore[arg-type] # see `pauses`

@@ -406,7 +406,8 @@ async def test_the_storage_class_is_that_of_the_archive(archive_format: str, pla
 
     async with S3Server([BUCKET], clock=lambda: AT, on_request=look) as server:
         fill_server(server, prepared().store)
-        more = {"archive_format": archive_format, "archive_storage_class": "GLACIER_IR"}
+        more: dict[str, Any] = {"archive_storage_class": "GLACIER_IR"}
+        more["archive_format"] = archive_format
         async with open_s3(server, plane, **more) as (store, settings):
             await run(store, settings, at=AT)
         check_done(of_server(server))
