@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _ATTEMPTS = 2
 _LATENCY_REQUESTS = 5
 _SLOW_SECONDS = 0.2
+_ORDER_PAGES = 3
 
 
 async def diagnose(
@@ -125,6 +126,12 @@ async def _check_directory(exam: Examination, settings: Settings) -> None:
 
     await exam.check("names", names, needs=["directory"])
 
+    async def order() -> CheckResult:
+        async with open_store(settings) as store:
+            return await check_order(store, settings)
+
+    await exam.check("order", order, needs=["directory"])
+
 
 async def _check_bucket(
     exam: Examination,
@@ -192,6 +199,18 @@ async def _check_requests(
             needs=[str(Grant("s3:ListBucket", settings.runs_prefix))],
         )
         await exam.check(
+            "order",
+            partial(check_order, store, settings),
+            needs=[
+                str(Grant("s3:ListBucket", prefix))
+                for prefix in (
+                    settings.runs_prefix,
+                    settings.archive_prefix,
+                    settings.aggregate_prefix,
+                )
+            ],
+        )
+        await exam.check(
             "latency",
             partial(_latency, store, settings, monotonic),
             needs=[str(Grant("s3:GetObject", settings.runs_prefix))],
@@ -216,6 +235,27 @@ async def _check_record(exam: Examination, store: Store, settings: Settings) -> 
 
     await exam.check("record", find)
     return used
+
+
+async def check_order(store: Store, settings: Settings) -> CheckResult:
+    """Look whether the store lists in key order, and each key once, in the first pages."""
+    seen = 0
+    for prefix in (settings.runs_prefix, settings.archive_prefix, settings.aggregate_prefix):
+        last, pages = "", 0
+        async for page in store.list_pages(prefix):
+            for file in page:
+                if file.key <= last:
+                    return CheckResult(
+                        "warn",
+                        f"{file.key!r} is listed after {last!r}: not in key order, or again",
+                        "runs count each file once, but settle fewer at a time; "
+                        "`asyncagg backfill` refuses this store",
+                    )
+                last = file.key
+            seen, pages = seen + len(page), pages + 1
+            if pages == _ORDER_PAGES:
+                break
+    return CheckResult("ok", f"the first {seen:,} objects are in key order, each once")
 
 
 async def _names(store: Store, settings: Settings) -> CheckResult:

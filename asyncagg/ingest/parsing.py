@@ -68,6 +68,18 @@ def parse(
     return parser.finish()
 
 
+def parse_blocks(
+    blocks: list[bytes], file: RunFile, top_cutoff: float, unknown: Counter[str] | None
+) -> RunResult:
+    """Return what `parse` returns for joined blocks, without joining many."""
+    if sum(map(len, blocks)) <= _MAX_WHOLE_BYTES:
+        return parse(b"".join(blocks), file, top_cutoff, unknown)
+    parser = RunFileParser(file, top_cutoff, unknown)
+    for block in blocks:
+        parser.feed(block)
+    return parser.finish()
+
+
 def _skim(data: bytes, file: RunFile, top_cutoff: float) -> RunResult | None:
     """Read the fields alone, without building the match objects; None if that is not enough."""
     if top_cutoff == _NO_CUTOFF:

@@ -33,6 +33,9 @@ from asyncagg.model import TOP, Match, RunFile, RunResult
 _MAX_VALUE_BYTES = MAX_MATCH_BYTES
 """A longer value is not decoded at once."""
 
+_MAX_SKIPPED_BYTES = 64 * 1024
+"""Likewise, if it is only checked."""
+
 _MAX_DEPTH = 1024  # as orjson
 _MAX_GROWTH = 4
 """How many times longer JSON can be when it is written again: 1e15 as 1000000000000000.0."""
@@ -148,7 +151,8 @@ class RunFileParser:
 
     def _advance(self) -> None:
         self._base += self._pos
-        self._data = b"".join((self._data[self._pos :], *self._waiting))
+        parts = [part for part in (self._data[self._pos :], *self._waiting) if part]
+        self._data = parts[0] if len(parts) == 1 else b"".join(parts)  # a large one is not copied
         self._pos = 0
         self._waiting.clear()
         self._waiting_bytes = 0
@@ -362,32 +366,32 @@ class RunFileParser:
         yield from self._skip_white()
         return name
 
-    def _value_end(self) -> Generator[None, None, int]:
+    def _value_end(self, limit: int = _MAX_VALUE_BYTES) -> Generator[None, None, int]:
         """Return where the value ends that begins here; 0 if it is not decoded at once."""
         opening = self._next()
         if opening in ",:]}":
             self._fail(f"expected {self._accepted()}, got {opening}")
         while True:
             if opening in "[{":
-                end = self._container_end()
+                end = self._container_end(limit)
             else:
                 end = _scalar_end(self._data, self._pos, complete=self._complete)
-            if end and end - self._pos <= _MAX_VALUE_BYTES:
+            if end and end - self._pos <= limit:
                 return end
-            if end or len(self._data) - self._pos > _MAX_VALUE_BYTES:
+            if end or len(self._data) - self._pos > limit:
                 return 0
             if self._complete:
                 self._pos = len(self._data)
                 self._fail(_CUT_SHORT)
             yield
 
-    def _container_end(self) -> int:
+    def _container_end(self, limit: int) -> int:
         """Return where the container ends that begins here; 0 if that is not in the data.
 
         It looks no further than the longest value. Whether brackets match is left to the decoder.
         """
         data, pos = self._data, self._pos
-        limit = pos + _MAX_VALUE_BYTES + 1
+        limit += pos + 1
         if self._base + pos in self._open:
             return 0
         opened: list[int] = []
@@ -427,7 +431,7 @@ class RunFileParser:
 
     def _check_or_enter(self, opened: list[bytes]) -> Generator[None, None, bool]:
         """Check a value, or enter it if it is too long; return whether a value follows in it."""
-        end = yield from self._value_end()
+        end = yield from self._value_end(_MAX_SKIPPED_BYTES)
         opening = self._data[self._pos : self._pos + 1]
         if end:
             self._load(self._data[self._pos : end])

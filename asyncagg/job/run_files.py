@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from asyncagg.errors import InvalidRunFileError
 from asyncagg.ingest.gzipped import inflate, is_gzip
-from asyncagg.ingest.parsing import parse
+from asyncagg.ingest.parsing import parse, parse_blocks
 from asyncagg.ingest.streaming import parse_stream
 from asyncagg.job.byte_limiter import ByteLimiter
 from asyncagg.model import RunFile, RunResult
@@ -65,9 +65,9 @@ class RunFileReader:
             body = await self._store.get(key or file.key, if_match=file.etag)
             if not is_gzip(body.data):
                 return parse(body.data, file, top_cutoff, unknown), body.data
-            unzipped = self._unzip(body.data)
-            if unzipped is not None:
-                return parse(unzipped, file, top_cutoff, unknown), body.data
+            blocks = self._unzip(body.data)
+            if blocks is not None:
+                return parse_blocks(blocks, file, top_cutoff, unknown), body.data
         finally:
             self._limiter.release(file.size)
         return await self._read_stream(file, key, unknown), None
@@ -86,13 +86,14 @@ class RunFileReader:
         """
         async with self._limiter.hold(file.size):
             data = await load()
-            unzipped = self._unzip(data) if is_gzip(data) else data
-            if unzipped is not None:
-                return parse(unzipped, file, top_cutoff), data
-            blocks = _one_block(data)
-            return await parse_stream(blocks, file, max_bytes=self._max_bytes), data
+            if not is_gzip(data):
+                return parse(data, file, top_cutoff), data
+            blocks = self._unzip(data)
+            if blocks is not None:
+                return parse_blocks(blocks, file, top_cutoff), data
+            return await parse_stream(_one_block(data), file, max_bytes=self._max_bytes), data
 
-    def _unzip(self, data: bytes) -> bytes | None:
+    def _unzip(self, data: bytes) -> list[bytes] | None:
         """Return the unzipped content, or None if it is too large to hold."""
         blocks = []
         size = 0
@@ -101,7 +102,7 @@ class RunFileReader:
             if size > self._stream_bytes:
                 return None
             blocks.append(block)
-        return b"".join(blocks)
+        return blocks
 
     async def _read_stream(
         self, file: RunFile, key: str, unknown: Counter[str] | None

@@ -18,6 +18,7 @@ from testkit.s3server import Faults, Request, S3Server
 from testkit.scenario import BUCKET, PLANES, open_s3, run_data
 
 from asyncagg.backfill import LocalEngine, backfill
+from asyncagg.doctor.diagnose import check_order
 from asyncagg.errors import ConfigurationError, StoreError
 from asyncagg.job.context import JobContext
 from asyncagg.job.pipeline import run
@@ -280,6 +281,17 @@ async def test_a_window_that_grew_on_disk_is_sorted_from_there() -> None:
     assert report.total.counted == 40
     places = Places(minutes=60)
     check_after_clean_run(of_memory(store), originals, places, at=AT + timedelta(hours=1))
+
+
+@pytest.mark.parametrize("repeated", [lambda files: files, _adjacent, lambda files: files[::-1]])
+async def test_doctor_names_a_listing_without_order(repeated: Any) -> None:
+    """It says which key is out of place, and what that costs."""
+    store = await filled(9, 3)
+    store.listing = repeated(store.listing)
+    in_order = store.listing == sorted(set(store.listing or ()), key=lambda file: file.key)
+    result = await check_order(store, SETTINGS)
+    assert result.status == ("ok" if in_order else "warn")
+    assert ("is listed after" in result.detail) != in_order
 
 
 async def test_a_backfill_refuses_a_listing_without_order() -> None:

@@ -79,20 +79,19 @@ def test_large_files_stay_inside_the_budget(store: Server) -> None:
 WORST = (
     b'{"errors":1,"x":[' + b"[]," * 800_000 + b"0]}",
     b'{"errors":1,"x":{"y":[[' + b"[[]]," * 800_000 + b"0]]}}",
-    b'{"errors":1,"top_matches":[' + b'{"x":[' + b"[]," * 85_000 + b"0]}]}",
     b'{"errors":1,"x":"' + "🎉".encode() * 1_000_000 + b'"}',
 )
-"""The worst documents that `benchmarks/memory.py --only dense` finds."""
+"""The worst kinds of documents that the search of `benchmarks/memory.py` finds, but for matches."""
 
 
 @pytest.mark.skipif(not writable("memory"), reason="cgroups are not writable: there is no limit")
 @pytest.mark.parametrize("packed", [False, True])
 def test_dense_documents_stay_inside_the_budget(store: Server, *, packed: bool) -> None:
-    """32 files at once whose decoded form would be 30 times as large as their JSON."""
+    """30 files at once whose decoded form would be 30 times as large as their JSON."""
     for number, data in enumerate(WORST):
         body = gzip.compress(data, 1) if packed else data
-        for copy in range(8):
+        for copy in range(10):
             store.put(f"runs/{number}-{copy}.json", body, len(body))
-    done = settle(store)
-    assert done.answer["processed_files"] == 32
+    done = settle(store, MALLOC_MMAP_THRESHOLD_="262144")  # as in template.yaml
+    assert done.answer["processed_files"] == 30
     assert done.peak_bytes <= BUDGET
