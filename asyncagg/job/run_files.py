@@ -90,7 +90,7 @@ class RunFileReader:
                 return parse(data, file, top_cutoff), data
             blocks = self._unzip(data)
             if blocks is not None:
-                return parse_blocks(blocks, file, top_cutoff), data
+                return parse_blocks(blocks, file, top_cutoff, None), data
             return await parse_stream(_one_block(data), file, max_bytes=self._max_bytes), data
 
     def _unzip(self, data: bytes) -> list[bytes] | None:
