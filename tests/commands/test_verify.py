@@ -316,6 +316,7 @@ async def test_lost_rows_are_not_guessed_by_last_modified() -> None:
     assert example.detail.startswith("its parts are not where they belong; it cannot be rebuilt")
     assert "it had 7 counted files, of which" in example.detail
     assert set(report.not_judged) == {
+        FindingKind.UNNAMED_PACK,
         FindingKind.UNCOUNTED,
         FindingKind.CONFLICT,
         FindingKind.WITHOUT_ENTRY,
@@ -423,6 +424,8 @@ async def test_an_interval_checks_only_what_it_can() -> None:
     report = await verify(context, wanted=here)
     assert report.found == {FindingKind.DIFFERENT: 1}
     assert set(report.not_judged) == {
+        FindingKind.UNNAMED_PACK,
+        FindingKind.BROKEN_PACK,
         FindingKind.UNCOUNTED,
         FindingKind.CONFLICT,
         FindingKind.WITHOUT_ENTRY,
