@@ -27,6 +27,43 @@ class RunFile(msgspec.Struct, frozen=True, gc=False):
     last_modified: datetime
 
 
+class CountedFile(RunFile, frozen=True, gc=False):
+    """A run file that an aggregate counts, and where its content is if it is in a pack.
+
+    Attributes:
+        pack: The id of the pack; empty if the file is archived as an object of its own.
+        offset: Where its content begins in the pack; it has ``size`` bytes.
+    """
+
+    pack: str = ""
+    offset: int = 0
+
+
+class Pack(msgspec.Struct, frozen=True, gc=False):
+    """A pack as the head of an aggregate names it.
+
+    Attributes:
+        id: What the rows of its files name it by.
+        key: Its key in the store.
+        etag: Its etag.
+        files: Its members.
+        bytes: Its size.
+    """
+
+    id: str
+    key: str
+    etag: str
+    files: int
+    bytes: int
+
+
+class Place(NamedTuple):
+    """Where a packed file is: the id of the pack, and the offset of its content there."""
+
+    pack: str
+    offset: int
+
+
 class Match(msgspec.Struct, frozen=True, gc=False):
     """One entry of a run file's ``top_matches``.
 

@@ -22,6 +22,19 @@ ENV_PREFIX = "ASYNCAGG_"
 ENV_BUCKET = "SAM_MATCHING_OUT_RUNS_BUCKET"
 """The matching service's own variable; it names the bucket if ``ASYNCAGG_STORE`` is not set."""
 
+STORAGE_CLASSES = (
+    "",
+    "STANDARD",
+    "INTELLIGENT_TIERING",
+    "STANDARD_IA",
+    "ONEZONE_IA",
+    "GLACIER_IR",
+    "GLACIER",
+    "DEEP_ARCHIVE",
+    "REDUCED_REDUNDANCY",
+)
+"""S3's storage classes. What is in GLACIER or DEEP_ARCHIVE has to be restored before it is read."""
+
 _MIB = 1024 * 1024
 
 
@@ -47,6 +60,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     runs_prefix: Annotated[str, _text("Where run files arrive: the inbox.")] = "runs/"
     aggregate_prefix: Annotated[str, _text("Where aggregates are written.")] = "aggregates/"
     archive_prefix: Annotated[str, _text("Where counted run files are moved to.")] = "archive/"
+    archive_format: Annotated[
+        Literal["files", "packs"],
+        _text("How counted files are archived: an object each, or many in one ZIP."),
+    ] = "files"
+    archive_storage_class: Annotated[
+        str,
+        _text("S3's storage class of archived files and packs; empty for the bucket's default."),
+    ] = ""
     quarantine_prefix: Annotated[
         str, _text("Where run files are moved to that can never be counted.")
     ] = "quarantine/"
@@ -118,6 +139,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise self._error("store", "expected s3://bucket[/prefix] or a directory")
         if self.max_seconds is not None and not self.max_seconds >= 1:
             raise self._error("max_seconds", "expected a number from 1")
+        if self.archive_storage_class not in STORAGE_CLASSES:
+            accepted = ", ".join(filter(None, STORAGE_CLASSES))
+            raise self._error("archive_storage_class", f"expected one of {accepted}")
         self._check_prefixes()
         changed = (each.name for each in all_settings() if getattr(self, each.name) != each.default)
         msgspec.structs.force_setattr(self, "explicit", self.explicit.union(changed))

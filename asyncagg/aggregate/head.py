@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import orjson
 
 from asyncagg.aggregate.accumulator import RESERVED, Accumulator, RankedMatch
 from asyncagg.aggregate.sketch import Sketch
+from asyncagg.model import Pack
 
 
 def totals(total: Accumulator, late: int) -> dict[str, Any]:
@@ -35,6 +37,15 @@ def top_matches(total: Accumulator) -> Iterator[dict[str, Any]]:
     """Yield the best matches as they are in a document, each with its source."""
     for _, key, position, body in total.top:
         yield orjson.loads(body) | dict(zip(RESERVED, (key, position), strict=True))
+
+
+def packs_of(head: dict[str, Any]) -> tuple[Pack, ...]:
+    """Return the packs that a head names.
+
+    Raises:
+        ValueError: The member is invalid.
+    """
+    return msgspec.convert(head.get("packs", ()), tuple[Pack, ...])
 
 
 def accumulator_of(head: dict[str, Any]) -> Accumulator:

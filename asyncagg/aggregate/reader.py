@@ -14,11 +14,11 @@ import orjson
 
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.format import END, MARKS, SCHEMA_VERSION, Table, window_member
-from asyncagg.aggregate.head import accumulator_of
+from asyncagg.aggregate.head import accumulator_of, packs_of
 from asyncagg.aggregate.rows import CountedRow, QuarantinedRow
 from asyncagg.aggregate.spool import LONGEST_LINE, Spool
 from asyncagg.errors import AggregateError, UsageError
-from asyncagg.model import RunFile, Window
+from asyncagg.model import CountedFile, Pack, RunFile, Window
 from asyncagg.windows import parse_window
 
 T = TypeVar("T")
@@ -38,13 +38,15 @@ class Known(NamedTuple):
 
     Attributes:
         counted: Those that it counts.
+        packed: Those of them that are in a pack.
         quarantined: Those that it records as quarantined.
-        redelivered: Those that it counts with other etags, which are the values.
+        redelivered: Those that it counts with other etags: the versions that it counts.
     """
 
     counted: set[str]
+    packed: set[str]
     quarantined: set[str]
-    redelivered: dict[str, list[str]]
+    redelivered: dict[str, list[CountedFile]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class StoredAggregate:
         accumulator: What is folded into it.
         first_key: The first key in it; empty if it has no row.
         last_key: The last key in it; empty if it has no row.
+        packs: The packs that its files are in.
     """
 
     key: str
@@ -68,6 +71,7 @@ class StoredAggregate:
     accumulator: Accumulator
     first_key: str
     last_key: str
+    packs: Sequence[Pack]
     _spool: Spool
     _tables: Sequence[_Span]
 
@@ -86,7 +90,7 @@ class StoredAggregate:
         async for _ in self._lines(Table.SUMMARIES):
             pass  # only their shape: they may be copied without parsing
         etags = {file.key: file.etag for file in files}
-        known = Known(set(), set(), {})
+        known = Known(set(), set(), set(), {})
         for table, keys in ((Table.SOURCES, known.counted), (Table.QUARANTINED, known.quarantined)):
             previous = ("", "")
             async for line, row in self._parsed(table):
@@ -99,14 +103,17 @@ class StoredAggregate:
                     continue
                 if etag == row["etag"] or unversioned(row["key"]):
                     keys.add(row["key"])
+                    if "pack" in row:
+                        known.packed.add(row["key"])
                 elif table is Table.SOURCES:
-                    known.redelivered.setdefault(row["key"], []).append(row["etag"])
+                    version = msgspec.json.decode(line, type=CountedFile)
+                    known.redelivered.setdefault(row["key"], []).append(version)
         return known
 
-    async def files(self) -> AsyncIterator[list[RunFile]]:
+    async def files(self) -> AsyncIterator[list[CountedFile]]:
         """Yield its counted files, in the order of key and etag, many at a time."""
         async for lines in self._lines(Table.SOURCES):
-            yield [msgspec.json.decode(line, type=RunFile) for line in lines]
+            yield [msgspec.json.decode(line, type=CountedFile) for line in lines]
 
     async def counted_rows(self) -> AsyncIterator[CountedRow]:
         """Yield the rows of its counted files."""
@@ -221,6 +228,7 @@ async def read_aggregate(
         accumulator=total,
         first_key=min(keys, default=""),
         last_key=max(keys, default=""),
+        packs=_field(key, head, packs_of),
         _spool=spool,
         _tables=spans,
     )
@@ -328,11 +336,11 @@ def _load_head(key: str, text: bytes) -> dict[str, Any]:
         raise _damaged(key, f"its head is not JSON ({error})") from error
     if not isinstance(head, dict) or head.get("schema_version") != SCHEMA_VERSION:
         raise _damaged(key, f"its schema_version is not {SCHEMA_VERSION}")
-    *matches, end = filter(None, rows.split(b"\n"))
-    missing = [row for row in matches[:-1] if not row.endswith(b",")]
-    if not mark or end != b"]," or missing or (matches and matches[-1].endswith(b",")):
+    matches = [row for row in rows.split(b"\n") if row]
+    separated = [row.endswith(b",") for row in matches]
+    if not mark or matches[-1:] != [b"],"] or not all(separated[:-2]) or any(separated[-2:-1]):
         raise _damaged(key, "its matches are not where they belong")
-    head["top_matches"] = [row.removesuffix(b",") for row in matches]
+    head["top_matches"] = [row.removesuffix(b",") for row in matches[:-1]]
     return head
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 from asyncagg.aggregate.format import Table
 from asyncagg.aggregate.spool import Spool
-from asyncagg.model import RunFile, RunResult
+from asyncagg.model import Place, RunFile, RunResult
 
 
 class CountedRow(NamedTuple):
@@ -29,19 +29,21 @@ class QuarantinedRow(NamedTuple):
     row: bytes
 
 
-def counted_row(file: RunFile, result: RunResult) -> bytes:
+def counted_row(file: RunFile, result: RunResult, place: Place | None = None) -> bytes:
     """Return the rows of ``source_files`` and ``run_summaries`` for a counted file, a line each.
 
     One object of exact size: where one file is slow, the rows of a whole chunk wait behind it, and
     two objects as orjson allocates them take ten times the memory.
     """
-    source = {
+    source: dict[str, Any] = {
         "key": file.key,
         "timestamp": result.timestamp,
         "size": file.size,
         "etag": file.etag,
         "last_modified": file.last_modified,
     }
+    if place is not None:
+        source["pack"], source["offset"] = place
     summary = {
         "run_id": result.run_id,
         "timestamp": result.timestamp,

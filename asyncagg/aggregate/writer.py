@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import orjson
 
 from asyncagg.aggregate.accumulator import Accumulator
@@ -15,7 +16,7 @@ from asyncagg.aggregate.format import END, MARKS, SCHEMA_VERSION, Table, window_
 from asyncagg.aggregate.head import top_matches, totals
 from asyncagg.aggregate.merge import RowSource, merge_rows
 from asyncagg.aggregate.spool import BLOCK
-from asyncagg.model import Window
+from asyncagg.model import Pack, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class AggregateWriter:
         late: How many of its files were added after its first commit.
         written_at: The time of the write.
         sources: Where its rows come from.
+        packs: The packs that its files are in.
     """
 
     window: Window
@@ -39,6 +41,7 @@ class AggregateWriter:
     late: int
     written_at: datetime
     sources: Sequence[RowSource]
+    packs: Sequence[Pack] = ()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield its bytes, in blocks.
@@ -53,7 +56,7 @@ class AggregateWriter:
             yield END if table is Table.QUARANTINED else b"],\n"
 
     def _head(self) -> bytes:
-        members = {
+        members: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "window": window_member(self.window),
             "revision": self.revision,
@@ -62,6 +65,8 @@ class AggregateWriter:
             "aggregation_window_minutes": self.window.minutes,
             **totals(self.accumulator, self.late),
         }
+        if self.packs:
+            members["packs"] = msgspec.to_builtins(self.packs)
         lines = [f'"{name}":{_dumps(value)},\n' for name, value in members.items()]
         # One at a time: decoded, each may be 30 times as large.
         matches = b",\n".join(map(orjson.dumps, top_matches(self.accumulator)))

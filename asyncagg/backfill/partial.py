@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from asyncagg.aggregate.accumulator import Accumulator
+from asyncagg.aggregate.head import packs_of
 from asyncagg.aggregate.merge import RowSource
-from asyncagg.aggregate.reader import StoredAggregate
+from asyncagg.aggregate.reader import StoredAggregate, read_head
 from asyncagg.aggregate.rows import QuarantinedRow
 from asyncagg.errors import AggregateError, NotFoundError, PreconditionFailedError
 from asyncagg.job.aggregates import (
@@ -26,14 +27,16 @@ from asyncagg.job.aggregates import (
     commit_aggregate,
     load_aggregate,
     merge_accumulators,
+    merge_packs,
 )
 from asyncagg.job.archive import Mover
 from asyncagg.job.context import JobContext
 from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.outcome import WindowReport
+from asyncagg.job.packing import find_missing
 from asyncagg.job.refusals import Refusals
 from asyncagg.job.settle import Outcomes, Settlement
-from asyncagg.model import Interval, RunFile, Window
+from asyncagg.model import Interval, Pack, RunFile, Window
 from asyncagg.store import DELETE_BATCH, Absent, Store
 
 FAN_IN = 32
@@ -69,22 +72,28 @@ class PartialCounter:
         async with AsyncExitStack() as stack:
             stored = await settlement.load(stack)
             async for files in settlement.files.batches():
-                counted, quarantined = await settlement.find_known(files, stored)
-                outcomes.add(files, counted, quarantined)
-                known = counted | quarantined
-                fresh = [file for file in files if file.key not in known]
+                known = await settlement.find_known(files, stored)
+                outcomes.add(files, known)
+                settled = known.counted | known.quarantined
+                fresh = [file for file in files if file.key not in settled]
                 if fresh and not await self._find_part(settlement, fresh):
                     await self._make_part(settlement, fresh, outcomes)
         return outcomes
 
     async def _find_part(self, settlement: Settlement, files: Sequence[RunFile]) -> bool:
-        """Return whether the part of these files was made before."""
-        key = settlement.context.layout.partial_key(settlement.window, _name(files))
+        """Return whether the part of these files was made before, and its packs are still there."""
+        context, window = settlement.context, settlement.window
+        key = context.layout.partial_key(window, _name(files))
         try:
-            await settlement.context.store.head(key)
+            async with context.store.stream(key) as body:
+                packs = packs_of(await read_head(key, window, body.chunks))
+                etag = body.etag
         except NotFoundError:
             return False
-        self.parts.append(Part(files[0].key, key, settlement.window))
+        if await find_missing(context.store, packs) is not None:
+            await context.store.delete([RunFile(key, 0, etag, context.now())])
+            return False
+        self.parts.append(Part(files[0].key, key, window))
         return True
 
     async def _make_part(
@@ -93,14 +102,17 @@ class PartialCounter:
         async with AsyncExitStack() as stack:
             rows = await settlement.open_rows(stack)
             until = settlement.deadline.intake_ends()
-            fetcher = await settlement.fetch(files, rows, outcomes.tally, until=until)
+            async with settlement.open_packer() as packer:
+                tally = outcomes.tally
+                fetcher = await settlement.fetch(files, rows, packer, tally, until=until)
+                packs = await settlement.complete(packer)
             folded = [*fetcher.counted, *fetcher.quarantined]
             if not folded:
                 return
             context, window = settlement.context, settlement.window
             key = context.layout.partial_key(window, _name(folded))
             with settlement.run_report.timed("commit"):
-                await _write_part(context, window, key, fetcher.accumulator, [rows])
+                await _write_part(context, window, key, fetcher.accumulator, [rows], packs=packs)
         settlement.deferrals.refusals.accept("put")
         self.parts.append(Part(min(file.key for file in folded), key, window))
 
@@ -111,10 +123,18 @@ def _name(files: Iterable[RunFile]) -> str:
 
 
 async def _write_part(
-    context: JobContext, window: Window, key: str, total: Accumulator, sources: Sequence[RowSource]
+    context: JobContext,
+    window: Window,
+    key: str,
+    total: Accumulator,
+    sources: Sequence[RowSource],
+    *,
+    packs: Sequence[Pack],
 ) -> None:
     try:
-        await commit_aggregate(context, window, total, sources, condition=Absent(), key=key)
+        await commit_aggregate(
+            context, window, total, sources, packs=packs, condition=Absent(), key=key
+        )
     except PreconditionFailedError:
         return  # the same content: the key follows from it
 
@@ -130,7 +150,7 @@ async def merge_parts(context: JobContext, window: Window, keys: Sequence[str]) 
     key = context.layout.partial_key(window, name)
     async with _load_parts(context, window, keys) as parts:
         total = merge_accumulators(part.accumulator for part in parts)
-        await _write_part(context, window, key, total, parts)
+        await _write_part(context, window, key, total, parts, packs=_packs(parts))
     return key
 
 
@@ -146,11 +166,23 @@ async def commit_parts(context: JobContext, window: Window, keys: Sequence[str])
         async with _load_parts(context, window, keys) as parts, context.open_spool() as spool:
             stored = await load_aggregate(context, window, spool)
             fresh = merge_accumulators(part.accumulator for part in parts)
+            packs = _packs(parts)
+            missing = await find_missing(context.store, packs)
+            if missing is not None:
+                raise PreconditionFailedError(
+                    f"pack {missing.key!r} of a partial aggregate is gone", key=missing.key
+                )
             late = stored is not None
-            await add_to_aggregate(context, window, stored, fresh, parts, report=report, late=late)
+            await add_to_aggregate(
+                context, window, stored, fresh, parts, packs=packs, report=report, late=late
+            )
     except AggregateError as error:
         report.failure = str(error)
     return report
+
+
+def _packs(parts: Iterable[StoredAggregate]) -> list[Pack]:
+    return merge_packs(part.packs for part in parts)
 
 
 async def archive_part(
@@ -165,7 +197,9 @@ async def archive_part(
         if part is None:
             # Another backfill removed it; the next run archives what is left.
             return report, refusals
-        await mover.archive([file async for files in part.files() for file in files])
+        files = [file async for files in part.files() for file in files]
+        await mover.archive(file for file in files if not file.pack)
+        await mover.remove_packed([file for file in files if file.pack])
         rows = [row async for row in part.quarantined_rows()]
         await mover.move_to_quarantine(await _in_inbox(context.store, rows))
     return report, refusals

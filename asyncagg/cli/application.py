@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from asyncagg.cli import (
+    archive,
     backfill,
     demo,
     doctor,
@@ -49,6 +50,7 @@ for _command in (
     demo.demo,
 ):
     app.command(cls=Command)(_command)
+app.add_typer(archive.archive, name="archive")
 app.add_typer(quarantine.quarantine, name="quarantine")
 
 

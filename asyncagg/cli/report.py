@@ -133,6 +133,8 @@ def _print(made: Report, to: str, size: int) -> None:
         "windows missing": made.gaps.windows,
         "files counted": total.counted,
         "files late": made.late,
+        "packs": made.packs,
+        "bytes of packs": made.packed_bytes,
         "files quarantined": total.quarantined,
         "opportunities": total.opportunities,
         "matches": total.matches,

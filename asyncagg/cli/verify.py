@@ -97,6 +97,8 @@ def _confirmed(plan: Plan, *, yes: bool, json: bool) -> bool:
 def _planned(plan: Plan) -> Iterator[str]:
     if plan.moves:
         yield f"to repair: {plan.moves:,} files moved out of the inbox"
+    if plan.packs:
+        yield f"to repair: {plan.packs:,} packs removed, whose files are all counted elsewhere"
     for verb, windows in (("replaced", plan.rewrite), ("rebuilt", plan.rebuild)):
         if windows:
             more = f" and {len(windows) - 10:,} more" if len(windows) > 10 else ""
@@ -133,6 +135,8 @@ def _row(report: VerifyReport, kind: FindingKind) -> tuple[str, int | str, Text]
 
 def _print_repaired(report: RepairReport) -> None:
     base.out.print(f"{report.moved:,} files moved out of the inbox")
+    if report.removed:
+        base.out.print(f"{report.removed:,} packs removed")
     for verb, windows in (("replaced", report.rewritten), ("rebuilt", report.rebuilt)):
         if windows:
             base.out.print(f"{len(windows):,} aggregates {verb}")

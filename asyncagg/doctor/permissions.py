@@ -41,7 +41,7 @@ def grants(settings: Settings) -> list[Grant]:
         "s3:GetObject": every,
         "s3:DeleteObject": (runs, f"{archive}{PROBE}"),
         "s3:PutObject": (archive, aggregates, quarantine),
-        "s3:AbortMultipartUpload": (aggregates,),
+        "s3:AbortMultipartUpload": (aggregates, f"{archive}packs/"),
         "s3:GetObjectTagging": (runs,),
         "s3:PutObjectTagging": (archive, quarantine),
     }

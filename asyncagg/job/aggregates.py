@@ -19,7 +19,7 @@ from asyncagg.errors import (
 )
 from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import WindowReport
-from asyncagg.model import Window
+from asyncagg.model import Pack, Window
 from asyncagg.store import Absent, Condition, Matches
 
 T = TypeVar("T")
@@ -56,6 +56,7 @@ async def commit_aggregate(
     total: Accumulator,
     sources: Sequence[RowSource],
     *,
+    packs: Sequence[Pack],
     condition: Condition,
     revision: int = 1,
     late: int = 0,
@@ -71,6 +72,7 @@ async def commit_aggregate(
         window: Its window.
         total: All that is folded into it.
         sources: Its rows.
+        packs: The packs that its rows name.
         condition: What must hold for it to be written.
         revision: The number of its commits, including this one.
         late: How many of its files were added after its first commit.
@@ -81,7 +83,9 @@ async def commit_aggregate(
         OverlapError: Two sources have the same file.
     """
     commit_id = context.new_id()
-    document = AggregateWriter(window, total, revision, commit_id, late, context.now(), sources)
+    document = AggregateWriter(
+        window, total, revision, commit_id, late, context.now(), sources, packs
+    )
     key = key or context.layout.aggregate_key(window)
     try:
         return await context.store.put(key, document, condition=condition)
@@ -109,6 +113,7 @@ async def add_to_aggregate(
     fresh: Accumulator,
     sources: Sequence[RowSource],
     *,
+    packs: Sequence[Pack],
     report: WindowReport,
     late: bool,
 ) -> str:
@@ -120,6 +125,7 @@ async def add_to_aggregate(
         stored: The aggregate as it was read, or None if there was none.
         fresh: What is folded from the new files.
         sources: Their rows.
+        packs: The packs that they are in.
         report: The window's; what was counted is added to it.
         late: Whether the new files count as late.
 
@@ -134,6 +140,7 @@ async def add_to_aggregate(
         window,
         merge_accumulators([fresh, *(each.accumulator for each in existing)]),
         [*sources, *existing],
+        packs=merge_packs([*(each.packs for each in existing), packs]),
         condition=Matches(stored.etag) if stored else Absent(),
         revision=(stored.revision if stored else 0) + 1,
         late=(stored.late if stored else 0) + number,
@@ -150,6 +157,11 @@ def merge_accumulators(parts: Iterable[Accumulator]) -> Accumulator:
     for part in parts:
         total.merge(part)
     return total
+
+
+def merge_packs(parts: Iterable[Iterable[Pack]]) -> list[Pack]:
+    """Return the packs of all parts, each once."""
+    return list({pack.id: pack for packs in parts for pack in packs}.values())
 
 
 async def retry_commit(attempt: Callable[[], Awaitable[T]]) -> T:

@@ -7,7 +7,7 @@ copied.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from asyncagg.errors import (
@@ -23,6 +23,9 @@ from asyncagg.job.refusals import Refusals
 from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store import DELETE_BATCH, Store
+
+_DELETES_AT_ONCE = 4
+"""A bucket accepts 3,500 deletions per second and prefix, and each request has up to 1,000."""
 
 REASON = "asyncagg-reason"
 """Metadata of a quarantined object: why it is in quarantine."""
@@ -63,6 +66,15 @@ class Mover:
     async def archive(self, files: Iterable[RunFile]) -> None:
         """Move files that a commit has counted to the archive."""
         await self._move(files, self._layout.archive_key, "archived")
+
+    async def remove_packed(self, files: Sequence[RunFile]) -> None:
+        """Delete files that a commit has counted and whose content is in a pack that it names."""
+
+        async def delete(start: int) -> None:
+            self._tally.archived += await self._delete(files[start : start + DELETE_BATCH])
+
+        batches = range(0, len(files), DELETE_BATCH)
+        await for_each(batches, delete, workers=min(self._workers, _DELETES_AT_ONCE))
 
     async def move_to_quarantine(self, files: Iterable[RunFile]) -> None:
         """Move files that a commit has recorded as quarantined; most have a copy there already."""
@@ -167,8 +179,8 @@ class Mover:
             )
         return await same_content(self._store, file, target)
 
-    async def _delete(self, files: list[RunFile]) -> int:
-        """Delete files that have been copied; return how many left the inbox."""
+    async def _delete(self, files: Sequence[RunFile]) -> int:
+        """Delete files that are archived; return how many left the inbox."""
         failures: Mapping[str, StoreError]
         try:
             failures = await self._store.delete(files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,9 +13,11 @@ import anyio
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.reader import StoredAggregate
 from asyncagg.aggregate.rows import RowSpool
+from asyncagg.errors import PreconditionFailedError
 from asyncagg.job.aggregates import add_to_aggregate
+from asyncagg.job.packing import LostPack, Packer
 from asyncagg.job.settle import Outcomes, Settlement
-from asyncagg.model import Window
+from asyncagg.model import Pack, Window
 
 
 class _Committed(NamedTuple):
@@ -49,15 +52,21 @@ class Committer:
         async with AsyncExitStack() as stack:
             stored = await settlement.load(stack)
             rows = await settlement.open_rows(stack)
-            fresh, outcomes = await self._fold(settlement, stored, rows)
+            async with settlement.open_packer() as packer:
+                fresh, outcomes = await self._fold(settlement, stored, rows, packer)
+                packs = await settlement.complete(packer)
             if fresh.counted or fresh.quarantined:
                 with settlement.run_report.timed("commit"):
-                    await self._commit(settlement, stored, fresh, rows)
+                    await self._commit(settlement, stored, fresh, rows, packs)
                 settlement.deferrals.refusals.accept("put")
         return outcomes
 
     async def _fold(
-        self, settlement: Settlement, stored: StoredAggregate | None, rows: RowSpool
+        self,
+        settlement: Settlement,
+        stored: StoredAggregate | None,
+        rows: RowSpool,
+        packer: Packer | None,
     ) -> tuple[Accumulator, Outcomes]:
         """Fetch and fold the files that the aggregate does not have."""
         fresh_total, outcomes = Accumulator(), Outcomes()
@@ -69,16 +78,17 @@ class Committer:
             if anyio.current_time() >= until:
                 outcomes.add_left(files)
                 continue
-            counted, quarantined = await settlement.find_known(files, stored)
-            known = counted | quarantined
-            fresh = [file for file in files if file.key not in known]
+            known = await settlement.find_known(files, stored)
+            settled = known.counted | known.quarantined
+            fresh = [file for file in files if file.key not in settled]
             # From the first batch on: the time to load must not shorten the time to fetch.
             until = min(until, settlement.deadline.intake_ends())
-            fetcher = await settlement.fetch(fresh, rows, outcomes.tally, until=until)
+            fetcher = await settlement.fetch(fresh, rows, packer, outcomes.tally, until=until)
             fresh_total.merge(fetcher.accumulator)
-            counted.update(file.key for file in fetcher.counted)
-            quarantined.update(file.key for file in fetcher.quarantined)
-            outcomes.add(files, counted, quarantined)
+            known.counted.update(file.key for file in fetcher.counted)
+            known.packed.update(fetcher.packed)
+            known.quarantined.update(file.key for file in fetcher.quarantined)
+            outcomes.add(files, known)
         return fresh_total, outcomes
 
     async def _commit(
@@ -87,17 +97,24 @@ class Committer:
         stored: StoredAggregate | None,
         fresh: Accumulator,
         rows: RowSpool,
+        packs: Sequence[Pack],
     ) -> None:
         window = settlement.window
-        etag = await add_to_aggregate(
-            settlement.context,
-            window,
-            stored,
-            fresh,
-            [rows],
-            report=settlement.report,
-            late=stored is not None and not self._is_own(window, stored),
-        )
+        try:
+            etag = await add_to_aggregate(
+                settlement.context,
+                window,
+                stored,
+                fresh,
+                [rows],
+                packs=packs,
+                report=settlement.report,
+                late=stored is not None and not self._is_own(window, stored),
+            )
+        except PreconditionFailedError:
+            base = stored.etag if stored else ""
+            settlement.lost_packs.extend(LostPack(pack, base) for pack in packs)
+            raise
         totals = [fresh, stored.accumulator] if stored else [fresh]
         files = sum(each.counted + each.quarantined for each in totals)
         self._committed[window] = _Committed(etag, files)

@@ -13,7 +13,7 @@ from asyncagg.aggregate.rows import QuarantinedRow, RowSpool, counted_row, quara
 from asyncagg.errors import InvalidRunFileError, StoreError
 from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.outcome import Tally
-from asyncagg.model import RunFile, RunResult
+from asyncagg.model import Place, RunFile, RunResult
 from asyncagg.runtime.tasks import for_each
 
 _log = logging.getLogger(__name__)
@@ -26,13 +26,30 @@ Quarantine = Callable[[RunFile, str], Awaitable[str | None]]
 class Read(Protocol):
     """Reads a run file; matches that score below ``top_cutoff`` may be left out."""
 
-    async def __call__(self, file: RunFile, *, top_cutoff: float) -> RunResult:
-        """Return the content of the file.
+    async def __call__(self, file: RunFile, *, top_cutoff: float) -> tuple[RunResult, bytes | None]:
+        """Return the content of the file, and its bytes if they were read whole.
 
         Raises:
             InvalidRunFileError: It can never be counted.
             StoreError: It could not be fetched in the version that was listed.
         """
+        ...
+
+
+class Packs(Protocol):
+    """Knows the packs that files are in; `asyncagg.job.packing.Packer` writes them."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether `wait` should be called before another file is read."""
+        ...
+
+    def add(self, file: RunFile, data: bytes | None) -> Place | None:
+        """Return the place of a file with these bytes; None if it is in no pack."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait until there is memory for more files."""
         ...
 
 
@@ -42,6 +59,7 @@ class Fetcher:
     Attributes:
         accumulator: What was folded.
         counted: The files folded.
+        packed: The keys of those that are in a pack.
         quarantined: The files that have a copy in quarantine now.
 
     Args:
@@ -50,6 +68,7 @@ class Fetcher:
         rows: Where the rows go.
         tally: Where the outcome of the other files is added.
         deferrals: Decides what becomes of the files that could not be read.
+        packs: Where counted files go; None if they become objects of the archive.
     """
 
     def __init__(
@@ -59,15 +78,19 @@ class Fetcher:
         rows: RowSpool,
         tally: Tally,
         deferrals: Deferrals,
+        *,
+        packs: Packs | None = None,
     ) -> None:
         self.accumulator = Accumulator()
         self.counted: list[RunFile] = []
+        self.packed: set[str] = set()
         self.quarantined: list[RunFile] = []
         self._read = read
         self._quarantine = quarantine
         self._rows = rows
         self._tally = tally
         self._deferrals = deferrals
+        self._packs = packs
         self._done: dict[int, bytes | QuarantinedRow | None] = {}
         self._next = 0
 
@@ -80,16 +103,19 @@ class Fetcher:
             index, file = item
             row: bytes | QuarantinedRow | None
             try:
-                result = await self._read(file, top_cutoff=self.accumulator.top_cutoff)
+                result, data = await self._read(file, top_cutoff=self.accumulator.top_cutoff)
             except (InvalidRunFileError, StoreError) as error:
                 row = await self._handle(file, error)
             else:
-                row = self._fold(file, result)
+                row = self._fold(file, result, data)
             finished += 1  # from here on, a cancellation does not lose the row
             # Downloads finish in any order; rows are kept in the order of the files.
             self._done[index] = row
             if index == self._next:
                 await self._keep(index + 1)
+            if self._packs is not None and self._packs.is_full:
+                del data, result
+                await self._packs.wait()
 
         with anyio.CancelScope(deadline=until):
             await for_each(enumerate(files), fetch_one, workers=workers)
@@ -98,12 +124,17 @@ class Fetcher:
             self._deferrals.refusals.accept("get")
         await self._keep(len(files))
 
-    def _fold(self, file: RunFile, result: RunResult) -> bytes:
+    def _fold(self, file: RunFile, result: RunResult, data: bytes | None) -> bytes:
         self.accumulator.fold(file.key, file.size, result)
         self.counted.append(file)
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("counted", extra={"key": file.key, "size": file.size})
-        return counted_row(file, result)
+        if self._packs is None:
+            return counted_row(file, result)
+        place = self._packs.add(file, data)
+        if place is not None:
+            self.packed.add(file.key)
+        return counted_row(file, result, place)
 
     async def _handle(
         self, file: RunFile, error: InvalidRunFileError | StoreError

@@ -110,6 +110,21 @@ class Layout:
         """Return whether a key looks like an aggregate's, but no window ends at its time."""
         return self.is_aggregate(key) and self.aggregate_window(key) is None
 
+    def pack_key(self, window: Window, name: str) -> str:
+        """Return the key of a pack of a window's files."""
+        return f"{self.pack_prefix}{window.name}/{name}.zip"
+
+    @property
+    def pack_prefix(self) -> str:
+        """The prefix of the keys of all packs. No key of a run file ends like theirs."""
+        return f"{self.archive_prefix}packs/"
+
+    def pack_window(self, key: str) -> Window | None:
+        """Return the window whose pack has this key, or None if it is not the key of a pack."""
+        if not key.startswith(self.pack_prefix) or not key.endswith(".zip"):
+            return None
+        return self._window(key.removeprefix(self.pack_prefix).partition("/")[0])
+
     def partial_key(self, window: Window, name: str) -> str:
         """Return the key of a partial aggregate of a window, kept while a backfill runs."""
         return f"{self.work_folder(window)}{name}.json"

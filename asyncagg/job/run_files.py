@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from asyncagg.errors import InvalidRunFileError
 from asyncagg.ingest.gzipped import inflate, is_gzip
@@ -39,8 +40,8 @@ class RunFileReader:
         key: str = "",
         top_cutoff: float = -math.inf,
         unknown: Counter[str] | None = None,
-    ) -> RunResult:
-        """Return the content of a run file.
+    ) -> tuple[RunResult, bytes | None]:
+        """Return the content of a run file, and its bytes if they were read whole.
 
         Args:
             file: Its reference.
@@ -57,19 +58,40 @@ class RunFileReader:
                 f"too large: {file.size} bytes, expected at most {self._max_bytes}"
             )
         if file.size > self._stream_bytes:
-            return await self._read_stream(file, key, unknown)
+            return await self._read_stream(file, key, unknown), None
         if not self._limiter.take(file.size):
             await self._limiter.acquire(file.size)
         try:
             body = await self._store.get(key or file.key, if_match=file.etag)
             if not is_gzip(body.data):
-                return parse(body.data, file, top_cutoff, unknown)
+                return parse(body.data, file, top_cutoff, unknown), body.data
             blocks = self._unzip(body.data)
             if blocks is not None:
-                return parse_blocks(blocks, file, top_cutoff, unknown)
+                return parse_blocks(blocks, file, top_cutoff, unknown), body.data
         finally:
             self._limiter.release(file.size)
-        return await self._read_stream(file, key, unknown)
+        return await self._read_stream(file, key, unknown), None
+
+    async def read_content(
+        self,
+        file: RunFile,
+        load: Callable[[], Awaitable[bytes]],
+        *,
+        top_cutoff: float = -math.inf,
+    ) -> tuple[RunResult, bytes]:
+        """Return the content of a run file that ``load`` returns whole, and its bytes; see `read`.
+
+        Raises:
+            InvalidRunFileError: It can never be counted.
+        """
+        async with self._limiter.hold(file.size):
+            data = await load()
+            if not is_gzip(data):
+                return parse(data, file, top_cutoff), data
+            blocks = self._unzip(data)
+            if blocks is not None:
+                return parse_blocks(blocks, file, top_cutoff, None), data
+            return await parse_stream(_one_block(data), file, max_bytes=self._max_bytes), data
 
     def _unzip(self, data: bytes) -> list[bytes] | None:
         """Return the unzipped content, or None if it is too large to hold."""
@@ -90,3 +112,7 @@ class RunFileReader:
             self._store.stream(key or file.key, if_match=file.etag) as body,
         ):
             return await parse_stream(body.chunks, file, max_bytes=self._max_bytes, unknown=unknown)
+
+
+async def _one_block(data: bytes) -> AsyncIterator[bytes]:
+    yield data

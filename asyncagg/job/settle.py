@@ -7,21 +7,22 @@ The order of the calls:
         Settlement.load                    the aggregate and its etag
         Committer._fold                    for each batch: find_known, then fetch
         Committer._commit                  the files become counted here
-      Settlement.move_files                copy, then delete
+      Settlement.move_files                copy, then delete; what is in a pack is only deleted
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import anyio
 
-from asyncagg.aggregate.reader import StoredAggregate
+from asyncagg.aggregate.reader import Known, StoredAggregate
 from asyncagg.aggregate.rows import RowSpool
 from asyncagg.errors import AggregateError, StoreError
 from asyncagg.job.aggregates import load_aggregate, retry_commit
@@ -32,19 +33,28 @@ from asyncagg.job.deadline import Deadline
 from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.fetch import Fetcher, Read
 from asyncagg.job.outcome import RunReport, Tally, WindowReport
+from asyncagg.job.packing import LostPack, Packer, open_packer, remove_lost
 from asyncagg.job.redelivered import find_counted
 from asyncagg.job.run_files import RunFileReader
-from asyncagg.model import RunFile, Window
+from asyncagg.model import Pack, RunFile, Window
 
 _log = logging.getLogger(__name__)
 
 _MAX_NAMES = 20
 
-_PENDING, _COUNTED, _QUARANTINED = range(3)  # bytes(n) is n pending files
+_PENDING, _COUNTED, _PACKED, _QUARANTINED = range(4)  # bytes(n) is n pending files
+
+
+class Marked(NamedTuple):
+    """Files by their outcome: counted and in no pack, counted and in a pack, quarantined."""
+
+    counted: list[RunFile]
+    packed: list[RunFile]
+    quarantined: list[RunFile]
 
 
 class Outcomes:
-    """Which files of a batch are counted or quarantined, in their order.
+    """Which files of a batch are counted, in a pack or not, or quarantined, in their order.
 
     Attributes:
         tally: The numbers of the other files; `Settlement.move_files` adds the moved files.
@@ -59,12 +69,13 @@ class Outcomes:
         """How many files are counted or quarantined, so that they leave the inbox."""
         return len(self._marks) - self._marks.count(_PENDING)
 
-    def add(
-        self, files: Sequence[RunFile], counted: Collection[str], quarantined: Collection[str]
-    ) -> None:
-        """Add the next files, of which these keys are counted and these quarantined."""
+    def add(self, files: Sequence[RunFile], known: Known) -> None:
+        """Add the next files, of which these are counted or quarantined."""
+        counted, packed, quarantined, _ = known
         self._marks.extend(
-            _COUNTED
+            _PACKED
+            if file.key in packed
+            else _COUNTED
             if file.key in counted
             else _QUARANTINED
             if file.key in quarantined
@@ -77,14 +88,15 @@ class Outcomes:
         self.tally.left += len(files)
         self._marks.extend(bytes(len(files)))
 
-    async def split(self, batch: WindowBatch) -> AsyncIterator[tuple[list[RunFile], list[RunFile]]]:
-        """Yield the (counted, quarantined) files of the batch, some at a time."""
+    async def split(self, batch: WindowBatch) -> AsyncIterator[Marked]:
+        """Yield the marked files of the batch, some at a time."""
         start = 0
         async for files in batch.batches():
             marked = list(zip(files, self._marks[start : start + len(files)], strict=True))
             start += len(files)
-            yield (
+            yield Marked(
                 [file for file, mark in marked if mark == _COUNTED],
+                [file for file, mark in marked if mark == _PACKED],
                 [file for file, mark in marked if mark == _QUARANTINED],
             )
 
@@ -103,6 +115,7 @@ class Settlement:
         deadline: When to stop.
         deferrals: The files of the run that stay in the inbox.
         workers: Requests in flight.
+        lost_packs: The packs of commits that failed because another runner committed first.
     """
 
     context: JobContext
@@ -114,6 +127,7 @@ class Settlement:
     deadline: Deadline
     deferrals: Deferrals
     workers: int
+    lost_packs: list[LostPack] = field(default_factory=list)
 
     async def open_rows(self, stack: AsyncExitStack) -> RowSpool:
         """Open an empty spool for the rows of new files."""
@@ -124,27 +138,50 @@ class Settlement:
         """Read the aggregate of the window, if there is one."""
         with self.run_report.timed("load"):
             spool = await stack.enter_async_context(self.context.open_spool())
-            return await load_aggregate(self.context, self.window, spool)
+            stored = await load_aggregate(self.context, self.window, spool)
+            await remove_lost(self.context, stored, self.lost_packs)
+            return stored
 
-    async def find_known(
-        self, files: Sequence[RunFile], stored: StoredAggregate | None
-    ) -> tuple[set[str], set[str]]:
-        """Return the keys of files that were settled before: (counted, quarantined)."""
+    def open_packer(self) -> AbstractAsyncContextManager[Packer | None]:
+        """Open a writer of packs for one commit; None if files are archived as objects."""
+        return open_packer(self.context, self.window)
+
+    async def complete(self, packer: Packer | None) -> Sequence[Pack]:
+        """Complete the uploads of a packer, and return the packs."""
+        if packer is None:
+            return ()
+        with self.run_report.timed("archive"):
+            return await packer.complete()
+
+    async def find_known(self, files: Sequence[RunFile], stored: StoredAggregate | None) -> Known:
+        """Return the keys of files that were settled before."""
         with self.run_report.timed("load"):
             if stored is None:
-                return set(), set()
+                return Known(set(), set(), set(), {})
             layout = self.context.layout
             known = await stored.known(files, layout.was_restored)
             doubtful = {
                 file: known.redelivered[file.key] for file in files if file.key in known.redelivered
             }
-            known.counted.update(
-                await find_counted(self.context.store, layout, doubtful, workers=self.workers)
+            counted, packed = await find_counted(
+                self.context.store,
+                layout,
+                doubtful,
+                stored.packs,
+                workers=self.workers,
             )
-        return known.counted, known.quarantined
+            known.counted.update(counted, packed)
+            known.packed.update(packed)
+        return known
 
     async def fetch(
-        self, files: Sequence[RunFile], rows: RowSpool, tally: Tally, *, until: float
+        self,
+        files: Sequence[RunFile],
+        rows: RowSpool,
+        packer: Packer | None,
+        tally: Tally,
+        *,
+        until: float,
     ) -> Fetcher:
         """Fetch files, and return what was folded."""
         mover = Mover(self.context, tally, self.workers, self.deferrals)
@@ -152,7 +189,7 @@ class Settlement:
         read: Read = self.reader.read
         if _log.isEnabledFor(logging.DEBUG):
             read = partial(self.reader.read, unknown=unknown)
-        fetcher = Fetcher(read, quarantine, rows, tally, self.deferrals)
+        fetcher = Fetcher(read, quarantine, rows, tally, self.deferrals, packs=packer)
         with self.run_report.timed("fetch"):
             await fetcher.fetch(files, workers=self.workers, until=until)
         if unknown:
@@ -167,9 +204,10 @@ class Settlement:
         before = tally.resolved
         try:
             with self.run_report.timed("archive"):
-                async for counted, quarantined in outcomes.split(self.files):
-                    await mover.archive(counted)
-                    await mover.move_to_quarantine(quarantined)
+                async for files in outcomes.split(self.files):
+                    await mover.archive(files.counted)
+                    await mover.remove_packed(files.packed)
+                    await mover.move_to_quarantine(files.quarantined)
         finally:  # also on cancellation: report the files that are moved
             tally.left += outcomes.to_move - (tally.resolved - before)
             self.report.tally.add(tally)

@@ -77,7 +77,7 @@ async def _claim(
                 total.quarantined += 1
             report = WindowReport(window.name, context.layout.aggregate_key(window))
             await add_to_aggregate(
-                context, window, stored, total, [rows], report=report, late=False
+                context, window, stored, total, [rows], packs=(), report=report, late=False
             )
     return counted
 

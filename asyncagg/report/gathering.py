@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from asyncagg.aggregate.head import accumulator_of
+from asyncagg.aggregate.head import accumulator_of, packs_of
 from asyncagg.aggregate.reader import read_head, read_quarantined
 from asyncagg.errors import (
     AggregateError,
@@ -123,6 +123,7 @@ class _Gatherer:
             async with self._store.stream(key) as body:
                 head = await read_head(key, window, body.chunks)
             total, late = accumulator_of(head), int(head["files"]["late"])
+            packs = packs_of(head)
         except NotFoundError:
             self._add_unreadable(key, "it was deleted while the report was made")
         except StoreError as error:
@@ -134,7 +135,7 @@ class _Gatherer:
             self._add_unreadable(key, f"a member of its head is missing or invalid: {error}")
         else:
             self._refusals.accept("get")
-            self._report.merge(window, total, late)
+            self._report.merge(window, total, late, packs)
             if total.quarantined:
                 self._quarantined[window] = (body.etag, total.quarantined)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.head import totals
-from asyncagg.model import TOP, Window
+from asyncagg.model import TOP, Pack, Window
 from asyncagg.report.matches import BestMatches
 from asyncagg.windows import MINUTES_A_DAY
 
@@ -132,6 +132,8 @@ class Report:
         late: How many of their files are late.
         total: Their merged accumulator.
         buckets: The points of the charts, by their start.
+        packs: How many packs their files are in.
+        packed_bytes: The size of the packs.
         best: The best matches.
         gaps: The windows that are missing.
         quarantined: The newest quarantined files, ready for JSON.
@@ -149,6 +151,8 @@ class Report:
     last: datetime | None = None
     windows: int = 0
     late: int = 0
+    packs: int = 0
+    packed_bytes: int = 0
     total: Accumulator = field(default_factory=Accumulator)
     buckets: dict[int, TimeBucket] = field(default_factory=dict)
     best: BestMatches = field(default_factory=BestMatches)
@@ -162,10 +166,12 @@ class Report:
         """0 done, 3 done, but an aggregate could not be read."""
         return 3 if self.unreadable_count else 0
 
-    def merge(self, window: Window, total: Accumulator, late: int) -> None:
+    def merge(self, window: Window, total: Accumulator, late: int, packs: Sequence[Pack]) -> None:
         """Add the aggregate of a window."""
         self.windows += 1
         self.late += late
+        self.packs += len(packs)
+        self.packed_bytes += sum(pack.bytes for pack in packs)
         self.best.add(window, total.top)
         self.total.merge(total)
         # Not a `Window`: a long one may begin before the first moment that a datetime has.
@@ -197,6 +203,7 @@ class Report:
             "end": _iso(self.last),
             "windows": {"present": self.windows, "missing": self.gaps.windows},
             "totals": summary,
+            "packs": {"count": self.packs, "bytes": self.packed_bytes},
             "points": self._points(),
             "top_matches": {"exact": TOP, "shown": self.best.as_list()},
             "gaps": self.gaps.as_dict(),

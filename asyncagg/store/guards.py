@@ -192,6 +192,7 @@ class GuardedStore:
         self.list_pages = store.list_pages
         self.head = store.head
         self.get = store.get
+        self.get_range = store.get_range
         self.stream = store.stream
 
     @property

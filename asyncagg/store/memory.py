@@ -21,6 +21,7 @@ from asyncagg.store.protocol import (
     ObjectInfo,
     StreamedBody,
     check_batch,
+    check_range,
     lower_keys,
 )
 
@@ -78,6 +79,16 @@ class MemoryStore:
         await anyio.lowlevel.checkpoint()
         found = self._find("get", key, if_match)
         return Body(found.data, found.etag, found.info.content_encoding)
+
+    async def get_range(
+        self, key: str, start: int, length: int, *, if_match: str | None = None
+    ) -> Body:
+        """Return a part of an object's content."""
+        await anyio.lowlevel.checkpoint()
+        found = self._find("get", key, if_match)
+        data = found.data[start : start + length]
+        check_range("get", key, start, length, len(data))
+        return Body(data, found.etag, found.info.content_encoding)
 
     @asynccontextmanager
     async def stream(self, key: str, *, if_match: str | None = None) -> AsyncIterator[StreamedBody]:

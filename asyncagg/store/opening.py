@@ -19,7 +19,7 @@ from asyncagg.store.retry import Retry, RetryPolicy
 
 if TYPE_CHECKING:
     from asyncagg.store.s3.boto import Control
-    from asyncagg.store.s3.plane import DataPlane
+    from asyncagg.store.s3.plane import DataPlane, StorageClass
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +68,9 @@ async def _open_s3(settings: Settings, retry: Retry | None) -> AsyncIterator[Sto
         ) as control,
         _open_plane(control, settings, bucket, root) as plane,
     ):
-        multipart = BotoMultipart(BotoBucket(control.client, bucket, root))
+        multipart = BotoMultipart(
+            BotoBucket(control.client, bucket, root), storage_class=_storage_class(settings)
+        )
         store = S3Store(settings.store, plane, multipart, retry)
         prefix, required = settings.archive_prefix, settings.conditional_writes == "required"
         store.parts_guard = PartsGuard(store, store.put_in_parts, prefix=prefix, required=required)
@@ -87,6 +89,7 @@ async def _open_plane(
         yield BotoPlane(
             BotoBucket(control.client, bucket, prefix),
             max_body_bytes=max(settings.stream_bytes, _MAX_PAGE_BYTES),
+            storage_class=_storage_class(settings),
         )
         return
     from asyncagg.store.s3.http import Limits, tls_context  # noqa: PLC0415
@@ -108,10 +111,16 @@ async def _open_plane(
         tls=tls,
     )
     try:
-        yield HttpDataPlane(requester, prefix)
+        yield HttpDataPlane(requester, prefix, storage_class=_storage_class(settings))
     finally:
         with move_on_after(_CLEANUP_SECONDS, shield=True):
             await requester.aclose()
+
+
+def _storage_class(settings: Settings) -> StorageClass:
+    from asyncagg.store.s3.plane import StorageClass  # noqa: PLC0415 - a directory needs no S3
+
+    return StorageClass(settings.archive_storage_class, settings.archive_prefix)
 
 
 def parse_bucket(url: str) -> tuple[str, str]:

@@ -103,6 +103,15 @@ class Store(Protocol):
     async def get(self, key: str, *, if_match: str | None = None) -> Body:
         """Return an object's whole content, if its etag is still ``if_match``."""
 
+    async def get_range(
+        self, key: str, start: int, length: int, *, if_match: str | None = None
+    ) -> Body:
+        """Return exactly ``length`` bytes of an object, 1 or more, from byte ``start``.
+
+        Raises:
+            StoreError: The object ends before.
+        """
+
     def stream(
         self, key: str, *, if_match: str | None = None
     ) -> AbstractAsyncContextManager[StreamedBody]:
@@ -160,6 +169,17 @@ class Store(Protocol):
             The failures by key: `PreconditionFailedError` for an object that has changed,
             `TransientError` where retries did not help. A key without an object is no failure.
         """
+
+
+def check_range(operation: str, key: str, start: int, expected: int, received: int) -> None:
+    """Raise a `StoreError` if a range of an object does not have the expected length."""
+    if received != expected:
+        raise StoreError(
+            f"{operation} {key!r}: {received} bytes from byte {start}, expected {expected}: the "
+            "object is shorter than expected",
+            operation=operation,
+            key=key,
+        )
 
 
 def check_batch(files: Sequence[RunFile]) -> None:

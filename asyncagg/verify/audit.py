@@ -20,15 +20,17 @@ from asyncagg.job.archive import same_content
 from asyncagg.job.context import JobContext
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.tasks import map_each
-from asyncagg.verify.database import QuarantinedEntry, open_database
+from asyncagg.verify.database import NamedPack, QuarantinedEntry, open_database
 from asyncagg.verify.findings import FindingKind, VerifyReport
 from asyncagg.verify.inventory import AGGREGATES_AT_ONCE, Inventory
+from asyncagg.verify.packs import removal_blocker
 from asyncagg.verify.rebuild import assign_unnamed_files, rebuild_blocker
 from asyncagg.verify.recompute import Recomputed, recompute_or_raise
 
 T = TypeVar("T")
 
 _NEED_ALL_AGGREGATES = (
+    FindingKind.UNNAMED_PACK,
     FindingKind.UNCOUNTED,
     FindingKind.CONFLICT,
     FindingKind.WITHOUT_ENTRY,
@@ -105,6 +107,7 @@ class _Audit:
         await self._report_counted_twice()
         await self._report_unfinished()
         await self._report_waiting()
+        await self._report_broken_packs()
         if self._inventory.complete:
             await self._report_files()
         else:
@@ -200,7 +203,31 @@ class _Audit:
             detail = f"of window {window.name}, arrived {since}: the log of a run says why"
             self._report.add(FindingKind.WAITING, file.key, detail)
 
+    async def _report_broken_packs(self) -> None:
+        if not self._inventory.all_windows:
+            why = "needs the list of packs: verify without an interval"
+            self._report.not_judged[FindingKind.BROKEN_PACK] = why
+            return
+        pages = self._inventory.database.broken_packs()
+        async for pack in self._confirmed(pages, self._is_broken):
+            detail = f"not there with {pack.size} bytes, as the aggregate of {pack.window} says"
+            self._report.add(FindingKind.BROKEN_PACK, pack.key, detail)
+
+    async def _is_broken(self, pack: NamedPack) -> bool:
+        found = await self._head(pack.key)
+        return found is None or found.size != pack.size
+
+    async def _report_unnamed_packs(self) -> None:
+        inventory = self._inventory
+        pages = inventory.database.unnamed_packs(inventory.day_ago)
+        async for file in self._confirmed(pages, self._unchanged):
+            blocker = await removal_blocker(self._context, inventory, file)
+            detail = blocker or "all its files are counted elsewhere"
+            self._report.add(FindingKind.UNNAMED_PACK, file.key, detail)
+            self._report.plan.packs += not blocker
+
     async def _report_files(self) -> None:
+        await self._report_unnamed_packs()
         database, report = self._inventory.database, self._report
         async for file in self._confirmed(database.uncounted(), self._unchanged):
             report.add(FindingKind.UNCOUNTED, file.key, f"{file.size} bytes")

@@ -15,12 +15,14 @@ import orjson
 
 from asyncagg.aggregate.format import SCHEMA_VERSION, window_member
 from asyncagg.aggregate.spool import LONGEST_LINE
-from asyncagg.model import RunFile, Window
+from asyncagg.model import CountedFile, RunFile, Window
 from asyncagg.store import StreamedBody
 from asyncagg.verify.database import QuarantinedEntry
 
-# A row has exactly these fields; a match in the top 10 has others, so it is never read as a row.
+# A row has exactly these fields, and maybe a place in a pack; a match in the top 10 has others, so
+# it is never read as a row.
 _COUNTED_FIELDS = {"key", "timestamp", "size", "etag", "last_modified"}
+_PLACE_FIELDS = {"pack", "offset"}
 _QUARANTINED_FIELDS = {"key", "reason", "moved_to", "etag"}
 
 
@@ -111,7 +113,7 @@ class DamagedAggregate:
 
     def _parse_row(self, row: dict[str, Any]) -> RunFile | QuarantinedEntry | None:
         try:
-            if row.keys() == _COUNTED_FIELDS:
+            if row.keys() - _PLACE_FIELDS == _COUNTED_FIELDS:
                 return parse_source(row)
             if row.keys() == _QUARANTINED_FIELDS:
                 return msgspec.convert({"window": self.window.name, **row}, QuarantinedEntry)
@@ -120,13 +122,13 @@ class DamagedAggregate:
         return None
 
 
-def parse_source(row: dict[str, Any]) -> RunFile:
+def parse_source(row: dict[str, Any]) -> CountedFile:
     """Return the file that a row of ``source_files`` names.
 
     Raises:
         ValidationError: A value is invalid.
     """
-    file = msgspec.convert(row, RunFile)
+    file = msgspec.convert(row, CountedFile)
     if file.last_modified.tzinfo is None or not 0 <= file.size < 2**63:
         raise msgspec.ValidationError(f"{file}: expected a time zone and a size of 0 to 2**63")
     return file

@@ -18,7 +18,7 @@ from anyio import CapacityLimiter, move_on_after, to_thread
 
 from asyncagg.errors import ConfigurationError
 from asyncagg.job.layout import Layout
-from asyncagg.model import RunFile
+from asyncagg.model import CountedFile, Pack, RunFile
 from asyncagg.verify import queries
 
 T = TypeVar("T")
@@ -59,6 +59,15 @@ class UnfinishedMove(NamedTuple):
     window: str
 
 
+class NamedPack(NamedTuple):
+    """A pack as an aggregate names it, and the window of that aggregate."""
+
+    key: str
+    size: int
+    etag: str
+    window: str
+
+
 class Database:
     """The tables of a verification; open it with `open_database`."""
 
@@ -76,7 +85,7 @@ class Database:
         """Remove an aggregate and the files that it named."""
         if await self.etag(window) is None:
             return  # a deletion reads whole tables: they have no index by window
-        for table in ("counted", "entries", "aggregates"):
+        for table in ("counted", "entries", "named_packs", "aggregates"):
             query = f"DELETE FROM {table} WHERE window = :window"  # noqa: S608 - constant names
             await self._first(query, window)
 
@@ -100,7 +109,8 @@ class Database:
         for file in files:
             archived = self._layout.archive_key(file.key)
             conflict = self._layout.conflict_key(archived, file.etag)
-            rows.append((*_to_row(file), window, intact, archived, conflict))
+            place = (file.pack, file.offset) if isinstance(file, CountedFile) else ("", 0)
+            rows.append((*_to_row(file), window, intact, archived, conflict, *place))
         await self._insert("assigned_counted" if assigned else "counted", rows)
 
     async def add_quarantined(
@@ -111,10 +121,15 @@ class Database:
         await self._insert("assigned_entries" if assigned else "entries", rows)
 
     async def add_listed(
-        self, table: Literal["archived", "quarantined"], files: Iterable[RunFile]
+        self, table: Literal["archived", "quarantined", "packs"], files: Iterable[RunFile]
     ) -> None:
         """Add listed objects."""
         await self._insert(table, [_to_row(file) for file in files])
+
+    async def add_named_packs(self, window: str, packs: Iterable[Pack]) -> None:
+        """Add the packs that an aggregate names."""
+        rows = [(each.key, each.bytes, each.etag, window, each.id, each.files) for each in packs]
+        await self._insert("named_packs", rows)
 
     async def add_inbox(self, files: Iterable[tuple[RunFile, str]]) -> None:
         """Add run files in the inbox, each with its window."""
@@ -163,13 +178,37 @@ class Database:
         arrived = _microseconds(before)
         return self._pages(queries.WAITING, _to_file, window, before=arrived)
 
+    def broken_packs(self) -> AsyncIterator[list[NamedPack]]:
+        """Yield packs that aggregates name, and that are gone or have another size."""
+        return self._pages(queries.BROKEN_PACKS, NamedPack)
+
+    def unnamed_packs(self, before: datetime) -> AsyncIterator[list[RunFile]]:
+        """Yield packs that were written before a time and that no aggregate names."""
+        return self._pages(queries.UNNAMED_PACKS, _to_file, before=_microseconds(before))
+
+    async def all_counted_outside(self, pack: str, files: Sequence[tuple[str, str]]) -> bool:
+        """Return whether intact aggregates count files (key and etag) that are not in this pack."""
+        execute = self._connection.execute
+        return await self._run(
+            lambda: all(
+                execute(queries.COUNTED_OUTSIDE, (*each, pack)).fetchone() for each in files
+            )
+        )
+
+    async def named(self, files: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Return those files (key and etag) that an aggregate names as counted."""
+        execute = self._connection.execute
+        return await self._run(
+            lambda: {each for each in files if execute(queries.NAMED, each).fetchone()}
+        )
+
     def orphan_entries(self) -> AsyncIterator[list[QuarantinedEntry]]:
         """Yield entries of quarantined files that are in none of the listings."""
         return self._pages(queries.ORPHAN_ENTRIES, QuarantinedEntry)
 
-    def salvaged(self, window: str) -> AsyncIterator[list[RunFile]]:
+    def salvaged(self, window: str) -> AsyncIterator[list[CountedFile]]:
         """Yield the known counted files of a damaged aggregate, sorted by key and etag."""
-        return self._pages(queries.SALVAGED_COUNTED, _to_file, window)
+        return self._pages(queries.SALVAGED_COUNTED, _to_counted, window)
 
     def salvaged_quarantined(self, window: str) -> AsyncIterator[list[QuarantinedEntry]]:
         """Yield the known quarantined files of a damaged aggregate, sorted by key and etag."""
@@ -240,3 +279,9 @@ def _microseconds(moment: datetime) -> int:
 
 def _to_file(key: str, size: int, etag: str, modified: int) -> RunFile:
     return RunFile(key, size, etag, _EPOCH + timedelta(microseconds=modified))
+
+
+def _to_counted(*row: Any) -> CountedFile:
+    *reference, pack, offset = row
+    file = _to_file(*reference)
+    return CountedFile(file.key, file.size, file.etag, file.last_modified, pack=pack, offset=offset)

@@ -26,6 +26,10 @@ class FindingKind(StrEnum):
     """Two aggregates count the same file (key and etag)."""
     MISSING = "counted_but_missing"
     """A counted file is neither in the archive nor in the inbox."""
+    BROKEN_PACK = "broken_pack"
+    """A pack that an aggregate names is gone or has another size."""
+    UNNAMED_PACK = "unnamed_pack"
+    """No aggregate names a pack that is older than a day."""
     UNCOUNTED = "archived_but_counted_nowhere"
     """No aggregate counts an archived file."""
     CONFLICT = "different_in_runs_and_archive"
@@ -81,15 +85,17 @@ class Plan:
         moves: How many files are to be moved out of the inbox.
         rewrite: Windows whose aggregate is to be replaced by what its files add up to.
         rebuild: Windows whose damaged aggregate is to be rebuilt from its files.
+        packs: How many packs are to be removed, whose files are all counted elsewhere.
     """
 
     moves: int = 0
+    packs: int = 0
     rewrite: list[str] = field(default_factory=list)
     rebuild: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         """Return whether there is anything to repair."""
-        return bool(self.moves or self.rewrite or self.rebuild)
+        return bool(self.moves or self.packs or self.rewrite or self.rebuild)
 
 
 @dataclass(slots=True)
@@ -142,6 +148,7 @@ class VerifyReport:
             FindingKind.UNFINISHED: self.plan.moves,
             FindingKind.DIFFERENT: len(self.plan.rewrite),
             FindingKind.DAMAGED: len(self.plan.rebuild),
+            FindingKind.UNNAMED_PACK: self.plan.packs,
         }
         return self.complete and all(
             planned.get(kind) == count for kind, count in self.found.items()
@@ -170,6 +177,7 @@ class RepairReport:
     Attributes:
         before: What was found before it.
         moved: How many files were moved out of the inbox.
+        removed: How many packs were removed.
         rewritten: Windows whose aggregate was replaced by what its files add up to.
         rebuilt: Windows whose damaged aggregate was rebuilt.
         failures: What could not be repaired, by window or prefix, and why.
@@ -178,6 +186,7 @@ class RepairReport:
 
     before: VerifyReport
     moved: int = 0
+    removed: int = 0
     rewritten: list[str] = field(default_factory=list)
     rebuilt: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
@@ -193,6 +202,7 @@ class RepairReport:
         """Return everything, ready for JSON."""
         done = {
             "moved": self.moved,
+            "removed": self.removed,
             "rewritten": self.rewritten,
             "rebuilt": self.rebuilt,
             "failures": self.failures,

@@ -79,6 +79,11 @@ class Inventory:
         return self._newest - self._patience
 
     @property
+    def day_ago(self) -> datetime:
+        """A day before the newest object: no commit of then is still under way."""
+        return self._newest - timedelta(days=1)
+
+    @property
     def complete(self) -> bool:
         """Whether every row of every aggregate was read, so a file without a row has none."""
         rows_lost = any(not each.complete for each in self.damaged.values())
@@ -106,6 +111,9 @@ class Inventory:
         async for page in self._pages(prefix):
             # Folder markers and the objects of a probe are not run files.
             await self.database.add_listed(table, [each for each in page if is_run_file(each.key)])
+            if table == "archived":
+                packs = [each for each in page if self._context.layout.pack_window(each.key)]
+                await self.database.add_listed("packs", packs)
 
     async def _list_inbox(self) -> None:
         layout, window_of = self._context.layout, self._context.window_of
@@ -182,6 +190,7 @@ class Inventory:
         """
         await aggregate.known(())  # only to check the order of the rows
         await self.database.add_aggregate(window.name, aggregate.etag)
+        await self.database.add_named_packs(window.name, aggregate.packs)
         self.misplaced.pop(window, None)
         try:
             async for rows in _paged(aggregate.counted_rows()):

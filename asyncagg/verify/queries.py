@@ -5,7 +5,9 @@ from __future__ import annotations
 TABLES = """
 CREATE TABLE aggregates (window TEXT PRIMARY KEY, etag TEXT) WITHOUT ROWID;
 CREATE TABLE counted (key TEXT, size INT, etag TEXT, modified INT, window TEXT, intact INT,
-    archive_key TEXT, conflict_key TEXT);
+    archive_key TEXT, conflict_key TEXT, pack TEXT, offset INT);
+CREATE TABLE packs (key TEXT, size INT, etag TEXT, modified INT);
+CREATE TABLE named_packs (key TEXT, size INT, etag TEXT, window TEXT, id TEXT, files INT);
 CREATE TABLE entries (key TEXT, etag TEXT, window TEXT, intact INT, moved_to TEXT, reason TEXT);
 CREATE TABLE assigned_counted AS SELECT * FROM counted;
 CREATE TABLE assigned_entries AS SELECT * FROM entries;
@@ -24,6 +26,8 @@ CREATE INDEX entries_by_key ON entries (key, etag);
 CREATE INDEX entries_by_place ON entries (moved_to);
 CREATE INDEX archived_by_key ON archived (key);
 CREATE INDEX quarantined_by_key ON quarantined (key);
+CREATE INDEX packs_by_key ON packs (key);
+CREATE INDEX named_packs_by_key ON named_packs (key);
 CREATE INDEX inbox_by_key ON inbox (key);
 CREATE INDEX inbox_by_quarantine_key ON inbox (quarantine_key);
 CREATE INDEX inbox_by_conflict_key ON inbox (conflict_key);
@@ -87,8 +91,25 @@ AND NOT EXISTS (SELECT 1 FROM entries AS e
     WHERE e.key = i.key AND e.etag = i.etag AND e.window = i.window)
 """
 
+# Its files are checked one by one; a copy of a pack may have another etag.
+BROKEN_PACKS = """
+SELECT key, size, etag, window FROM named_packs AS n
+WHERE NOT EXISTS (SELECT 1 FROM packs AS p WHERE p.key = n.key AND p.size = n.size)
+"""
+
+UNNAMED_PACKS = """
+SELECT key, size, etag, modified FROM packs AS p WHERE modified <= :before
+AND NOT EXISTS (SELECT 1 FROM named_packs AS n WHERE n.key = p.key)
+"""
+
+COUNTED_OUTSIDE = """
+SELECT 1 FROM counted WHERE key = ? AND etag = ? AND intact AND pack <> ? LIMIT 1
+"""
+
+NAMED = "SELECT 1 FROM counted WHERE key = ? AND etag = ? LIMIT 1"
+
 SALVAGED_COUNTED = """
-SELECT key, min(size), etag, min(modified) FROM (
+SELECT key, min(size), etag, min(modified), max(pack), max(offset) FROM (
     SELECT * FROM counted WHERE window = :window AND NOT intact
     UNION SELECT * FROM assigned_counted WHERE window = :window
 ) GROUP BY key, etag ORDER BY key, etag

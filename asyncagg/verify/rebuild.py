@@ -16,6 +16,7 @@ from asyncagg.model import RunFile, Window
 from asyncagg.verify.damaged import DamagedAggregate
 from asyncagg.verify.database import QuarantinedEntry
 from asyncagg.verify.inventory import Inventory
+from asyncagg.verify.packs import assign_packed_files
 from asyncagg.windows import time_in_name
 
 
@@ -27,6 +28,7 @@ async def assign_unnamed_files(context: JobContext, inventory: Inventory) -> int
     """
     if not inventory.damaged or not inventory.all_windows:
         return 0
+    await assign_packed_files(context, inventory)
     counted = await _assign(context, inventory, quarantined=False)
     return counted + await _assign(context, inventory, quarantined=True)
 

@@ -8,7 +8,7 @@ cannot be recomputed.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -28,7 +28,9 @@ from asyncagg.job.fetch import Fetcher
 from asyncagg.job.outcome import Tally
 from asyncagg.job.refusals import Refusals
 from asyncagg.job.run_files import RunFileReader
-from asyncagg.model import RunFile, RunResult, Window
+from asyncagg.model import CountedFile, Pack, Place, RunFile, RunResult, Window
+from asyncagg.packs.format import DamagedPackError
+from asyncagg.packs.reader import PackReader
 from asyncagg.store import Matches
 
 SHOWN = 10
@@ -164,6 +166,7 @@ async def recompute_or_raise(
                 window,
                 total,
                 [rows],
+                packs=stored.packs,
                 condition=Matches(stored.etag),
                 revision=stored.revision + 1,
                 late=stored.late,
@@ -179,7 +182,7 @@ async def _refold(
     counted = stored.accumulator.counted
     result.files, result.bytes = counted, stored.accumulator.bytes
     batches = _batches(stored, context.settings.chunk_files)
-    total, why = await fold_archived(context, batches, rows, result)
+    total, why = await fold_archived(context, batches, rows, result, packs=stored.packs)
     if result.missing:
         result.failure = f"{counted - total.counted} of its files could not be read"
         if result.unread:
@@ -192,7 +195,12 @@ async def _refold(
 
 
 async def fold_archived(
-    context: JobContext, batches: AsyncIterator[list[RunFile]], rows: RowSpool, result: Recomputed
+    context: JobContext,
+    batches: AsyncIterator[Sequence[RunFile]],
+    rows: RowSpool,
+    result: Recomputed,
+    *,
+    packs: Sequence[Pack],
 ) -> tuple[Accumulator, str]:
     """Fold counted files from where they are now.
 
@@ -201,16 +209,19 @@ async def fold_archived(
         batches: The files, in the order of key and etag.
         rows: Where their rows go.
         result: Files that could not be read, or whose content is not proven, are added to it.
+        packs: The packs that some of them are in.
 
     Returns:
         The sum, and the first reason why a file could not be read.
     """
-    archive = _Archive(context)
+    archive = _Archive(context, packs)
     deferrals = Deferrals(context, Refusals(most=math.inf))
     total = Accumulator()
     unread: list[str] = []
     async for files in batches:
-        fetcher = Fetcher(archive.read, archive.note_invalid, rows, Tally(), deferrals)
+        fetcher = Fetcher(
+            archive.read, archive.note_invalid, rows, Tally(), deferrals, packs=_Places()
+        )
         await fetcher.fetch(files, workers=context.settings.concurrency, until=math.inf)
         total.merge(fetcher.accumulator)
         read = {(file.key, file.etag) for file in fetcher.counted}
@@ -234,8 +245,23 @@ async def _batches(stored: StoredAggregate, size: int) -> AsyncIterator[list[Run
         yield batch
 
 
+class _Places:
+    """Files stay where they are; see `asyncagg.job.fetch.Packs`."""
+
+    is_full = False
+
+    def add(self, file: RunFile, _data: bytes | None) -> Place | None:
+        """Return the place that the row of a file names."""
+        if isinstance(file, CountedFile) and file.pack:
+            return Place(file.pack, file.offset)
+        return None
+
+    async def wait(self) -> None:
+        """Do nothing: there is nothing to wait for."""
+
+
 class _Archive:
-    """Reads counted files where they are now: in the archive, or still in the inbox.
+    """Reads counted files where they are now: in a pack, in the archive, or still in the inbox.
 
     Attributes:
         lost: How many files are nowhere.
@@ -247,7 +273,8 @@ class _Archive:
         unproven: How many are recognised by their size alone.
     """
 
-    def __init__(self, context: JobContext) -> None:
+    def __init__(self, context: JobContext, packs: Sequence[Pack]) -> None:
+        self._packs = PackReader(context.store, packs)
         self._store = context.store
         self._layout = context.layout
         self._reader = RunFileReader(context.store, context.settings)
@@ -259,7 +286,7 @@ class _Archive:
         self.first_error = ""
         self.unproven = 0
 
-    async def read(self, file: RunFile, *, top_cutoff: float) -> RunResult:
+    async def read(self, file: RunFile, *, top_cutoff: float) -> tuple[RunResult, bytes | None]:
         """Read a counted file; see `asyncagg.job.fetch.Read`."""
         try:
             return await self._read(file, top_cutoff)
@@ -273,7 +300,12 @@ class _Archive:
             self.first_error = self.first_error or str(error)
             raise
 
-    async def _read(self, file: RunFile, top_cutoff: float) -> RunResult:
+    async def _read(self, file: RunFile, top_cutoff: float) -> tuple[RunResult, bytes | None]:
+        if isinstance(file, CountedFile) and file.pack:
+            try:
+                return await self._read_packed(file, top_cutoff)
+            except (DamagedPackError, NotFoundError):
+                pass  # a run that stopped after its commit has left the file in the inbox
         archived = self._layout.archive_key(file.key)
         conflict = self._layout.conflict_key(archived, file.etag)
         for key in (archived, conflict, file.key):
@@ -290,6 +322,16 @@ class _Archive:
                 renamed = msgspec.structs.replace(file, etag=copy.etag)
                 return await self._reader.read(renamed, key=key, top_cutoff=top_cutoff)
         raise NotFoundError(f"no copy of {file.key!r} with etag {file.etag!r}", key=file.key)
+
+    async def _read_packed(
+        self, file: CountedFile, top_cutoff: float
+    ) -> tuple[RunResult, bytes | None]:
+        async def load() -> bytes:
+            content = await self._packs.read(file)
+            self.unproven += not content.proven
+            return content.data
+
+        return await self._reader.read_content(file, load, top_cutoff=top_cutoff)
 
     async def note_invalid(self, file: RunFile, _reason: str) -> None:
         """Note a file that is invalid now, but was counted; it is not moved."""

@@ -7,7 +7,7 @@ The inventory is taken again, so that repairs start from the present state. File
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
 from asyncagg.aggregate.rows import RowSpool, quarantined_row
@@ -18,13 +18,14 @@ from asyncagg.job.context import JobContext
 from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.outcome import Tally
 from asyncagg.job.refusals import Refusals
-from asyncagg.model import RunFile, Window
+from asyncagg.model import CountedFile, RunFile, Window
 from asyncagg.store import Matches
 from asyncagg.verify.audit import verify
 from asyncagg.verify.damaged import DamagedAggregate
 from asyncagg.verify.database import open_database
 from asyncagg.verify.findings import RepairReport, VerifyReport
 from asyncagg.verify.inventory import Inventory
+from asyncagg.verify.packs import packs_of_window, removal_blocker
 from asyncagg.verify.rebuild import assign_unnamed_files, rebuild_blocker
 from asyncagg.verify.recompute import Recomputed, fold_archived, recompute_or_raise
 from asyncagg.windows import parse_window
@@ -52,11 +53,12 @@ async def repair(
         TransientError: The listings failed after all retries.
     """
     job = _Repair(context, RepairReport(found))
-    if found.plan.moves or found.plan.rebuild:
+    if found.plan.moves or found.plan.rebuild or found.plan.packs:
         async with open_database(context.layout) as database:
             inventory = Inventory(context, database, wanted)
             await inventory.collect()
             await job.finish_moves(inventory)
+            await job.remove_packs(inventory)
             await job.rebuild(inventory)
     await job.rewrite()
     # A rebuilt aggregate is verified together with all others.
@@ -90,6 +92,21 @@ class _Repair:
             prefix = self._context.layout.runs_prefix
             self.report.failures[prefix] = f"{tally.deferred} files could not be moved"
 
+    async def remove_packs(self, inventory: Inventory) -> None:
+        """Remove packs that no aggregate names, if all their files are counted elsewhere."""
+        if not self._plan.packs or not inventory.complete:
+            return
+        async for page in inventory.database.unnamed_packs(inventory.day_ago):
+            for pack in page:
+                try:
+                    if await removal_blocker(self._context, inventory, pack):
+                        continue
+                    failures = await self._context.store.delete([pack])
+                except StoreError as error:
+                    failures = {pack.key: error}
+                self.report.removed += not failures
+                self.report.failures |= {key: str(error) for key, error in failures.items()}
+
     async def rebuild(self, inventory: Inventory) -> None:
         """Rebuild damaged aggregates."""
         unknown = await assign_unnamed_files(self._context, inventory)
@@ -115,7 +132,15 @@ class _Repair:
         async with AsyncExitStack() as stack:
             spools = [await stack.enter_async_context(context.open_spool()) for _ in range(2)]
             rows = RowSpool(*spools)
-            total, why = await fold_archived(context, database.salvaged(window.name), rows, result)
+            packs = [pack async for pack, _ in packs_of_window(context, window)]
+            used: set[str] = set()
+
+            async def files() -> AsyncIterator[list[CountedFile]]:
+                async for page in database.salvaged(window.name):
+                    used.update(file.pack for file in page)
+                    yield page
+
+            total, why = await fold_archived(context, files(), rows, result, packs=packs)
             if result.missing or result.unproven:
                 return (
                     f"{result.unproven} of its files are recognised by their size alone, and "
@@ -131,6 +156,7 @@ class _Repair:
                 window,
                 total,
                 [rows],
+                packs=[pack for pack in packs if pack.id in used],
                 condition=Matches(damaged.etag),
                 revision=damaged.revision + 1,
                 late=min(damaged.files.get("late", 0), total.counted),

@@ -11,9 +11,10 @@ import pytest
 from testkit.iam import Judge
 from testkit.promises import check_after_clean_run, of_server
 from testkit.s3server import Request, S3Error, S3Server
-from testkit.scenario import AT, BUCKET, PLANES, fill_server, open_s3, prepared
+from testkit.scenario import AT, BUCKET, PLANES, fill_server, open_s3, prepared, run_data
 from testkit.template import PARAMETERS, TEMPLATE, Resolver, resources, role, template
 
+import asyncagg.job.packing as packing_module
 import asyncagg.store.s3.store as s3_module
 from asyncagg.aws.events import parse_event
 from asyncagg.aws.metrics import Usage, measurements
@@ -30,15 +31,17 @@ async def test_the_role_may_do_what_the_program_does_and_no_more(
 ) -> None:
     """A run with quarantine, taken targets, parts and probe needs every grant and no other."""
     monkeypatch.setattr(s3_module, "PART_BYTES", 1000)
-    completions = 0
+    monkeypatch.setattr(packing_module, "_BLOCK", 1000)
+    completed: set[str] = set()
 
     def judge(request: Request) -> None:
-        nonlocal completions
         judged(request)
         if request.operation == "CompleteMultipartUpload":
-            completions += 1
-            if completions == 1:  # as if another runner had committed first
-                raise S3Error("PreconditionFailed")
+            kind = request.key.partition("/")[0] if "-probe-" not in request.key else "probe"
+            if kind not in completed:  # as if another runner had committed first
+                completed.add(kind)
+                if kind != "probe":
+                    raise S3Error("PreconditionFailed")
 
     def empty_quarantine(request: Request) -> None:
         """Delete a taken target just before it is read, as an operator may."""
@@ -60,9 +63,12 @@ async def test_the_role_may_do_what_the_program_does_and_no_more(
         again = next(key for key in server.keys(BUCKET, "quarantine/") if "bad" in key)
         body = server.get(BUCKET, again).body
         server.put(BUCKET, again.replace("quarantine/", "runs/"), body, last_modified=AT)
+        for number in range(9):
+            server.put(BUCKET, f"runs/packed-{number}.json", run_data(90), last_modified=AT)
         server.on_request = empty_quarantine
-        async with open_s3(server, plane) as (store, settings):
+        async with open_s3(server, plane, archive_format="packs") as (store, settings):
             await run(store, settings, at=AT.replace(hour=AT.hour + 1))
+    assert completed >= {"aggregates", "archive"}
     assert (report.failures, report.total.deferred) == ({}, 0)
     assert judged.used == judged.granted()
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from testkit.hooked import HookedStore
 from testkit.promises import final_bytes, of_memory
-from testkit.scenario import AT, fill_memory, moment, prepared
+from testkit.scenario import AT, FORMATS, fill_memory, moment, prepared
 
 from asyncagg.backfill import LocalEngine, recompute_all
 from asyncagg.errors import TransientError
@@ -24,10 +24,10 @@ from asyncagg.verify.recompute import Recomputed, RecomputeReport
 KEY = "aggregates/20251021t1400Z.json"
 
 
-async def settled() -> MemoryStore:
+async def settled(archive_format: Any = "files") -> MemoryStore:
     """Return the scenario's store after an undisturbed run."""
     store = fill_memory(prepared().store)
-    await run(store, Settings(), at=AT)
+    await run(store, Settings(archive_format=archive_format), at=AT)
     return store
 
 
@@ -52,10 +52,13 @@ def change(store: MemoryStore, key: str, old: bytes, new: bytes) -> None:
     store._objects[key] = type(found)(found.data.replace(old, new), info)
 
 
+@pytest.mark.parametrize("archive_format", FORMATS)
 @pytest.mark.parametrize("chunk_files", [1, 2, 20_000])
-async def test_aggregates_that_are_right_are_left_alone(chunk_files: int) -> None:
+async def test_aggregates_that_are_right_are_left_alone(
+    chunk_files: int, archive_format: str
+) -> None:
     """Every file is found, also at its conflict key; nothing differs, nothing is written."""
-    store = await settled()
+    store = await settled(archive_format)
     before = of_memory(store)
     report = await recomputed(store, write=True, chunk_files=chunk_files)
     assert [each.failure for each in report.windows] == [""] * 4
@@ -169,3 +172,48 @@ async def test_an_aggregate_that_is_committed_meanwhile_is_not_overwritten() -> 
     report = await recomputed(HookedStore(store, race), write=True)
     assert of_key(report).failure == "another runner committed it in the meantime: run it again"
     assert store._objects[KEY].data == b"theirs"
+
+
+def pack_of(store: MemoryStore, key: str = KEY) -> str:
+    """Return the key of the one pack of an aggregate."""
+    (pack,) = json.loads(store._objects[key].data)["packs"]
+    return str(pack["key"])
+
+
+async def test_an_aggregate_is_corrected_from_its_packs() -> None:
+    """Its rows still say where its files are."""
+    store = await settled("packs")
+    before = json.loads(store._objects[KEY].data)
+    total = before["total_opportunities"]
+    change(store, KEY, b'"total_opportunities":%d' % total, b'"total_opportunities":1')
+    report = await recomputed(store, write=True)
+    assert of_key(report).written
+    after = json.loads(store._objects[KEY].data)
+    for name in ("total_opportunities", "source_files", "packs"):
+        assert after[name] == before[name]
+
+
+@pytest.mark.parametrize("harm", ["gone", "altered"])
+async def test_files_of_a_pack_that_is_gone_or_altered_are_lost(harm: str) -> None:
+    """The aggregate is not changed."""
+    store = await settled("packs")
+    pack = pack_of(store)
+    files = json.loads(store._objects[KEY].data)["files"]["counted"]
+    if harm == "gone":
+        del store._objects[pack]
+    else:
+        change(store, pack, b'"run_id"', b'"run_ID"')
+    report = await recomputed(store, write=True)
+    found = of_key(report)
+    assert (found.lost, found.written) == (files, False)
+    assert report.exit_code == 1
+
+
+async def test_files_of_a_lost_pack_are_read_from_the_inbox_if_they_are_there() -> None:
+    """A run that stopped after its commit has left them."""
+    store = await settled("packs")
+    for key, each in prepared().store._objects.items():
+        store._objects.setdefault(key, each)
+    del store._objects[pack_of(store)]
+    found = of_key(await recomputed(store))
+    assert (found.lost, found.differences) == (0, {})

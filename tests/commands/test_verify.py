@@ -316,6 +316,7 @@ async def test_lost_rows_are_not_guessed_by_last_modified() -> None:
     assert example.detail.startswith("its parts are not where they belong; it cannot be rebuilt")
     assert "it had 7 counted files, of which" in example.detail
     assert set(report.not_judged) == {
+        FindingKind.UNNAMED_PACK,
         FindingKind.UNCOUNTED,
         FindingKind.CONFLICT,
         FindingKind.WITHOUT_ENTRY,
@@ -423,6 +424,8 @@ async def test_an_interval_checks_only_what_it_can() -> None:
     report = await verify(context, wanted=here)
     assert report.found == {FindingKind.DIFFERENT: 1}
     assert set(report.not_judged) == {
+        FindingKind.UNNAMED_PACK,
+        FindingKind.BROKEN_PACK,
         FindingKind.UNCOUNTED,
         FindingKind.CONFLICT,
         FindingKind.WITHOUT_ENTRY,
@@ -747,3 +750,91 @@ async def test_a_repair_stopped_anywhere_can_be_done_again(name: str) -> None:
         done = await repair(JobContext(store, SETTINGS), left)
         assert done.exit_code == 0, stopped.step
     assert number > 10
+
+
+# ------------------------------------------------------------------------------ packs
+
+PACKED = msgspec.structs.replace(SETTINGS, archive_format="packs")
+
+
+async def packed_memory() -> tuple[MemoryStore, str]:
+    """Return a store in memory whose files are in packs, and the key of the pack of `KEY`."""
+    store = MemoryStore(Clock(AT))
+    for key, data in FILES.items():
+        await store.put(key, data)
+    await run(store, PACKED, at=LATER)
+    (pack,) = (key for key in store._objects if key.startswith("archive/packs/20251021t1400Z/"))
+    return store, pack
+
+
+async def test_packs_that_are_intact_have_no_findings() -> None:
+    """Every file is read from its pack."""
+    store, _ = await packed_memory()
+    report = await verified(store)
+    assert (report.found, report.not_judged, report.counts.files) == ({}, {}, 12)
+
+
+@pytest.mark.parametrize("harm", ["gone", "truncated", "altered"])
+async def test_a_pack_that_is_gone_truncated_or_altered_is_found(harm: str) -> None:
+    """Its files are missing, or cannot be read; nothing is repaired."""
+    store, pack = await packed_memory()
+    data = store._objects[pack].data
+    if harm == "gone":
+        del store._objects[pack]
+        expected = {FindingKind.BROKEN_PACK: 1, FindingKind.MISSING: 6}
+    elif harm == "truncated":
+        await store.put(pack, data[:-100])
+        expected = {FindingKind.BROKEN_PACK: 1, FindingKind.UNREAD: 1}
+    else:
+        await store.put(pack, data.replace(b'"run-3"', b'"run-X"'))
+        expected = {FindingKind.MISSING: 1}
+    report = await verified(store)
+    assert report.found == expected
+    assert report.exit_code == 1
+    assert not report.plan
+
+
+async def test_an_unnamed_pack_is_removed_after_a_day_if_its_files_are_counted() -> None:
+    """A younger one may be of a commit that is under way."""
+    store, pack = await packed_memory()
+    stray = pack.replace(".zip", "0.zip")
+    await store.put(stray, store._objects[pack].data)
+    assert (await verified(store)).found == {}
+    store._clock = Clock(AT + timedelta(days=2))
+    await store.put("archive/.later", b"")
+    report = await verified(store)
+    assert (report.found, report.plan.packs) == ({FindingKind.UNNAMED_PACK: 1}, 1)
+    done = await repair(JobContext(store, PACKED), report)
+    assert (done.removed, done.exit_code) == (1, 0)
+    assert stray not in store._objects
+    assert (await verified(store)).found == {}
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_pack_with_the_only_copy_is_never_removed(*, again: bool) -> None:
+    """Its aggregate was moved away, and perhaps a late file has made a new one."""
+    store, pack = await packed_memory()
+    del store._objects[KEY]
+    store._clock = Clock(AT + timedelta(days=2))
+    await store.put("runs/20251021t1357Z_late.json", run_data(50))
+    if again:
+        await run(store, PACKED, at=LATER)
+    report = await verified(store)
+    assert report.found[FindingKind.UNNAMED_PACK] == 1
+    assert report.plan.packs == 0
+    await repair(JobContext(store, PACKED), report)
+    assert pack in store._objects
+
+
+@pytest.mark.parametrize("harm", [truncate, lose_head])
+async def test_a_damaged_aggregate_is_rebuilt_from_its_packs(harm: Break) -> None:
+    """To the byte: its rows, or else the directories of the packs, name the files."""
+    store, _ = await packed_memory()
+    true = of_memory(store)
+    await harm(store)
+    report = await verified(store)
+    assert report.plan.rebuild == ["20251021t1400Z"]
+    done = await repair(JobContext(store, PACKED), report)
+    assert (done.failures, done.exit_code) == ({}, 0)
+    assert final_bytes(of_memory(store)) == final_bytes(true)
+    assert (await verified(store)).found == {}

@@ -24,6 +24,7 @@ STAGES: dict[str, Callable[[Request], bool]] = {
         request.operation == "PutObject" and request.key == "aggregates/20251021t1400Z.json"
     ),
     "copy": lambda request: request.key == "archive/c05-equal.json",
+    "pack": lambda request: request.operation == "PutObject" and request.key.endswith(".zip"),
     "quarantine": lambda request: request.key == "quarantine/d09-bad.json",
     "delete": lambda request: request.operation == "DeleteObjects",
     "probe": lambda request: request.operation == "PutObject" and "asyncagg-probe-" in request.key,
@@ -84,7 +85,9 @@ async def test_cancelled_while_a_request_hangs(
     scenario = prepared()
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         fill_server(server, scenario.store)
-        async with open_s3(server, plane, spool_bytes=0) as (store, settings):
+        archive_format = "packs" if stage == "pack" else "files"
+        opened = open_s3(server, plane, spool_bytes=0, archive_format=archive_format)
+        async with opened as (store, settings):
             if stage != "probe":
                 await store.guards()
             pause = Pause(STAGES[stage], executed=when == "after")

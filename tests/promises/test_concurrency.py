@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import anyio.lowlevel
 import pytest
@@ -51,9 +52,9 @@ def pauses(seed: int) -> HookedStore:
     return HookedStore(fill_memory(prepared().store), pause)
 
 
-async def run_together(store: HookedStore, runners: int, settings: Settings) -> list[RunReport]:
-    """Run several jobs at once on one store."""
-    jobs = [run(store, settings, at=AT) for _ in range(runners)]
+async def run_together(store: HookedStore, runners: int, *settings: Settings) -> list[RunReport]:
+    """Run several jobs at once on one store, with these settings in turn."""
+    jobs = [run(store, settings[n % len(settings)], at=AT) for n in range(runners)]
     return await asyncio.gather(*jobs)
 
 
@@ -88,6 +89,27 @@ async def test_runners_at_once(runners: int, decade: int, monkeypatch: pytest.Mo
         # The limit of commits of a runner: for each chunk, each of its 4 windows.
         chunks = 4 if seed % 2 else 1
         assert store.calls["put"] <= runners * 4 * chunks * MAX_COMMIT_ATTEMPTS, f"{seed=}"
+
+
+@pytest.mark.parametrize("decade", range(0, 30, 10))
+async def test_runners_of_both_forms_at_once(decade: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runners on packs beside runners on files: totals are exact, and each file is archived."""
+    scenario = prepared()
+    for seed in range(decade, decade + 10):
+        monkeypatch.setattr(memory_store, "_PAGE", 6 if seed % 2 else 1000)
+        store = pauses(seed)
+        chunk = 5 if seed % 2 else 20_000
+        more: dict[str, Any] = {"chunk_files": chunk, "concurrency": 2 + seed % 5}
+        packs = Settings(archive_format="packs", **more)
+        reports = await run_together(store, 2 + seed % 3, packs, Settings(**more))
+        seen = of_memory(store.inner)  # type: ignore[arg-type] # see `pauses`
+        check_at_any_moment(seen, scenario.originals, foreign=scenario.foreign)
+        check_reports(reports)
+        if any(report.total.deferred for report in reports):  # one gave up: the next run continues
+            await run(store, packs, at=AT)
+            seen = of_memory(store.inner)  # type: ignore[arg-type]
+        check_after_clean_run(seen, scenario.originals, at=AT, foreign=scenario.foreign)
+        assert final_bytes(seen) == scenario.expected, f"{seed=}"
 
 
 async def test_resettling_is_bounded() -> None:

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from testkit.stores import CAPABILITIES, STORES, Capabilities, put_all
 
-from asyncagg.errors import NotFoundError, PreconditionFailedError, StoreError
+from asyncagg.errors import NotFoundError, PreconditionFailedError, StoreError, TransientError
 from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store import DELETE_BATCH, Absent, Matches, Store
@@ -184,6 +184,27 @@ class TestReading:
         with pytest.raises(PreconditionFailedError):
             async with store.stream("a.json", if_match=WRONG):
                 pass
+
+    async def test_a_range(self, store: Store) -> None:
+        """A range has exactly the bytes asked for, under the same condition as the whole."""
+        data = bytes(range(200))
+        etag = await store.put("a.json", data)
+        for start, length in ((0, 1), (17, 100), (0, 200), (199, 1)):
+            body = await store.get_range("a.json", start, length, if_match=etag)
+            assert (body.data, body.etag) == (data[start : start + length], etag)
+        assert (await store.get_range("a.json", 3, 4)).data == data[3:7]
+        with pytest.raises(PreconditionFailedError):
+            await store.get_range("a.json", 0, 1, if_match=WRONG)
+        with pytest.raises(NotFoundError):
+            await store.get_range("b.json", 0, 1)
+
+    @pytest.mark.parametrize("start", [150, 200, 1000])
+    async def test_a_range_beyond_the_end(self, store: Store, start: int) -> None:
+        """A range that the object does not have is an error, never fewer bytes."""
+        await store.put("a.json", bytes(200))
+        with pytest.raises(StoreError) as failure:
+            await store.get_range("a.json", start, 100)
+        assert not isinstance(failure.value, TransientError)
 
     async def test_stream_may_be_left_early(self, store: Store) -> None:
         """After a reader stops early, the store still works."""

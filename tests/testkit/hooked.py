@@ -68,6 +68,13 @@ class HookedStore:
         async with self._hooked("get", key):
             return await self.inner.get(key, if_match=if_match)
 
+    async def get_range(
+        self, key: str, start: int, length: int, *, if_match: str | None = None
+    ) -> Body:
+        """As `Store.get_range`."""
+        async with self._hooked("get", key):
+            return await self.inner.get_range(key, start, length, if_match=if_match)
+
     @asynccontextmanager
     async def stream(self, key: str, *, if_match: str | None = None) -> AsyncIterator[StreamedBody]:
         """As `Store.stream`."""

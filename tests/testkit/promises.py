@@ -21,8 +21,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, localcontext
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
+from zipfile import ZipFile
 
 from asyncagg.store.memory import MemoryStore
 from testkit.s3server import S3Server
@@ -39,6 +41,7 @@ __all__ = (
     "of_memory",
     "of_server",
     "originals_of",
+    "unpacked",
     "window_end",
 )
 
@@ -111,6 +114,10 @@ class Places:
     def is_archived(self, key: str) -> bool:
         """Return whether a key is that of an archived file."""
         return key.startswith(self.archive) and PROBE not in key
+
+    def is_pack(self, key: str) -> bool:
+        """Return whether a key is that of a pack."""
+        return key.startswith(f"{self.archive}packs/") and key.endswith(".zip")
 
     def is_quarantined(self, key: str) -> bool:
         """Return whether a key is that of a quarantined file."""
@@ -203,6 +210,41 @@ def _sidecar(folder: Path, name: str, etag: str) -> dict[str, str]:
     digest = hashlib.sha256(f"{name}/{etag}".encode()).hexdigest()[:32]
     path = folder / f".asyncagg-meta-{digest}"
     return dict(json.loads(path.read_bytes())["metadata"]) if path.exists() else {}
+
+
+def unpacked(seen: Snapshot, places: Places, foreign: Collection[str] = ()) -> Snapshot:
+    """Return a snapshot in which each packed file that an aggregate names is an archived object.
+
+    The packs are read by the rows, and are checked by Python's own `zipfile`. A pack that no
+    aggregate names is no archive: it is left out.
+    """
+    found = {key: each for key, each in seen.items() if not places.is_pack(key)}
+    for key in [key for key in found if places.is_aggregate(key) and key not in foreign]:
+        document = json.loads(seen[key].data)
+        packs = {each["id"]: each for each in document.get("packs", ())}
+        rows = [row for row in document["source_files"] if "pack" in row]
+        for pack in packs.values():
+            _check_pack(key, pack, seen, sum(row["pack"] == pack["id"] for row in rows))
+        for row in rows:
+            whole = seen[packs[row["pack"]]["key"]]
+            data = whole.data[row["offset"] : row["offset"] + row["size"]]
+            target = places.archive + row["key"].removeprefix(places.runs)
+            stem, dot, ending = target.partition(".json")
+            if target in found:
+                target = f"{stem}.{row['etag'][:16]}{dot}{ending}"
+            found[target] = Seen(data, row["etag"], whole.last_modified)
+    return found
+
+
+def _check_pack(key: str, pack: Mapping[str, Any], seen: Snapshot, rows: int) -> None:
+    assert pack["key"] in seen, f"promise 2: {key} names {pack}, which is gone"
+    stored = seen[pack["key"]]
+    assert (pack["etag"], pack["bytes"]) == (stored.etag, len(stored.data)), f"{key}: {pack}"
+    with ZipFile(BytesIO(stored.data)) as archive:
+        assert archive.testzip() is None, f"{pack['key']} is damaged"
+        assert len(archive.namelist()) == pack["files"], f"{key}: {pack}"
+        assert len(set(archive.namelist())) == pack["files"], f"{pack['key']}: duplicate names"
+    assert rows == pack["files"], f"{key}: {rows} rows name a pack with {pack['files']} files"
 
 
 def originals_of(
@@ -377,7 +419,9 @@ def check_at_any_moment(
         foreign: Objects of others, by key: they must be unchanged, and are not read.
         overwritten: The versions that their producer replaced before they could be archived.
     """
-    _check_now(seen, list(originals), places or Places(), foreign or {}, overwritten)
+    places = places or Places()
+    seen = unpacked(seen, places, foreign or {})
+    _check_now(seen, list(originals), places, foreign or {}, overwritten)
 
 
 def _check_now(
@@ -464,6 +508,7 @@ def check_after_clean_run(
         left_alone: Keys of aggregates that are damaged or foreign: their files wait.
     """
     places = places or Places()
+    seen = unpacked(seen, places, foreign or {})
     everything = list(originals)
     books = _check_now(seen, everything, places, foreign or {}, overwritten)
     waiting = {
@@ -549,9 +594,12 @@ _HISTORY = (
     re.compile(rb'(?<=,)"late":\d+,(?="bytes":)'),
 )
 
+_PACKS = re.compile(rb'^"packs":.*,\n', re.MULTILINE)
+_PLACE = re.compile(rb',"pack":"[0-9a-f]{16}","offset":\d+(?=}(?:,\n|\n]))')
+
 
 def final_bytes(seen: Snapshot, places: Places | None = None) -> dict[str, bytes]:
-    """Return the bytes of the aggregates, without their history fields."""
+    """Return the bytes of the aggregates, without their history fields and the packs."""
     return dict(_without_history(seen, places or Places()))
 
 
@@ -563,4 +611,4 @@ def _without_history(seen: Snapshot, places: Places) -> Iterator[tuple[str, byte
         for pattern in _HISTORY:
             head, found = pattern.subn(b"", head)
             assert found == 1, f"{key}: {pattern.pattern!r} is {found} times in its head"
-        yield key, head + mark + rows
+        yield key, _PACKS.sub(b"", head) + mark + _PLACE.sub(b"", rows)

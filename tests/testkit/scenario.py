@@ -43,6 +43,7 @@ from testkit.s3server import S3Server
 __all__ = (
     "AT",
     "BUCKET",
+    "FORMATS",
     "PLANES",
     "Clock",
     "File",
@@ -63,6 +64,9 @@ __all__ = (
 
 PLANES = ("boto", "lean")
 """The data planes that the tests over HTTP run with."""
+
+FORMATS = ("files", "packs")
+"""The forms of the archive that the tests of the promises run with."""
 
 BUCKET = "b"
 

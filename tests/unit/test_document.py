@@ -91,7 +91,7 @@ class TestWriting:
         """The shipped schema is a valid schema of its dialect, and strict about names."""
         validator_for(schema()).check_schema(schema())
         assert schema()["additionalProperties"] is False
-        assert sorted(schema()["required"]) == sorted(schema()["properties"])
+        assert sorted([*schema()["required"], "packs"]) == sorted(schema()["properties"])
 
     @pytest.mark.parametrize("member", sorted(schema()["required"]))
     async def test_the_schema_notices_what_is_missing(self, member: str) -> None:
@@ -200,7 +200,7 @@ class TestReadingBack:
         asked = data.draw(st.lists(st.sampled_from(listed), unique=True)) if listed else []
         changed = [RunFile(each.key, each.size, "changed", each.last_modified) for each in asked]
         async with loaded(await written(entries)) as existing:
-            counted, refused, _ = await existing.known(asked)
+            counted, _, refused, _ = await existing.known(asked)
             assert counted | refused == {file.key for file in asked}
             assert counted == {
                 each.file.key
@@ -388,7 +388,7 @@ async def test_spooled_is_as_in_memory(
     monkeypatch.setattr(spool_module, "BLOCK", block)
     monkeypatch.setattr(writing_module, "BLOCK", block)
     async with loaded(await written(entries[::2], memory=memory), memory=memory) as existing:
-        counted, refused, _ = await existing.known([each.file for each in entries])
+        counted, _, refused, _ = await existing.known([each.file for each in entries])
         assert len(counted) == len(refused) == 20
         merged = await written(entries[1::2], existing=existing, memory=memory)
     assert without_history(merged) == without_history(whole)

@@ -33,6 +33,8 @@ INVALID: list[tuple[str, Any, str]] = [
     ("runs_prefix", 1.5, "text"),
     ("aggregate_prefix", [], "text"),
     ("archive_prefix", {}, "text"),
+    *[("archive_format", value, "files or packs") for value in ("zip", "Packs", "", None, 1)],
+    ("archive_storage_class", 3, "text"),
     ("quarantine_prefix", b"x/", "text"),
     ("rollup_prefix", 2, "text"),
     ("work_prefix", {}, "text"),
@@ -131,6 +133,12 @@ class TestErrors:
         """An empty archive or quarantine prefix is an error: it would contain the inbox."""
         with pytest.raises(UsageError, match=f"'runs/' lies in {outer} ''"):
             settings_from({outer: ""})
+
+    @pytest.mark.parametrize("name", ["glacier", "S3", "STANDARD ", "GLACIER,STANDARD"])
+    def test_an_unknown_storage_class(self, name: str) -> None:
+        """A storage class has one of S3's names."""
+        with pytest.raises(UsageError, match=r"archive_storage_class .*: expected one of STANDARD"):
+            settings_from({"archive_storage_class": name})
 
     def test_an_unknown_setting(self) -> None:
         """An unknown name is an error that lists the known names."""

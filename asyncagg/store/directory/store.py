@@ -27,6 +27,7 @@ from asyncagg.store.protocol import (
     ObjectInfo,
     StreamedBody,
     check_batch,
+    check_range,
     lower_keys,
 )
 
@@ -96,6 +97,15 @@ class DirectoryStore:
         """Return an object's whole content."""
         path = self._parse("get", key)
         return await self._in_thread(path, self._tree.read, path, if_match)
+
+    async def get_range(
+        self, key: str, start: int, length: int, *, if_match: str | None = None
+    ) -> Body:
+        """Return a part of an object's content."""
+        path = self._parse("get", key)
+        body = await self._in_thread(path, self._tree.read_range, path, if_match, start, length)
+        check_range("get", key, start, length, len(body.data))
+        return body
 
     @asynccontextmanager
     async def stream(self, key: str, *, if_match: str | None = None) -> AsyncIterator[StreamedBody]:

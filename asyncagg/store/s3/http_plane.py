@@ -23,7 +23,14 @@ from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, Matches, ObjectInfo, StreamedBody
 from asyncagg.store.s3 import xml as s3xml
 from asyncagg.store.s3.http import Response
-from asyncagg.store.s3.plane import Page, check_etag, delete_failures, s3_error
+from asyncagg.store.s3.plane import (
+    DEFAULT_CLASS,
+    Page,
+    StorageClass,
+    check_etag,
+    delete_failures,
+    s3_error,
+)
 from asyncagg.store.s3.requester import Requester, S3Request
 from asyncagg.store.s3.sigv4 import canonical_query, encode_path
 from asyncagg.store.s3.text import content_encoding, in_utc
@@ -46,13 +53,20 @@ class HttpDataPlane:
     ETags are no longer compared.
     """
 
-    def __init__(self, requester: Requester, prefix: str = "") -> None:
+    def __init__(
+        self,
+        requester: Requester,
+        prefix: str = "",
+        *,
+        storage_class: StorageClass = DEFAULT_CLASS,
+    ) -> None:
         self._bucket = requester.bucket
         self._prefix = prefix
         self._root = f"/{encode_path(prefix)}"
         self._etags_are_md5 = True
         self._unlike_etag: dict[str, bytes] = {}  # the checksum of a body, by its ETag
         self._requester = requester
+        self._storage_class = storage_class
 
     def list_page(
         self, prefix: str, *, start_after: str, token: str | None
@@ -130,6 +144,28 @@ class HttpDataPlane:
         self._unlike_etag.clear()
         _log.warning("etags are not MD5", extra={"key": key, "etag": etag})
 
+    def get_range(
+        self, key: str, start: int, length: int, *, if_match: str | None
+    ) -> Coroutine[Any, Any, Body]:
+        """GetObject of a range, read whole; it may be shorter if the object ends before."""
+        headers = {"range": f"bytes={start}-{start + length - 1}"}
+        if if_match is not None:
+            headers["if-match"] = f'"{if_match}"'
+        request = S3Request("get", key, "GET", self._root + encode_path(key), headers)
+
+        def parse(_: S3Request, response: Response) -> Body:
+            headers = response.headers
+            if not response.framed:
+                raise TransientError("the response has no length, so it may be incomplete")
+            if response.status != 206 or _first_byte(response.status, headers) != start:
+                raise TransientError(f"the body is not the range from byte {start}")
+            etag = _etag(headers)
+            if if_match is not None:
+                check_etag(key, etag, if_match)
+            return Body(response.body, etag, _content_encoding(response))
+
+        return self._requester.ask(request, parse)
+
     @asynccontextmanager
     async def open(
         self, key: str, *, if_match: str | None, offset: int
@@ -173,6 +209,8 @@ class HttpDataPlane:
             headers["if-match"] = f'"{condition.etag}"'
         elif condition is not None:
             headers["if-none-match"] = "*"
+        if name := self._storage_class.of(key):
+            headers["x-amz-storage-class"] = name
         path = self._root + encode_path(key)
         request = S3Request("put", key, "PUT", path, headers, body=data)
         return self._requester.ask(request, _parse_etag)
@@ -197,6 +235,8 @@ class HttpDataPlane:
             headers |= _object_headers(
                 replacing.content_type, replacing.content_encoding, replacing.metadata
             )
+        if self._storage_class.name and (name := self._storage_class.of(target)):
+            headers["x-amz-storage-class"] = name
         request = S3Request("copy", source, "PUT", self._root + encode_path(target), headers)
         return self._requester.ask(request, self._parse_copied)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -35,6 +35,30 @@ class Page(msgspec.Struct, frozen=True):
     next_token: str | None = None
 
 
+class StorageClass(NamedTuple):
+    """The storage class of archived files and packs; other objects get the bucket's default.
+
+    Attributes:
+        name: S3's name of it; empty for the bucket's default.
+        prefix: The archive.
+    """
+
+    name: str = ""
+    prefix: str = ""
+
+    def of(self, key: str) -> str:
+        """Return the storage class of an object, or an empty string.
+
+        The record's copy and the probe's objects are read at once; they have no such endings.
+        """
+        archived = key.startswith(self.prefix) and key.endswith((".json", ".gz", ".zip"))
+        return self.name if archived else ""
+
+
+DEFAULT_CLASS = StorageClass()
+"""That of the bucket, for all objects."""
+
+
 class DataPlane(Protocol):
     """One method, one HTTP request. Keys are relative to the store.
 
@@ -49,6 +73,9 @@ class DataPlane(Protocol):
 
     async def get(self, key: str, *, if_match: str | None) -> Body:
         """GetObject, read whole; a short or altered body is a `TransientError`."""
+
+    async def get_range(self, key: str, start: int, length: int, *, if_match: str | None) -> Body:
+        """GetObject of a range, read whole; it may be shorter if the object ends before."""
 
     def open(
         self, key: str, *, if_match: str | None, offset: int

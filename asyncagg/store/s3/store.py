@@ -35,6 +35,7 @@ from asyncagg.store.protocol import (
     ObjectInfo,
     StreamedBody,
     check_batch,
+    check_range,
 )
 from asyncagg.store.retry import Retry
 from asyncagg.store.s3.plane import DataPlane, check_etag
@@ -122,6 +123,18 @@ class S3Store:
     def get(self, key: str, *, if_match: str | None = None) -> Coroutine[Any, Any, Body]:
         """Return an object's whole content, if its etag is still ``if_match``."""
         return self.retry.call("get", lambda: self._plane.get(key, if_match=if_match))
+
+    async def get_range(
+        self, key: str, start: int, length: int, *, if_match: str | None = None
+    ) -> Body:
+        """Return a part of an object's content."""
+
+        def request() -> Awaitable[Body]:
+            return self._plane.get_range(key, start, length, if_match=if_match)
+
+        body = await self.retry.call("get", request)
+        check_range("get", key, start, length, len(body.data))
+        return body
 
     @asynccontextmanager
     async def stream(self, key: str, *, if_match: str | None = None) -> AsyncIterator[StreamedBody]:

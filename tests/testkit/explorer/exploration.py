@@ -89,7 +89,7 @@ def _prepare(scenario: Scenario) -> tuple[MemoryStore, frozenset[Original]]:
         if scenario.unmoved:
             await write(scenario.settled)
             for file in scenario.settled:
-                del store._objects[Layout(PLAIN).archive_key(file.key)]
+                store._objects.pop(Layout(PLAIN).archive_key(file.key), None)
         if scenario.broken:
             aggregate = await store.get(_AGGREGATE)
             await store.put(_AGGREGATE, scenario.broken(aggregate.data))

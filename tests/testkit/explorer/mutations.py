@@ -108,7 +108,7 @@ def _delete_without_etag(patch: pytest.MonkeyPatch) -> None:
 
 def _skip_counted_check(patch: pytest.MonkeyPatch) -> None:
     async def mutated(*_: object, **__: object) -> Known:
-        return Known(set(), set(), {})
+        return Known(set(), set(), set(), {})
 
     patch.setattr(StoredAggregate, "known", mutated)
 

@@ -39,6 +39,7 @@ DELIVERED, RESTORED = moment(13, 57), moment(14, 1)
 PLAIN = Settings(concurrency=1)
 BY_CLOCK = Settings(concurrency=1, window_by="last_modified")
 CHUNKS = Settings(concurrency=1, chunk_files=1)
+PACKS = Settings(concurrency=1, archive_format="packs")
 SMALL = Settings(concurrency=1, max_file_bytes=len(run_data(1)) - 1)
 """The settings of a runner that rejects every run file as too large."""
 
@@ -139,6 +140,11 @@ def without_copy_if_absent(program: Program) -> Program:
     return program._replace(work=work)
 
 
+async def _nothing(_: Store) -> None:
+    """Do nothing."""
+
+
+UNVERIFIED = Program("nobody", _nothing, AT)
 END = (runner(99), verifier(*FindingKind))
 
 
@@ -228,11 +234,51 @@ def repairing(name: str, plan: Plan, *expected: FindingKind, **more: Any) -> Sce
     )
 
 
+def packing(name: str, *programs: Program, **more: Any) -> Scenario:
+    """Return a scenario in which some runners archive into packs."""
+    return Scenario(name=name, programs=programs, ends=(runner(99), UNVERIFIED), **more)
+
+
+PACKER = runner(1, PACKS)
 IN_QUARANTINE: dict[str, Any] = {"settled": (OLD,), "settled_with": SMALL}
 SMALL_RUNNER = runner(2, SMALL)
 
 SCENARIOS = (
     Scenario(name="two runners", programs=TWO, inbox=(A, B), faults=1, quick=True),
+    packing(
+        "two runners with packs",
+        PACKER,
+        runner(2, PACKS),
+        inbox=(A, B),
+        faults=1,
+        quick=True,
+    ),
+    packing("packs next to files", PACKER, runner(2), inbox=(A, B), faults=1, quick=True),
+    packing(
+        "packs, overwritten",
+        PACKER,
+        runner(2, PACKS),
+        producer(NEW_A),
+        inbox=(A,),
+        faults=1,
+    ),
+    packing("packs, delivered again", PACKER, runner(2), producer(A), inbox=(A, B)),
+    packing(
+        "an unfinished run, then packs",
+        PACKER,
+        runner(2, PACKS),
+        inbox=(LATE,),
+        settled=(OLD,),
+        unmoved=True,
+    ),
+    packing(
+        "an unfinished run with packs, then files",
+        *TWO,
+        inbox=(LATE,),
+        settled=(OLD,),
+        settled_with=PACKS,
+        unmoved=True,
+    ),
     Scenario(name="two runners, one file", programs=TWO, inbox=(A,), faults=2),
     Scenario(name="two runners, two windows", programs=TWO, inbox=(A, B, OTHER)),
     Scenario(name="one runner", programs=TWO[:1], inbox=(A, B, OTHER), faults=2),

@@ -123,6 +123,16 @@ class ScheduledStore:
         )
         return body
 
+    async def get_range(
+        self, key: str, start: int, length: int, *, if_match: str | None = None
+    ) -> Body:
+        """See `asyncagg.store.Store.get_range`."""
+        body: Body = await self._request(
+            f"get {length} bytes from {start} of {key}",
+            lambda store: store.get_range(key, start, length, if_match=if_match),
+        )
+        return body
+
     @asynccontextmanager
     async def stream(self, key: str, *, if_match: str | None = None) -> AsyncIterator[StreamedBody]:
         """See `asyncagg.store.Store.stream`; the whole body is read at once."""

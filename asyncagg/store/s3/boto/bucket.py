@@ -13,7 +13,7 @@ from botocore.parsers import ResponseParserError
 
 from asyncagg.errors import AsyncaggError, ConfigurationError, StoreError, TransientError
 from asyncagg.store.protocol import Condition, Matches
-from asyncagg.store.s3.plane import make_error, s3_error
+from asyncagg.store.s3.plane import StorageClass, make_error, s3_error
 from asyncagg.store.s3.text import printable
 
 CREDENTIALS_ADVICE = (
@@ -151,6 +151,12 @@ def configuration_error(error: Exception) -> ConfigurationError:
     return ConfigurationError(
         f"the AWS environment (AWS_... and the files in ~/.aws): {printable(str(error))}"
     )
+
+
+def class_parameters(storage_class: StorageClass, key: str) -> dict[str, str]:
+    """Return the parameters of a write for its storage class."""
+    name = storage_class.of(key)
+    return {"StorageClass": name} if name else {}
 
 
 def condition_parameters(condition: Condition | None) -> dict[str, str]:

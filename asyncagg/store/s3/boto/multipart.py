@@ -9,20 +9,30 @@ from io import BytesIO
 
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Condition
-from asyncagg.store.s3.boto.bucket import BotoBucket, condition_parameters, etag_of
+from asyncagg.store.s3.boto.bucket import (
+    BotoBucket,
+    class_parameters,
+    condition_parameters,
+    etag_of,
+)
+from asyncagg.store.s3.plane import DEFAULT_CLASS, StorageClass
 
 
 class BotoMultipart:
     """Sends each request of a multipart upload once, through aioboto3."""
 
-    def __init__(self, bucket: BotoBucket) -> None:
+    def __init__(self, bucket: BotoBucket, *, storage_class: StorageClass = DEFAULT_CLASS) -> None:
         self._bucket = bucket
+        self._storage_class = storage_class
 
     async def create(self, key: str, *, content_type: str, metadata: Mapping[str, str]) -> str:
         """CreateMultipartUpload; returns the upload's id."""
         with self._bucket.translating("put", key):
             response = await self._bucket.client.create_multipart_upload(
-                **self._bucket.parameters(key), ContentType=content_type, Metadata=dict(metadata)
+                **self._bucket.parameters(key),
+                ContentType=content_type,
+                Metadata=dict(metadata),
+                **class_parameters(self._storage_class, key),
             )
         return str(response["UploadId"])
 

@@ -11,8 +11,13 @@ from zlib import crc32
 from asyncagg.errors import NotFoundError, StoreError, TransientError
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, Matches, ObjectInfo, StreamedBody
-from asyncagg.store.s3.boto.bucket import BotoBucket, condition_parameters, etag_of
-from asyncagg.store.s3.plane import Page, check_etag, delete_failures
+from asyncagg.store.s3.boto.bucket import (
+    BotoBucket,
+    class_parameters,
+    condition_parameters,
+    etag_of,
+)
+from asyncagg.store.s3.plane import DEFAULT_CLASS, Page, StorageClass, check_etag, delete_failures
 from asyncagg.store.s3.text import content_encoding, in_utc
 from asyncagg.store.s3.xml import fits_xml
 
@@ -25,9 +30,16 @@ class BotoPlane:
     ``max_body_bytes`` limits a body that is read whole.
     """
 
-    def __init__(self, bucket: BotoBucket, *, max_body_bytes: int = 64 * 1024 * 1024) -> None:
+    def __init__(
+        self,
+        bucket: BotoBucket,
+        *,
+        max_body_bytes: int = 64 * 1024 * 1024,
+        storage_class: StorageClass = DEFAULT_CLASS,
+    ) -> None:
         self._bucket = bucket
         self._max_body_bytes = max_body_bytes
+        self._storage_class = storage_class
 
     async def list_page(self, prefix: str, *, start_after: str, token: str | None) -> Page:
         """ListObjectsV2, up to 1,000 keys; ``token`` continues an earlier page."""
@@ -71,7 +83,24 @@ class BotoPlane:
                     detail = f"the response's body exceeds {self._max_body_bytes} bytes"
                     raise self._bucket.error(TransientError, "get", key, detail)
                 data = await body.read()
-        self._check_length(key, length, len(data))
+        return self._body(key, if_match, response, data)
+
+    async def get_range(self, key: str, start: int, length: int, *, if_match: str | None) -> Body:
+        """GetObject of a range, read whole; it may be shorter if the object ends before."""
+        with self._bucket.translating("get", key):
+            ranged = f"bytes={start}-{start + length - 1}"
+            response = await self._get(key, if_match, Range=ranged)
+            if not response.get("ContentRange", "").startswith(f"bytes {start}-"):
+                detail = f"the body is not the range from byte {start}"
+                raise self._bucket.error(TransientError, "get", key, detail)
+            async with response["Body"] as body:
+                data = await body.read()
+        return self._body(key, if_match, response, data)
+
+    def _body(
+        self, key: str, if_match: str | None, response: Mapping[str, Any], data: bytes
+    ) -> Body:
+        self._check_length(key, self._length(key, response), len(data))
         etag = etag_of(response)
         if if_match is not None:
             check_etag(key, etag, if_match)
@@ -136,6 +165,7 @@ class BotoPlane:
                 ChecksumCRC32=b64encode(crc32(data).to_bytes(4, "big")).decode(),
                 ContentType=content_type,
                 Metadata=dict(metadata),
+                **class_parameters(self._storage_class, key),
                 **condition_parameters(condition),
             )
         return etag_of(response)
@@ -164,6 +194,7 @@ class BotoPlane:
                 **self._bucket.parameters(target),
                 CopySource=self._bucket.parameters(source),
                 **condition_parameters(condition),
+                **class_parameters(self._storage_class, target),
                 **options,
             )
 

@@ -1,0 +1,1 @@
+"""The archive: find counted files, in packs or as objects, and restore them."""

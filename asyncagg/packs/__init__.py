@@ -1,0 +1,1 @@
+"""Packs: ZIP archives of counted run files."""
