@@ -330,7 +330,7 @@ async def test_by_last_modified_readable_rows_are_enough() -> None:
     store = await intact_memory()
     await change(store, KEY, b'"run_summaries":[', b'"run_summariez":[')
     await store.put("archive/stray.json", run_data(50))
-    settings = Settings(concurrency=8)
+    settings = Settings(concurrency=8, window_by="last_modified")
     report = await verify(JobContext(store, settings))
     misplaced = {FindingKind.MISPLACED: 6}
     assert report.found == {FindingKind.DAMAGED: 1, FindingKind.UNCOUNTED: 1} | misplaced
