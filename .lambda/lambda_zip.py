@@ -46,6 +46,7 @@ UNUSED = (
     "**/*.p[xy][dxi]",
     # The command line and the workflows behind it.
     "asyncagg/__main__.py",
+    "asyncagg/archive",
     "asyncagg/backfill",
     "asyncagg/cli",
     "asyncagg/doctor",
