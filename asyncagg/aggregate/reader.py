@@ -213,7 +213,7 @@ async def read_aggregate(
         raise _damaged(key, "its parts are not where they belong")
     head = await _read_spooled_head(key, window, spool, spans[0].start - len(MARKS[0]))
     # One match at a time: decoded, each may be 30 times as large.
-    lazily = head | {"top_matches": map(orjson.loads, head["top_matches"])}
+    lazily = head | {"top_matches": map(json.loads, head["top_matches"])}
     total = _field(key, lazily, accumulator_of)
     counts = (total.counted, total.counted, total.quarantined)
     for span, rows in zip(spans, counts, strict=True):
@@ -360,7 +360,7 @@ async def read_head(key: str, window: Window, chunks: AsyncIterator[bytes]) -> d
 
 
 def _decoded_matches(head: dict[str, Any]) -> list[Any]:
-    return [orjson.loads(row) for row in head["top_matches"]]
+    return [json.loads(row) for row in head["top_matches"]]
 
 
 async def read_window(key: str, chunks: AsyncIterator[bytes]) -> Window:

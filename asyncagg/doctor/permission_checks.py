@@ -23,6 +23,7 @@ from asyncagg.errors import (
     StoreError,
     UnsupportedConditionError,
 )
+from asyncagg.job.layout import PACKS
 from asyncagg.model import RunFile
 from asyncagg.store import Matches, Store
 from asyncagg.store.guards import PROBE, WRONG_ETAG, remove_probe
@@ -46,7 +47,7 @@ def prerequisites(grant: Grant) -> list[str]:
 
     Without ListBucket, S3 responds 403 for a missing key; without GetObject, for a condition.
     """
-    prefix = grant.prefix.removesuffix(PROBE)
+    prefix = grant.prefix.removesuffix(PROBE).removesuffix(PACKS)
     actions = {"s3:ListBucket": (), "s3:GetObject": ("s3:ListBucket",)}
     return [
         str(Grant(action, prefix))

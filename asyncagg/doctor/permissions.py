@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from asyncagg.job.layout import PACKS
 from asyncagg.settings import Settings
 from asyncagg.store.guards import PROBE
 
@@ -41,7 +42,7 @@ def grants(settings: Settings) -> list[Grant]:
         "s3:GetObject": every,
         "s3:DeleteObject": (runs, f"{archive}{PROBE}"),
         "s3:PutObject": (archive, aggregates, quarantine),
-        "s3:AbortMultipartUpload": (aggregates, f"{archive}packs/"),
+        "s3:AbortMultipartUpload": (aggregates, f"{archive}{PACKS}"),
         "s3:GetObjectTagging": (runs,),
         "s3:PutObjectTagging": (archive, quarantine),
     }

@@ -21,6 +21,9 @@ _MAX_NAME_BYTES = 255
 
 _DIGEST_LENGTH = 16
 
+PACKS = "packs/"
+"""The folder of packs in the archive."""
+
 _WINDOW_LENGTH = len("20251021t1400Z-")
 
 _JSON = re.compile(r"\.json", re.IGNORECASE)
@@ -117,7 +120,7 @@ class Layout:
     @property
     def pack_prefix(self) -> str:
         """The prefix of the keys of all packs. No key of a run file ends like theirs."""
-        return f"{self.archive_prefix}packs/"
+        return f"{self.archive_prefix}{PACKS}"
 
     def pack_window(self, key: str) -> Window | None:
         """Return the window whose pack has this key, or None if it is not the key of a pack."""

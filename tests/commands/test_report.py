@@ -310,9 +310,9 @@ async def test_an_aggregate_that_is_deleted_meanwhile_is_reported() -> None:
 
 
 async def test_keys_that_are_not_of_windows_are_ignored() -> None:
-    """Other keys with the prefix, and windows at the limits of time."""
+    """Other keys with the prefix, and times at which no window ends."""
     store = await stored({0: [entry("a")]})
-    for name in ("README.md", "00010101t0000Z.json", "99991231t2355Z.json", "20251021t0001Z.json"):
+    for name in ("README.md", "asyncagg.json", "asyncagg.run", "20251021t0001Z.json"):
         await store.put(f"aggregates/{name}", b"{}")
     report = await gathered(store)
     assert (report.windows, report.exit_code) == (1, 0)

@@ -81,9 +81,9 @@ class Machine:
             raise self.unopened[self.openings - 1]
         yield HookedStore(self.store, self.work)
 
-    async def work(self, operation: str, _key: str, when: str) -> None:
-        """At the first request of a run, sleep as long as it takes, or fail."""
-        if (operation, when) != ("list", "before") or len(self.began) > len(self.done):
+    async def work(self, operation: str, key: str, when: str) -> None:
+        """When a run lists the inbox, sleep as long as it takes, or fail."""
+        if (operation, key, when) != ("list", "runs/", "before"):
             return
         number = len(self.began)
         self.began.append(Began(self.now(), anyio.current_time()))
