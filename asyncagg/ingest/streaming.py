@@ -37,6 +37,7 @@ _MAX_SKIPPED_BYTES = 64 * 1024
 """Likewise, if it is only checked."""
 
 _MAX_DEPTH = 1024  # as orjson
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 _MAX_GROWTH = 4
 """How many times longer JSON can be when it is written again: 1e15 as 1000000000000000.0."""
 
@@ -508,6 +509,8 @@ class RunFileParser:
         orjson reads no number that a double cannot hold. That is valid JSON; in a field that is not
         read it does not matter, and in a match it is written as null, as JavaScript does.
         """
+        if _nesting(data) > _MAX_DEPTH:  # what json accepts depends on the version of Python
+            self._fail(f"nested deeper than {_MAX_DEPTH}")
         try:
             text = data.decode()
             value = json.loads(text, parse_int=_integer, parse_constant=_refuse_constant)
@@ -565,6 +568,18 @@ def _score(body: dict[str, Any]) -> int | float | None:
         return 0
     valid = isinstance(score, int | float) and not isinstance(score, bool)
     return score if valid and not math.isinf(score) else None
+
+
+def _nesting(data: bytes) -> int:
+    """Return how deep lists and objects are nested."""
+    depth = deepest = 0
+    for found in _BRACKETS.finditer(data):
+        if found[0] in {b"[", b"{"}:
+            depth += 1
+            deepest = max(deepest, depth)
+        elif found[0] in {b"]", b"}"}:
+            depth -= 1
+    return deepest
 
 
 def _integer(text: str) -> int | float:
