@@ -134,7 +134,7 @@ async def test_resettling_is_bounded() -> None:
     outcome = report.windows["20251021t1355Z"]
     assert outcome.tally.deferred == 4  # the files of this window that were in the inbox
     assert outcome.revision == 0
-    assert store.calls["put"] == MAX_COMMIT_ATTEMPTS + 3
+    assert store.calls["put"] == MAX_COMMIT_ATTEMPTS + 3 + 2  # the others, and the journal
     check_at_any_moment(of_memory(inner), prepared().originals, foreign=prepared().foreign)
     store.hook = pause
     await run(store, Settings(), at=AT)

@@ -34,12 +34,21 @@ class _Response(aiohttp.ClientResponse):
     async def read(self) -> bytes:
         """Return the whole body."""
         body = bytearray()
-        async for block in self.content.iter_any():
-            body += block
-            if len(body) > _MAX_BODY_BYTES:
+        complete = False
+        try:
+            async for block in self.content.iter_any():
+                body += block
+                _check_size(len(body))
+            complete = True
+        finally:
+            if not complete:  # cut short, or too long: the connection cannot be used again
                 self.close()
-                raise aiohttp.ClientPayloadError(f"the body exceeds {_MAX_BODY_BYTES} bytes")
         return bytes(body)
+
+
+def _check_size(size: int) -> None:
+    if size > _MAX_BODY_BYTES:
+        raise aiohttp.ClientPayloadError(f"the body exceeds {_MAX_BODY_BYTES} bytes")
 
 
 class HttpSession(AIOHTTPSession):
