@@ -17,7 +17,7 @@ from asyncagg.backfill.ranges import remainder
 from asyncagg.errors import ConfigurationError
 from asyncagg.job.context import JobContext
 from asyncagg.job.layout import KeyKind
-from asyncagg.job.listing import KeyRange, list_range
+from asyncagg.job.listing import KeyRange, find_disorder, list_range
 from asyncagg.model import Interval, RunFile, Window
 
 SEGMENT = 1000
@@ -76,13 +76,14 @@ async def survey(
     layout = context.layout
     cutter = _Cutter(keys.after, min(SEGMENT, context.settings.chunk_files))
     async for page in list_range(context.store, layout.runs_prefix, keys):
+        if disorder := find_disorder(cutter.last_listed, page):
+            key, before = disorder
+            raise ConfigurationError(
+                f"listing of {layout.runs_prefix!r} in {context.store.url!r}: {key!r} comes after "
+                f"{before!r}; a backfill expects each key once, in key order, as Amazon S3 lists "
+                "general purpose buckets. A run needs no order"
+            )
         for file in page:
-            if file.key <= cutter.last_listed:
-                raise ConfigurationError(
-                    f"listing of {layout.runs_prefix!r} in {context.store.url!r}: {file.key!r} "
-                    f"comes after {cutter.last_listed!r}; a backfill expects each key once, in key "
-                    "order, as Amazon S3 lists general purpose buckets. A run needs no order"
-                )
             is_run_file = layout.kind(file.key) is KeyKind.RUN_FILE
             window = context.window_of(file) if is_run_file else None
             if window is None or not interval.holds(window):

@@ -25,6 +25,7 @@ from asyncagg.doctor.permissions import Grant, grants, policy
 from asyncagg.errors import AccessDeniedError, AsyncaggError, NotFoundError, UsageError
 from asyncagg.job.context import JobContext
 from asyncagg.job.layout import KeyKind, Layout
+from asyncagg.job.listing import find_disorder
 from asyncagg.job.outcome import MAX_IGNORED
 from asyncagg.job.record import follow_record
 from asyncagg.settings import Settings
@@ -115,22 +116,12 @@ async def _check_directory(exam: Examination, settings: Settings) -> None:
     for prefix in filter(None, dict.fromkeys(prefixes)):
         await check(f"folder {prefix}", partial(checks.folder, root, prefix), "directory")
     await check("file system", partial(checks.file_system, root), "directory")
-    if exam.passed("directory"):
-        async with open_store(settings) as store:
-            await _check_record(exam, store, settings)
     await check("space", partial(checks.space, root), "directory")
-
-    async def names() -> CheckResult:
-        async with open_store(settings) as store:
-            return await _names(store, settings)
-
-    await exam.check("names", names, needs=["directory"])
-
-    async def order() -> CheckResult:
-        async with open_store(settings) as store:
-            return await check_order(store, settings)
-
-    await exam.check("order", order, needs=["directory"])
+    async with open_store(settings) as store:
+        if exam.passed("directory"):
+            await _check_record(exam, store, settings)
+        await exam.check("names", partial(_names, store, settings), needs=["directory"])
+        await exam.check("order", partial(check_order, store, settings), needs=["directory"])
 
 
 async def _check_bucket(
@@ -243,15 +234,15 @@ async def check_order(store: Store, settings: Settings) -> CheckResult:
     for prefix in (settings.runs_prefix, settings.archive_prefix, settings.aggregate_prefix):
         last, pages = "", 0
         async for page in store.list_pages(prefix):
-            for file in page:
-                if file.key <= last:
-                    return CheckResult(
-                        "warn",
-                        f"{file.key!r} is listed after {last!r}: not in key order, or again",
-                        "runs count each file once, but settle fewer at a time; "
-                        "`asyncagg backfill` refuses this store",
-                    )
-                last = file.key
+            if disorder := find_disorder(last, page):
+                key, before = disorder
+                return CheckResult(
+                    "warn",
+                    f"{key!r} is listed after {before!r}: not in key order, or again",
+                    "runs count each file once, but settle fewer at a time; "
+                    "`asyncagg backfill` refuses this store",
+                )
+            last = page[-1].key if page else last
             seen, pages = seen + len(page), pages + 1
             if pages == _ORDER_PAGES:
                 break

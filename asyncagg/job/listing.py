@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
+from operator import lt
 from typing import NamedTuple
 
 from asyncagg.job.layout import Layout
@@ -25,6 +27,21 @@ class KeyRange(NamedTuple):
     def __contains__(self, key: object) -> bool:
         """Return whether a key is in the range."""
         return isinstance(key, str) and key > self.after and (self.last is None or key <= self.last)
+
+
+def find_disorder(previous: str, page: Sequence[RunFile]) -> tuple[str, str] | None:
+    """Return the first key of a page that is not after the key before it, and that key before it.
+
+    Amazon S3 lists in key order, except directory buckets; some other servers do not.
+
+    Args:
+        previous: The last key of the page before.
+        page: A page.
+    """
+    keys = [previous, *[file.key for file in page]]
+    if all(map(lt, keys, keys[1:])):
+        return None
+    return next((key, before) for before, key in pairwise(keys) if key <= before)
 
 
 async def list_range(store: Store, prefix: str, keys: KeyRange) -> AsyncIterator[Sequence[RunFile]]:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from operator import lt
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,7 +22,7 @@ from asyncagg.job.deadline import Deadline
 from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.journal import Journal, open_journal
 from asyncagg.job.layout import KeyKind
-from asyncagg.job.listing import KeyRange, list_range
+from asyncagg.job.listing import KeyRange, find_disorder, list_range
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.record import ensure_record, follow_record
 from asyncagg.job.refusals import Refusals
@@ -193,15 +192,12 @@ class _Planner:
         self.in_order = True
 
     def check_order(self, page: Sequence[RunFile]) -> None:
-        """Set `in_order` to false if a page is out of key order or repeats a key.
-
-        Amazon S3 lists in key order, except directory buckets; some other servers do not.
-        """
-        keys = [self._last_key, *[file.key for file in page]]
-        if self.in_order and not all(map(lt, keys, keys[1:])):
+        """Set `in_order` to false if a page is out of key order or repeats a key."""
+        if self.in_order and find_disorder(self._last_key, page):
             self.in_order = False
             _log.warning("listing out of order", extra={"after": self._last_key})
-        self._last_key = keys[-1]
+        if page:
+            self._last_key = page[-1].key
 
     def add(self, page: Sequence[RunFile], chunk: dict[Window, WindowBatch]) -> int:
         """Add the run files of a page to a chunk; return how many are to be settled."""
