@@ -204,7 +204,7 @@ class _Backfill:
         self._note(pieces)
         if self.report.dry_run:
             return
-        if pieces:
+        if pieces:  # the plan is made by these settings, so they must be those of the record
             await self._engine.run(ensure_record)
         async with task_group() as group:
 

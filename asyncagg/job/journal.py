@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 import anyio
 import msgspec
 
-from asyncagg.errors import NotFoundError, StoreError
+from asyncagg.errors import StoreError
 from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
 from asyncagg.model import RunFile
@@ -80,11 +80,13 @@ class Journal:
 
     Attributes:
         is_careful: Whether to settle few files at a time.
+        watched: Keys and etags of the files that are not to be settled with the others.
         poisonous: Files to be deferred.
     """
 
     def __init__(self, context: JobContext, deadline: Deadline) -> None:
         self.is_careful = False
+        self.watched: frozenset[tuple[str, str]] = frozenset()
         self.poisonous: list[RunFile] = []
         self._context = context
         self._deadline = deadline
@@ -97,28 +99,31 @@ class Journal:
     async def open(self) -> None:
         """Read what the last run has left."""
         last = await self._read()
-        self._is_ours = True
         self._poison, self._suspects = last.poison, last.suspects
-        if not await last.was_killed(self._context.now()):
-            self._is_ours = not last.running  # else another runner is at work
-            return
-        _log.warning("the last run was killed", extra={"files": len(last.working)})
-        if not last.working:
-            self.is_careful = True
-        elif len(last.working) == 1:
-            self._poison = self._poison | last.working
-        else:
-            self._suspects = [*self._suspects, last.working]
+        was_killed = await last.was_killed(self._context.now())
+        self._is_ours = was_killed or not last.running  # else another runner is at work
+        if was_killed:
+            self._narrow_down(last.working)
+        self.watched = frozenset(
+            each for group in (self._poison, *self._suspects) for each in group.items()
+        )
 
-    def holds_back(self, file: RunFile) -> bool:
-        """Return whether a file is not to be settled with the others, and keep it."""
+    def _narrow_down(self, working: dict[str, str]) -> None:
+        """Learn from the files that a run worked on when it was killed."""
+        _log.warning("the last run was killed", extra={"files": len(working)})
+        if not working:
+            self.is_careful = True
+        elif len(working) == 1:
+            self._poison = self._poison | working
+        else:
+            self._suspects = [*self._suspects, working]
+
+    def hold_back(self, file: RunFile) -> None:
+        """Keep a watched file, to be tried last or deferred."""
         if self._poison.get(file.key) == file.etag:
             self.poisonous.append(file)
-            return True
-        if any(group.get(file.key) == file.etag for group in self._suspects):
+        else:
             self._held[file.key, file.etag] = file
-            return True
-        return False
 
     async def begin(self, files: Sequence[RunFile] = ()) -> None:
         """Say that this run works, and on which files if they are few."""
@@ -166,7 +171,7 @@ class Journal:
         try:
             data = (await self._context.store.get(self._context.layout.journal_key)).data
             return msgspec.json.decode(data, type=_Entry)
-        except (NotFoundError, msgspec.MsgspecError):
+        except (StoreError, msgspec.MsgspecError):  # the work does not depend on it
             return _Entry()
 
     async def _write(self, entry: _Entry) -> None:

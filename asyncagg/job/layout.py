@@ -73,12 +73,11 @@ class Layout:
         """Return what a key below the inbox is."""
         if self._nested and key.startswith(self._nested):
             return KeyKind.INTERNAL
-        if not is_run_file(key):
-            is_journal = self._aggregates_in_inbox and key == self.journal_key
-            return KeyKind.INTERNAL if is_journal else KeyKind.IGNORED
-        if self._aggregates_in_inbox and (self.is_aggregate(key) or key == self.record_key):
+        if self._aggregates_in_inbox and (
+            self.is_aggregate(key) or key in {self.record_key, self.journal_key}
+        ):
             return KeyKind.INTERNAL
-        return KeyKind.RUN_FILE
+        return KeyKind.RUN_FILE if is_run_file(key) else KeyKind.IGNORED
 
     def aggregate_key(self, window: Window) -> str:
         """Return the key of a window's aggregate."""

@@ -204,6 +204,7 @@ class _Planner:
         planned = 0
         held: list[RunFile] = []
         held_window: Window | None = None
+        watched = self._journal.watched  # usually empty
         for file in page:
             kind = self._layout.kind(file.key)
             if kind is not KeyKind.RUN_FILE:
@@ -214,7 +215,8 @@ class _Planner:
             if window.end > self._at:
                 self._report.waiting += 1
             elif self._only is None or self._only(window):
-                if self._journal.holds_back(file):
+                if watched and (file.key, file.etag) in watched:
+                    self._journal.hold_back(file)
                     continue
                 if file.last_modified < self._oldest:
                     self._note_age(file)

@@ -244,7 +244,7 @@ class Settler:
         self._deadline = deadline
         self._count = count
         self._reader = RunFileReader(context.store, context.settings)
-        self.deferrals = deferrals
+        self._deferrals = deferrals
 
     async def settle(
         self, window: Window, files: WindowBatch, report: WindowReport, *, workers: int
@@ -258,7 +258,7 @@ class Settler:
             self._run,
             self._reader,
             self._deadline,
-            self.deferrals,
+            self._deferrals,
             workers,
         )
         try:
@@ -270,7 +270,7 @@ class Settler:
         except StoreError as error:
             report.tally.deferred += len(files)
             _log.warning("window deferred", extra={"window": window.name, "reason": str(error)})
-            self.deferrals.add_window(window.end, error)
+            self._deferrals.add_window(window.end, error)
         else:
             await settlement.move_files(outcomes)
         _log.info(
@@ -281,7 +281,7 @@ class Settler:
     async def defer(self, window: Window, file: RunFile, reason: str) -> None:
         """Leave a file in the inbox, for a reason."""
         report = self._run.window(window, self._context.layout.aggregate_key(window))
-        await self.deferrals.add(file, StoreError(reason, operation="get"), report.tally)
+        await self._deferrals.add(file, StoreError(reason, operation="get"), report.tally)
 
     async def _count_files(self, settlement: Settlement) -> Outcomes:
         try:

@@ -22,6 +22,7 @@ from testkit.hooked import HookedStore
 from testkit.promises import check_after_clean_run, of_directory, of_memory, originals_of
 from testkit.scenario import Clock, run_data
 
+from asyncagg.errors import AccessDeniedError, StoreError, TransientError
 from asyncagg.job import journal
 from asyncagg.job.pipeline import run
 from asyncagg.settings import Settings
@@ -167,6 +168,20 @@ async def test_a_run_that_is_alive_is_not_taken_for_dead() -> None:
     report = await run(store, Settings(), at=AT)
     assert report.total.counted == 1
     assert json.loads(store._objects[JOURNAL].data) == alive
+
+
+@pytest.mark.parametrize("error", [AccessDeniedError("denied"), TransientError("reset")])
+async def test_a_journal_that_cannot_be_used_stops_no_run(error: StoreError) -> None:
+    """Every file is settled all the same."""
+    store = MemoryStore(lambda: AT - timedelta(minutes=12))
+    await store.put("runs/a.json", run_data(1))
+
+    async def refuse(_operation: str, key: str, when: str) -> None:
+        if (key, when) == (JOURNAL, "before"):
+            raise error
+
+    report = await run(HookedStore(store, refuse), Settings(), at=AT)
+    assert (report.total.archived, report.exit_code) == (1, 0)
 
 
 @pytest.mark.parametrize("content", [b"", b"no json", b'{"running": "perhaps"}'])
