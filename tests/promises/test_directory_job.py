@@ -41,9 +41,10 @@ async def test_ten_thousand_files_settle_with_every_promise_kept(tmp_path: Path)
     bad = await to_thread.run_sync(write, tmp_path)
     originals = originals_of(await to_thread.run_sync(of_directory, tmp_path), bad=bad)
     assert len(originals) == FILES
-    # A file's window follows from its modification time: all have just been written.
     at = datetime.now(UTC) + timedelta(minutes=10)
-    settings = settings_from({"store": str(tmp_path), "chunk_files": 4000})
+    settings = settings_from(
+        {"store": str(tmp_path), "window_by": "last_modified", "chunk_files": 4000}
+    )
     async with open_store(settings) as store:
         report = await run(store, settings, at=at)
     seen = await to_thread.run_sync(of_directory, tmp_path)

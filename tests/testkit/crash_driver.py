@@ -24,6 +24,7 @@ from datetime import datetime
 from typing import Any
 
 import aioboto3
+import msgspec
 
 import asyncagg.store.directory.store as directory_store
 import asyncagg.store.s3.http_plane
@@ -31,7 +32,8 @@ import asyncagg.store.s3.store  # noqa: F401
 from asyncagg.job.pipeline import run
 from asyncagg.settings import Settings
 from asyncagg.store.opening import open_store
-from asyncagg.store.s3.boto import open_control
+from asyncagg.store.s3.boto import control
+from asyncagg.store.s3.boto.session import Session
 
 CHANGES = ("fchmod", "link", "mkdir", "rename", "rmdir", "unlink", "utime")
 """The calls that change the file system; ``open`` does too, when it creates a file."""
@@ -39,8 +41,11 @@ CHANGES = ("fchmod", "link", "mkdir", "rename", "rmdir", "unlink", "utime")
 
 def main() -> None:
     """Fork one process for each job, until the input ends."""
-    session = aioboto3.Session(region_name="us-east-1")
-    aioboto3.Session = lambda: session  # reads the service's model once
+    session = Session()
+    opened = aioboto3.Session(botocore_session=session)
+    # Each process would read the service's model again.
+    control.__dict__["Session"] = lambda: session
+    aioboto3.Session = lambda **_: opened
     asyncio.run(warm_up())
     gc.freeze()
     for line in sys.stdin:
@@ -67,7 +72,7 @@ def reply(number: int) -> None:
 
 async def warm_up() -> None:
     """Import everything that is imported on first use."""
-    async with open_control(endpoint_url="http://127.0.0.1:1", connections=1):
+    async with control.open_control(endpoint_url="http://127.0.0.1:1", connections=1):
         pass
 
 
@@ -85,7 +90,7 @@ def work(job: dict[str, Any]) -> int:
 
 async def settle(job: dict[str, Any]) -> int:
     """Run the real job."""
-    settings = Settings(**job["settings"])
+    settings = msgspec.convert(job["settings"], Settings)
     async with open_store(settings) as store:
         report = await run(store, settings, at=datetime.fromisoformat(job["at"]))
     return report.exit_code
