@@ -198,7 +198,7 @@ async def archive_part(
             # Another backfill removed it; the next run archives what is left.
             return report, refusals
         files = [file async for files in part.files() for file in files]
-        await mover.archive(file for file in files if not file.pack)
+        await mover.archive([file for file in files if not file.pack])
         await mover.remove_packed([file for file in files if file.pack])
         rows = [row async for row in part.quarantined_rows()]
         await mover.move_to_quarantine(await _in_inbox(context.store, rows))

@@ -7,7 +7,7 @@ copied.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 from asyncagg.errors import (
@@ -20,6 +20,7 @@ from asyncagg.job.context import JobContext
 from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.outcome import Tally
 from asyncagg.job.refusals import Refusals
+from asyncagg.job.slots import Slots
 from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
 from asyncagg.store import DELETE_BATCH, Store
@@ -46,7 +47,7 @@ class Mover:
     Args:
         context: Where the files are.
         tally: Where the outcomes are added.
-        workers: Copies in flight; default: ``concurrency``.
+        slots: The slots of its requests; default: those of the context.
         deferrals: Decides what becomes of the files that could not be moved.
     """
 
@@ -54,16 +55,16 @@ class Mover:
         self,
         context: JobContext,
         tally: Tally,
-        workers: int = 0,
+        slots: Slots | None = None,
         deferrals: Deferrals | None = None,
     ) -> None:
         self._store = context.store
         self._layout = context.layout
-        self._workers = workers or context.settings.concurrency
+        self._slots = slots or context.slots
         self._tally = tally
         self._deferrals = deferrals or Deferrals(context, Refusals())
 
-    async def archive(self, files: Iterable[RunFile]) -> None:
+    async def archive(self, files: Collection[RunFile]) -> None:
         """Move files that a commit has counted to the archive."""
         await self._move(files, self._layout.archive_key, "archived")
 
@@ -74,9 +75,9 @@ class Mover:
             self._tally.archived += await self._delete(files[start : start + DELETE_BATCH])
 
         batches = range(0, len(files), DELETE_BATCH)
-        await for_each(batches, delete, workers=min(self._workers, _DELETES_AT_ONCE))
+        await for_each(batches, delete, workers=_DELETES_AT_ONCE)
 
-    async def move_to_quarantine(self, files: Iterable[RunFile]) -> None:
+    async def move_to_quarantine(self, files: Collection[RunFile]) -> None:
         """Move files that a commit has recorded as quarantined; most have a copy there already."""
         await self._move(files, self._layout.quarantine_key, "quarantined", _arrival)
 
@@ -99,7 +100,7 @@ class Mover:
 
     async def _move(
         self,
-        files: Iterable[RunFile],
+        files: Collection[RunFile],
         target_of: Callable[[str], str],
         outcome: Literal["archived", "quarantined"],
         metadata_of: Callable[[RunFile], Mapping[str, str] | None] = lambda _: None,
@@ -120,7 +121,7 @@ class Mover:
                 if len(copied) >= DELETE_BATCH:
                     await delete()
 
-        await for_each(files, copy, workers=self._workers)
+        await self._slots.for_each(files, copy, urgent=True)
         if copied:
             await delete()
 

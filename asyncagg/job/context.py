@@ -12,6 +12,7 @@ from secrets import token_hex
 
 from asyncagg.aggregate.spool import Spool, open_spool
 from asyncagg.job.layout import Layout
+from asyncagg.job.slots import Slots
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.clock import utc_now
 from asyncagg.settings import Settings
@@ -50,6 +51,11 @@ class JobContext:
     def window_of(self) -> Callable[[RunFile], Window]:
         """The function that returns the window of a run file."""
         return window_selector(self.settings.window_by, self.settings.window_minutes)
+
+    @cached_property
+    def slots(self) -> Slots:
+        """The request slots of this job."""
+        return Slots(self.settings.concurrency)
 
     def open_spool(self, share: int = 1) -> AbstractAsyncContextManager[Spool]:
         """Open a spool that keeps in memory one of ``share`` parts of ``spool_bytes``."""

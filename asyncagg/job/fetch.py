@@ -13,8 +13,8 @@ from asyncagg.aggregate.rows import QuarantinedRow, RowSpool, counted_row, quara
 from asyncagg.errors import InvalidRunFileError, StoreError
 from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.outcome import Tally
+from asyncagg.job.slots import Slots
 from asyncagg.model import Place, RunFile, RunResult
-from asyncagg.runtime.tasks import for_each
 
 _log = logging.getLogger(__name__)
 _REASON_LIMIT = 500
@@ -94,13 +94,13 @@ class Fetcher:
         self._done: dict[int, bytes | QuarantinedRow | None] = {}
         self._next = 0
 
-    async def fetch(self, files: Sequence[RunFile], *, workers: int, until: float) -> None:
+    async def fetch(self, files: Sequence[RunFile], *, slots: Slots, until: float) -> None:
         """Fetch files until a time of the event loop; the others are added to ``tally.left``."""
         finished = 0
 
-        async def fetch_one(item: tuple[int, RunFile]) -> None:
+        async def fetch_one(index: int) -> None:
             nonlocal finished
-            index, file = item
+            file = files[index]
             row: bytes | QuarantinedRow | None
             try:
                 result, data = await self._read(file, top_cutoff=self.accumulator.top_cutoff)
@@ -118,7 +118,7 @@ class Fetcher:
                 await self._packs.wait()
 
         with anyio.CancelScope(deadline=until):
-            await for_each(enumerate(files), fetch_one, workers=workers)
+            await slots.for_each(range(len(files)), fetch_one)
         self._tally.left += len(files) - finished
         if self.counted:
             self._deferrals.refusals.accept("get")

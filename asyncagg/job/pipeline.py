@@ -3,46 +3,40 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import anyio
-from anyio.abc import ObjectReceiveStream, ObjectSendStream
+from anyio.abc import TaskStatus
 
-from asyncagg.aggregate.spool import Spool
 from asyncagg.job.chunk import WindowBatch
 from asyncagg.job.committer import Committer
 from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
 from asyncagg.job.deferrals import Deferrals
+from asyncagg.job.intake import Chunk, Intake, count_files
 from asyncagg.job.journal import Journal, open_journal
-from asyncagg.job.layout import KeyKind
-from asyncagg.job.listing import KeyRange, find_disorder, list_range
+from asyncagg.job.listing import KeyRange
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.record import ensure_record, follow_record
 from asyncagg.job.refusals import Refusals
 from asyncagg.job.settle import Count, Settler
+from asyncagg.job.slots import Slots
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.clock import utc_now
-from asyncagg.runtime.tasks import for_each, task_group
+from asyncagg.runtime.tasks import task_group
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 
 _log = logging.getLogger(__name__)
 
 WINDOWS_AT_ONCE = 4
-"""Windows settled at once: one window with few files would leave most requests unused."""
-
-CHUNK_GROWTH = 4
-"""A chunk with a single window may grow to a quarter of what this run has committed of it."""
-
-MAX_CHUNK_GROWTH = 10
-"""A chunk has at most ten times ``chunk_files``."""
+"""Windows in progress: while some wait for a commit, the others use the request slots."""
 
 
 async def run(
@@ -137,9 +131,15 @@ async def run_pipeline(
         context = await follow_record(context)
         async with open_journal(context, deadline, kept=keeps_journal) as journal:
             settler = Settler(context, report, deadline, deferrals, count)
-            planner = _Planner(context, report, at, only=only, committed=committed, journal=journal)
+            intake = Intake(context, report, at, journal, only=only, committed=committed, keys=keys)
             pipeline = _Pipeline(
-                context, report, deadline, planner, settler, journal, keys, progress
+                context,
+                report,
+                intake=intake,
+                settler=settler,
+                journal=journal,
+                deadline=deadline,
+                progress=progress,
             )
             await pipeline.work()
     if scope.cancelled_caught:
@@ -166,220 +166,131 @@ def _summary(report: RunReport) -> dict[str, Any]:
     }
 
 
-class _Planner:
-    """Sorts the listed files into the windows of a chunk."""
+class _Pipeline:
+    """Settles the windows of a run side by side, chunk by chunk.
+
+    While the last windows of a chunk are settled, the next chunk is filled and begun, so that the
+    request slots stay busy.
+    """
 
     def __init__(
         self,
         context: JobContext,
         report: RunReport,
-        at: datetime,
         *,
-        only: Callable[[Window], bool] | None,
-        committed: Callable[[Window], int],
+        intake: Intake,
+        settler: Settler,
         journal: Journal,
+        deadline: Deadline,
+        progress: Callable[[RunReport], object] | None,
     ) -> None:
-        self._layout = context.layout
-        self._window_of = context.window_of
-        self._chunk_files = context.settings.chunk_files
+        self._context = context
         self._report = report
-        self._at = at
-        self._only = only
-        self._committed = committed
+        self._intake = intake
+        self._settler = settler
         self._journal = journal
-        self._oldest = datetime.max.replace(tzinfo=UTC)
-        self._last_key = ""
-        self.in_order = True
-
-    def check_order(self, page: Sequence[RunFile]) -> None:
-        """Set `in_order` to false if a page is out of key order or repeats a key."""
-        if self.in_order and find_disorder(self._last_key, page):
-            self.in_order = False
-            _log.warning("listing out of order", extra={"after": self._last_key})
-        if page:
-            self._last_key = page[-1].key
-
-    def add(self, page: Sequence[RunFile], chunk: dict[Window, WindowBatch]) -> int:
-        """Add the run files of a page to a chunk; return how many are to be settled."""
-        planned = 0
-        held: list[RunFile] = []
-        held_window: Window | None = None
-        watched = self._journal.watched  # usually empty
-        for file in page:
-            kind = self._layout.kind(file.key)
-            if kind is not KeyKind.RUN_FILE:
-                if kind is KeyKind.IGNORED:
-                    self._report.ignore(file.key)
-                continue
-            window = self._window_of(file)
-            if window.end > self._at:
-                self._report.waiting += 1
-            elif self._only is None or self._only(window):
-                if watched and (file.key, file.etag) in watched:
-                    self._journal.hold_back(file)
-                    continue
-                if file.last_modified < self._oldest:
-                    self._note_age(file)
-                if window is not held_window:  # usually the same as for the previous file
-                    if window not in chunk:
-                        chunk[window] = WindowBatch(self._chunk_files)
-                    held_window, held = window, chunk[window].held
-                held.append(file)
-                planned += 1
-        return planned
-
-    def chunk_size(self, chunk: dict[Window, WindowBatch]) -> int:
-        """Return how many files fill a chunk.
-
-        Each commit writes the whole aggregate of its window again. So the chunks of a large window
-        grow with what this run has committed of it, which keeps the cost per file constant.
-        """
-        if self._journal.is_careful:
-            return 1
-        if len(chunk) > 1 or not self.in_order:
-            return self._chunk_files
-        grown = sum(map(self._committed, chunk)) // CHUNK_GROWTH
-        return min(max(self._chunk_files, grown), MAX_CHUNK_GROWTH * self._chunk_files)
-
-    def _note_age(self, file: RunFile) -> None:
-        self._oldest = file.last_modified
-        age = (self._at - file.last_modified).total_seconds()
-        self._report.oldest_seconds = max(self._report.oldest_seconds, age)
-
-
-@dataclass(frozen=True, slots=True)
-class _Pipeline:
-    """Lists the inbox one page ahead, and settles it chunk by chunk."""
-
-    context: JobContext
-    report: RunReport
-    deadline: Deadline
-    planner: _Planner
-    settler: Settler
-    journal: Journal
-    keys: Sequence[KeyRange]
-    progress: Callable[[RunReport], object] | None
+        self._deadline = deadline
+        self._progress = progress
+        self._turns = anyio.Semaphore(WINDOWS_AT_ONCE)
+        self._is_recorded = False
+        self._in_progress: dict[Window, anyio.Event] = {}
 
     async def work(self) -> None:
         async with task_group() as group:
-            send, receive = anyio.create_memory_object_stream[Sequence[RunFile]](1)
-            group.start_soon(self._list, send)
+            group.start_soon(self._intake.list_pages)
             # Both are child tasks: to cancel the task that holds a shield would interrupt it.
-            group.start_soon(self._settle_chunks, receive)
+            group.start_soon(self._settle_all)
 
-    async def _list(self, pages: ObjectSendStream[Sequence[RunFile]]) -> None:
-        """Send the listing page by page."""
-        async with pages:
-            before = perf_counter()
-            async for page in self._pages():
-                self.report.seconds["list"] += perf_counter() - before
-                try:
-                    await pages.send(page)
-                except anyio.BrokenResourceError:
-                    return  # the receiver was cancelled first
-                before = perf_counter()
-            self.report.listed = True
-
-    async def _pages(self) -> AsyncIterator[Sequence[RunFile]]:
-        prefix = self.context.settings.runs_prefix
-        for keys in self.keys:
-            async for page in list_range(self.context.store, prefix, keys):
-                yield page
-
-    async def _settle_chunks(self, pages: ObjectReceiveStream[Sequence[RunFile]]) -> None:
-        more = True
-        held: list[Sequence[RunFile]] = []
-        async with pages:
-            while more:
-                async with AsyncExitStack() as stack:
-                    chunk: dict[Window, WindowBatch] = {}
-                    more = await self._fill(chunk, pages, held, stack)
-                    await self._settle_chunk(chunk, careful=self.journal.is_careful)
-                if more and self._is_late():
-                    self.report.complete = more = False
-                    await self._count_rest(pages, held)
+    async def _settle_all(self) -> None:
+        with self._intake:
+            async with task_group() as group:
+                while await group.start(self._settle_chunk):
+                    if self._is_late():
+                        self._report.complete = False
+                        await self._intake.count_rest()
+                        break
         await self._settle_suspects()
 
     def _is_late(self) -> bool:
-        return self.deadline.intake_ends() <= anyio.current_time()
+        return self._deadline.intake_ends() <= anyio.current_time()
+
+    async def _settle_chunk(self, *, task_status: TaskStatus[bool]) -> None:
+        """Fill a chunk and settle it; the status is whether there may be another one."""
+        chunk: Chunk = {}
+        try:
+            async with AsyncExitStack() as stack:
+                more = await self._intake.fill(chunk, stack)
+                if self._journal.is_careful:
+                    await self._settle_carefully(chunk)
+                    task_status.started(more)
+                else:
+                    await self._settle_at_once(chunk, partial(task_status.started, more))
+        finally:  # also on cancellation: report the files whose turn did not come
+            self._report.untaken += count_files(chunk)
+
+    async def _settle_at_once(self, chunk: Chunk, begun: Callable[[], object]) -> None:
+        """Settle the windows of a chunk side by side; call ``begun`` once all are in progress."""
+        if chunk:
+            await self._begin()
+        async with task_group() as group:
+            for window in sorted(chunk):
+                await self._enter(window)
+                group.start_soon(self._settle, window, chunk.pop(window), self._context.slots)
+            begun()
+
+    async def _settle_carefully(self, chunk: Chunk) -> None:
+        """Settle the windows of a chunk one request after the other, and write down which files."""
+        await self._begin([file for each in chunk.values() for file in each.held])
+        for window in sorted(chunk):
+            await self._enter(window)
+            await self._settle(window, chunk.pop(window), Slots(1))
+
+    async def _begin(self, files: Sequence[RunFile] = ()) -> None:
+        """Say in the store what this run works with, and on which files if they are few."""
+        if self._report.dry_run:
+            return
+        async with task_group() as group:
+            if not self._is_recorded:
+                group.start_soon(ensure_record, self._context)
+            group.start_soon(self._journal.begin, files)
+        self._is_recorded = True
+
+    async def _enter(self, window: Window) -> None:
+        """Wait until a window may be settled: it is not in progress, and few others are."""
+        while (in_progress := self._in_progress.get(window)) is not None:
+            await in_progress.wait()
+        await self._turns.acquire()
+        self._in_progress[window] = anyio.Event()
+
+    async def _settle(self, window: Window, files: WindowBatch, slots: Slots) -> None:
+        if not self._intake.in_order:
+            files.sort()
+        report = self._report.window(window, self._context.layout.aggregate_key(window))
+        try:
+            if self._report.dry_run:
+                report.tally.left += len(files)
+            else:
+                await self._settler.settle(window, files, report, slots=slots)
+        finally:
+            self._turns.release()
+            self._in_progress.pop(window).set()
+        if self._progress is not None:
+            self._progress(self._report)
 
     async def _settle_suspects(self) -> None:
         """Settle what the last run may have died of, and defer what it has died of."""
-        window_of = self.context.window_of
-        while not self._is_late() and (part := self.journal.next_part()):
-            chunk: dict[Window, WindowBatch] = {}
+        window_of = self._context.window_of
+        while not self._is_late() and (part := self._journal.next_part()):
+            chunk: Chunk = {}
             for file in part:
                 batch = chunk.setdefault(window_of(file), WindowBatch(len(part)))
                 batch.held.append(file)
-            await self._settle_chunk(chunk, careful=True)
-        self.report.untaken += self.journal.untried
-        for file in self.journal.poisonous:
-            await self.settler.defer(
+            await self._settle_carefully(chunk)
+        self._report.untaken += self._journal.untried
+        for file in self._journal.poisonous:
+            await self._settler.defer(
                 window_of(file),
                 file,
                 "runs died while they read it: expected a file that can be read. Replace or remove "
-                f"it, or remove {self.context.layout.journal_key!r} to try it again",
+                f"it, or remove {self._context.layout.journal_key!r} to try it again",
             )
-
-    async def _count_rest(
-        self, pages: ObjectReceiveStream[Sequence[RunFile]], held: Sequence[Sequence[RunFile]]
-    ) -> None:
-        """Count the files that are too late for this run, in the time that is left."""
-        for page in held:
-            self.report.untaken += self.planner.add(page, {})
-        async for page in pages:
-            self.report.untaken += self.planner.add(page, {})
-
-    async def _fill(
-        self,
-        chunk: dict[Window, WindowBatch],
-        pages: ObjectReceiveStream[Sequence[RunFile]],
-        held: list[Sequence[RunFile]],
-        stack: AsyncExitStack,
-    ) -> bool:
-        """Fill a chunk from the listing; return whether the listing may have more pages.
-
-        A page that cannot be added goes into ``held``, for the next chunk.
-        """
-        spool: Spool | None = None
-        size = sum(self.planner.add(page, chunk) for page in held)
-        held.clear()
-        async for page in pages:
-            self.planner.check_order(page)
-            if spool is not None and not self.planner.in_order:
-                held.append(page)  # only files in memory can be sorted
-                return True
-            size += self.planner.add(page, chunk)
-            if size >= self.planner.chunk_size(chunk):
-                return True
-            if size < self.context.settings.chunk_files:
-                continue
-            if spool is None:
-                spool = await stack.enter_async_context(self.context.open_spool())
-            for batch in chunk.values():  # only one: see `chunk_size`
-                await batch.move_to(spool)
-        return False
-
-    async def _settle_chunk(self, chunk: dict[Window, WindowBatch], *, careful: bool) -> None:
-        """Settle the windows of a chunk side by side, or if ``careful`` one request at a time."""
-        if chunk and not self.report.dry_run:
-            await ensure_record(self.context)
-            files = [file for each in chunk.values() for file in each.held] if careful else []
-            await self.journal.begin(files)
-        requests = 1 if careful else self.context.settings.concurrency
-        at_once = max(1, min(WINDOWS_AT_ONCE, len(chunk), requests))
-        workers = requests // at_once
-
-        async def settle(item: tuple[Window, WindowBatch]) -> None:
-            window, files = item
-            if not self.planner.in_order:
-                files.sort()
-            report = self.report.window(window, self.context.layout.aggregate_key(window))
-            if self.report.dry_run:
-                report.tally.left += len(files)
-            else:
-                await self.settler.settle(window, files, report, workers=workers)
-            if self.progress is not None:
-                self.progress(self.report)
-
-        await for_each(sorted(chunk.items()), settle, workers=at_once)

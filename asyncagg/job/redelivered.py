@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from asyncagg.errors import NotFoundError, PreconditionFailedError
 from asyncagg.job.archive import same_content
 from asyncagg.job.layout import Layout
+from asyncagg.job.slots import Slots
 from asyncagg.model import CountedFile, Pack, RunFile
-from asyncagg.runtime.tasks import for_each
 from asyncagg.store import Store
 
 
@@ -22,7 +22,7 @@ async def find_counted(
     files: Mapping[RunFile, Sequence[CountedFile]],
     packs: Iterable[Pack],
     *,
-    workers: int,
+    slots: Slots,
 ) -> tuple[set[str], set[str]]:
     """Return the keys of files whose content is in the archive already, under their key.
 
@@ -31,7 +31,7 @@ async def find_counted(
         layout: The keys.
         files: Files in the inbox, and the other versions of them that their aggregate counts.
         packs: The packs of the aggregate.
-        workers: Requests in flight.
+        slots: The slots of the requests.
 
     Returns:
         Those that have an archived object, and those that are in a pack.
@@ -55,7 +55,7 @@ async def find_counted(
         except (NotFoundError, PreconditionFailedError):
             return  # moved or overwritten; the fetch will notice this
 
-    await for_each(files, check, workers=min(workers, len(files)))  # usually there are none
+    await slots.for_each(files, check)  # usually there are none
     return counted, packed
 
 

@@ -36,6 +36,7 @@ from asyncagg.job.outcome import RunReport, Tally, WindowReport
 from asyncagg.job.packing import LostPack, Packer, open_packer, remove_lost
 from asyncagg.job.redelivered import find_counted
 from asyncagg.job.run_files import RunFileReader
+from asyncagg.job.slots import Slots
 from asyncagg.model import Pack, RunFile, Window
 
 _log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class Settlement:
         reader: Reads run files.
         deadline: When to stop.
         deferrals: The files of the run that stay in the inbox.
-        workers: Requests in flight.
+        slots: The slots of its requests.
         lost_packs: The packs of commits that failed because another runner committed first.
     """
 
@@ -126,7 +127,7 @@ class Settlement:
     reader: RunFileReader
     deadline: Deadline
     deferrals: Deferrals
-    workers: int
+    slots: Slots
     lost_packs: list[LostPack] = field(default_factory=list)
 
     async def open_rows(self, stack: AsyncExitStack) -> RowSpool:
@@ -168,7 +169,7 @@ class Settlement:
                 layout,
                 doubtful,
                 stored.packs,
-                workers=self.workers,
+                slots=self.slots,
             )
             known.counted.update(counted, packed)
             known.packed.update(packed)
@@ -184,14 +185,14 @@ class Settlement:
         until: float,
     ) -> Fetcher:
         """Fetch files, and return what was folded."""
-        mover = Mover(self.context, tally, self.workers, self.deferrals)
+        mover = Mover(self.context, tally, self.slots, self.deferrals)
         quarantine, unknown = mover.copy_to_quarantine, Counter[str]()
         read: Read = self.reader.read
         if _log.isEnabledFor(logging.DEBUG):
             read = partial(self.reader.read, unknown=unknown)
         fetcher = Fetcher(read, quarantine, rows, tally, self.deferrals, packs=packer)
         with self.run_report.timed("fetch"):
-            await fetcher.fetch(files, workers=self.workers, until=until)
+            await fetcher.fetch(files, slots=self.slots, until=until)
         if unknown:
             names = dict(unknown.most_common(_MAX_NAMES))
             _log.debug("unknown fields", extra={"window": self.window.name, "names": names})
@@ -200,7 +201,7 @@ class Settlement:
     async def move_files(self, outcomes: Outcomes) -> None:
         """Move the counted files to the archive, and the quarantined ones out of the inbox."""
         tally = outcomes.tally
-        mover = Mover(self.context, tally, self.workers, self.deferrals)
+        mover = Mover(self.context, tally, self.slots, self.deferrals)
         before = tally.resolved
         try:
             with self.run_report.timed("archive"):
@@ -247,7 +248,7 @@ class Settler:
         self._deferrals = deferrals
 
     async def settle(
-        self, window: Window, files: WindowBatch, report: WindowReport, *, workers: int
+        self, window: Window, files: WindowBatch, report: WindowReport, *, slots: Slots
     ) -> None:
         """Settle some files of one window, and add the outcomes to its report."""
         settlement = Settlement(
@@ -259,7 +260,7 @@ class Settler:
             self._reader,
             self._deadline,
             self._deferrals,
-            workers,
+            slots,
         )
         try:
             outcomes = await self._count_files(settlement)

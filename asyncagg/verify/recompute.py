@@ -222,7 +222,7 @@ async def fold_archived(
         fetcher = Fetcher(
             archive.read, archive.note_invalid, rows, Tally(), deferrals, packs=_Places()
         )
-        await fetcher.fetch(files, workers=context.settings.concurrency, until=math.inf)
+        await fetcher.fetch(files, slots=context.slots, until=math.inf)
         total.merge(fetcher.accumulator)
         read = {(file.key, file.etag) for file in fetcher.counted}
         missed = (file.key for file in files if (file.key, file.etag) not in read)
