@@ -26,7 +26,7 @@ import httptools
 import orjson
 import uvloop
 
-CONNECTIONS = 32
+CONNECTIONS = int(os.environ.get("IN_FLIGHT", "32"))
 BATCH = 1000
 SUMMED = ("total_opportunities", "matches_found", "no_matches", "errors")
 EMPTY = hashlib.sha256(b"").hexdigest()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
 BATCH = 1000
-IN_FLIGHT = 32
+IN_FLIGHT = int(os.environ.get("IN_FLIGHT", "32"))
 AGGREGATE = "aggregates/peer.json"
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ def batches(items: Iterable[T]) -> Iterator[list[T]]:
 
 
 async def gathered(work: Callable[[str], Awaitable[None]], keys: list[str]) -> None:
-    """Do the work on each key, at most 32 at a time."""
+    """Do the work on each key, at most `IN_FLIGHT` at a time."""
     semaphore = asyncio.Semaphore(IN_FLIGHT)
 
     async def one(key: str) -> None:

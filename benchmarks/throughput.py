@@ -3,6 +3,7 @@
     python benchmarks/throughput.py                       # everything (an hour or so)
     python benchmarks/throughput.py --files 5000 --only asyncagg-lean floor obstore
     python benchmarks/throughput.py --tls                 # over TLS, like real S3
+    python benchmarks/throughput.py --windows 20 --in-flight 128 --only asyncagg-lean floor obstore
     python benchmarks/throughput.py --only asyncagg-lean --archive-format files packs
 
 Each contender is a fresh process on its own core and does the same job on the same files. Its
@@ -19,7 +20,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import md5
 from pathlib import Path
 from statistics import median
@@ -67,7 +68,7 @@ class Contender:
         name: Its name on the command line.
         title: Its name in the table.
         share: It gets one file in this number, because slow contenders need fewer files.
-        aggregate: The key of its aggregate.
+        windows: Over how many windows its files are spread.
         fields: The names of the four sums in its aggregate.
         settings: Further environment variables.
     """
@@ -75,7 +76,7 @@ class Contender:
     name: str
     title: str
     share: int = 1
-    aggregate: str = "aggregates/peer.json"
+    windows: int = 1
     fields: Sequence[str] = THEIRS
     settings: Mapping[str, str] = field(default_factory=dict)
 
@@ -89,13 +90,26 @@ class Contender:
         assert done.code == 0, f"{self.name} failed:\n{done.stderr}"
         return done
 
+    def totals(self, store: Server) -> list[int]:
+        """Return the four sums of its aggregates."""
+        keys = ["aggregates/peer.json"]
+        if self.fields is OURS:
+            ends = [each + timedelta(minutes=3) for each in moments(self.windows)]
+            keys = [f"aggregates/{end:%Y%m%dt%H%MZ}.json" for end in ends]
+        aggregates = [store.read(key) for key in keys]
+        return [sum(each[name] for each in aggregates) for name in self.fields]
+
+
+def moments(windows: int) -> list[datetime]:
+    """Return a moment in each of some windows of five minutes."""
+    return [WINDOW + number * timedelta(minutes=5) for number in range(windows)]
+
 
 def _ours(plane: str, title: str, share: int) -> Contender:
     return Contender(
         f"asyncagg-{plane}",
         title,
         share,
-        aggregate="aggregates/20251021t1400Z.json",
         fields=OURS,
         settings={"ASYNCAGG_DATA_PLANE": plane},
     )
@@ -124,11 +138,11 @@ CONTENDERS = (
 
 
 @contextmanager
-def filled(store: Server, files: int, latency: int) -> Iterator[dict[str, Any]]:
+def filled(store: Server, files: int, latency: int, windows: int = 1) -> Iterator[dict[str, Any]]:
     """Fill an empty store; yields the exact totals."""
     store.control("reset")
     if files:
-        totals = store.fill(files, [WINDOW])
+        totals = store.fill(files, moments(windows))
     else:  # the bucket must exist
         store.control("fill", bucket=BUCKET, prefix="else/", count=1, windows=[WINDOW.isoformat()])
         totals = {}
@@ -139,20 +153,18 @@ def filled(store: Server, files: int, latency: int) -> Iterator[dict[str, Any]]:
 
 def settled(contender: Contender, store: Server, files: int, latency: int = 0) -> Measured:
     """Let a contender do the job, and check its results."""
-    with filled(store, files, latency) as totals:
+    with filled(store, files, latency, contender.windows) as totals:
         before = store.control("audit")["buckets"][BUCKET]
         done = contender.run(store)
         after = store.control("audit")
     assert done.answer["processed_files"] == files, (contender.name, done.answer)
     if files:
-        aggregate = store.read(contender.aggregate)
-        sums = [aggregate[name] for name in contender.fields]
-        expected = [totals[name] for name in THEIRS]
+        sums, expected = contender.totals(store), [totals[name] for name in THEIRS]
         assert sums == expected, (contender.name, sums, expected)
         left = after["buckets"][BUCKET]
         assert "runs/" not in left, (contender.name, left)
-        if "packs" in aggregate:
-            assert sum(pack["files"] for pack in aggregate["packs"]) == files, contender.name
+        if contender.settings.get("ASYNCAGG_ARCHIVE_FORMAT") == "packs":
+            assert left["archive/"]["keys"] < files, (contender.name, left)
             return done
         assert not lost(after), lost(after)
         keys, content = left["archive/"]["keys"], int(left["archive/"]["content"], 16)
@@ -267,6 +279,8 @@ def main() -> None:
         default=["files"],
         help="how ours archive; with both, each of ours runs twice",
     )
+    parser.add_argument("--windows", type=int, default=1, help="spread the files over so many")
+    parser.add_argument("--in-flight", type=int, default=32, help="requests in flight")
     parser.add_argument("--tls", action="store_true", help="with a certificate made for this run")
     args = parser.parse_args()
     chosen = []
@@ -275,15 +289,23 @@ def main() -> None:
             ours = contender.fields is OURS
             chosen += [contender] if "files" in args.archive_format or not ours else []
             chosen += [_packing(contender)] if "packs" in args.archive_format and ours else []
+    in_flight = {name: str(args.in_flight) for name in ("IN_FLIGHT", "ASYNCAGG_CONCURRENCY")}
+    chosen = [
+        replace(each, windows=args.windows, settings={**each.settings, **in_flight})
+        for each in chosen
+    ]
     with tempfile.TemporaryDirectory() as folder:
         tls = Path(folder) if args.tls else None
         prove(chosen, tls)
         results = gather(chosen, args.files, args.repeat, tls)
+    case = "" if (args.windows, args.in_flight) == (1, 32) else f"-{args.windows}x{args.in_flight}"
     keep(
-        "throughput-tls" if args.tls else "throughput",
+        f"throughput{case}-tls" if args.tls else f"throughput{case}",
         {
             "machine": machine(),
             "files": args.files,
+            "windows": args.windows,
+            "in_flight": args.in_flight,
             "repeat": args.repeat,
             "results": results,
         },

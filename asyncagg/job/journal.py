@@ -77,6 +77,7 @@ class Journal:
     Args:
         context: Where the journal is.
         deadline: When the run must be over.
+        is_kept: Whether it is read and written at all.
 
     Attributes:
         is_careful: Whether to settle few files at a time.
@@ -84,8 +85,9 @@ class Journal:
         poisonous: Files to be deferred.
     """
 
-    def __init__(self, context: JobContext, deadline: Deadline) -> None:
+    def __init__(self, context: JobContext, deadline: Deadline, *, is_kept: bool) -> None:
         self.is_careful = False
+        self._is_kept = is_kept
         self.watched: frozenset[tuple[str, str]] = frozenset()
         self.poisonous: list[RunFile] = []
         self._context = context
@@ -98,6 +100,8 @@ class Journal:
 
     async def open(self) -> None:
         """Read what the last run has left."""
+        if not self._is_kept:
+            return
         last = await self._read()
         self._poison, self._suspects = last.poison, last.suspects
         was_killed = await last.was_killed(self._context.now())
@@ -189,10 +193,8 @@ class Journal:
 async def open_journal(
     context: JobContext, deadline: Deadline, *, kept: bool
 ) -> AsyncIterator[Journal]:
-    """Read the journal if it is ``kept``, and say at the end that the run has ended."""
-    journal = Journal(context, deadline)
-    if kept:
-        await journal.open()
+    """Give the journal, to be opened if it is ``kept``; say at the end that the run has ended."""
+    journal = Journal(context, deadline, is_kept=kept)
     try:
         yield journal
     finally:

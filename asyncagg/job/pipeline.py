@@ -203,6 +203,7 @@ class _Pipeline:
 
     async def _settle_all(self) -> None:
         with self._intake:
+            await self._journal.open()  # while the first page is listed
             async with task_group() as group:
                 while await group.start(self._settle_chunk):
                     if self._is_late():

@@ -128,7 +128,7 @@ async def test_a_group_gives_its_files_as_often_as_needed(
 
 @pytest.mark.usefixtures("small_pages")
 async def test_chunks_grow_with_their_window() -> None:
-    """Each commit adds at least a third of the files counted two commits before, at most ten chunks."""
+    """Each adds a third of what was counted two commits before, but at most ten chunks."""
     large = inbox(MANY)
     store = fill_memory(large.store)
     named = [0]
