@@ -126,10 +126,10 @@ async def run_pipeline(
     at = at or context.now()
     deadline = deadline or Deadline()
     report = RunReport(at=at.isoformat(), dry_run=dry_run)
-    deferrals = Deferrals(context, refusals, at)
     with anyio.CancelScope(deadline=deadline.work_ends) as scope:
         context = await follow_record(context)
         async with open_journal(context, deadline, kept=keeps_journal) as journal:
+            deferrals = Deferrals(context, refusals, at)
             settler = Settler(context, report, deadline, deferrals, count)
             intake = Intake(context, report, at, journal, only=only, committed=committed, keys=keys)
             pipeline = _Pipeline(
@@ -141,10 +141,12 @@ async def run_pipeline(
                 deadline=deadline,
                 progress=progress,
             )
-            await pipeline.work()
+            try:
+                await pipeline.work()
+            finally:
+                report.oldest_deferred_seconds = deferrals.oldest_seconds
     if scope.cancelled_caught:
         report.complete = False
-    report.oldest_deferred_seconds = deferrals.oldest_seconds
     _log.info("run", extra=_summary(report))
     return report
 
