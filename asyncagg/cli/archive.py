@@ -20,7 +20,7 @@ from asyncagg.settings import Settings
 from asyncagg.windows import check_interval, parse_window
 
 archive = typer.Typer(
-    help="List and extract counted files, in packs or single, and put single ones into packs.",
+    help="List, extract and pack counted files.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
