@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import signal
 import sys
@@ -44,6 +45,8 @@ from asyncagg.store.opening import open_store
 from asyncagg.windows import parse_time
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _SETTINGS = "Settings (each is a variable too: --window-by is ASYNCAGG_WINDOW_BY)"
 
@@ -91,7 +94,8 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(**given: Any) -> Any:
         values = {name: given.pop(name) for name in ("store", *options)}
         for name in unknown_variables(os.environ):
-            err.print(f"warning: {name} is not a setting and is ignored; see --help")
+            sentence = f"warning: {name} is not a setting and is ignored; see --help"
+            notify("not a setting", sentence, variable=name)
         return command(settings=from_environment(os.environ, **values), **given)
 
     for setting in options.values():
@@ -169,9 +173,10 @@ async def _cancelled_by_signals(stopped_by: list[signal.Signals]) -> AsyncIterat
             with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
                 task_status.started()
                 async for number in received:
-                    err.print(
+                    sentence = (
                         f"stopping on {number.name}: nothing is lost, run it again to continue"
                     )
+                    notify("stopping", sentence, signal=number.name)
                     stopped_by.append(number)
                     group.cancel_scope.cancel()
 
@@ -249,6 +254,14 @@ class _Console(Console):
 
 out = _Console()
 err = _Console(stderr=True)
+
+
+def notify(message: str, sentence: str, **fields: str) -> None:
+    """Log a message for machines, or print a sentence to standard error for people."""
+    if logs.writes_json():
+        _log.warning(message, extra=fields)
+    else:
+        err.print(sentence, soft_wrap=True)
 
 
 class _Report(Protocol):

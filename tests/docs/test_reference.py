@@ -42,7 +42,7 @@ def test_every_metric_is_explained() -> None:
 def test_every_message_of_the_log_is_explained() -> None:
     """The page of logs has every message that is logged with fields."""
     text = LOGS.read_text("utf-8")
-    logged = re.compile(r"_log\.\w+\(\s*\"([^\"%]+)\",\s*extra=")
+    logged = re.compile(r"(?:_log\.\w+|notify)\(\s*\"([^\"%]+)\",")
     messages = {
         message
         for module in (ROOT / "asyncagg").rglob("*.py")
