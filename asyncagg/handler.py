@@ -196,6 +196,7 @@ def _answer(report: RunReport, correlation: str) -> dict[str, Any]:
         "listed": report.listed,
         "ignored_files": report.ignored,
         "complete": report.complete,
+        "retries": report.retries,
         "dry_run": report.dry_run,
         "aggregate_file_key": keys[-1] if keys else None,
         "aggregate_file_keys": keys,

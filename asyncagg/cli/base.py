@@ -15,6 +15,7 @@ from collections.abc import (
     Coroutine,
     Iterable,
     Iterator,
+    Mapping,
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager
@@ -352,8 +353,18 @@ def print_report(report: RunReport) -> None:
     if not report.complete:
         backlog = f"{'' if report.listed else 'at least '}{report.backlog:,} files"
         notes.append(f"time ran out and {backlog} are left: run it again to continue")
+    if retries := describe_retries(report.retries):
+        notes.append(retries)
     if notes:
         out.print("; ".join(notes))
+
+
+def describe_retries(retries: Mapping[str, int]) -> str:
+    """Say how many requests were sent again, and why; empty if there were none."""
+    reasons = [
+        f"{count:,} {reason.replace('_', ' ')}" for reason, count in retries.items() if count
+    ]
+    return f"{sum(retries.values()):,} requests sent again ({', '.join(reasons)})" * bool(reasons)
 
 
 def describe_ignored(count: int, keys: Sequence[str]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from testkit.promises import (
     unpacked,
     window_end,
 )
-from testkit.s3server import DropError, Faults, Request, S3Server
+from testkit.s3server import DropError, Faults, Request, S3Error, S3Server
 from testkit.scenario import (
     AT,
     BUCKET,
@@ -47,6 +48,7 @@ from asyncagg.job.pipeline import run
 from asyncagg.settings import Settings
 from asyncagg.store.protocol import ObjectInfo
 from asyncagg.store.retry import RetryPolicy
+from asyncagg.store.s3.http import Limits
 
 MANY = RetryPolicy(attempts=40, base_seconds=1e-6)
 TROUBLE = {"slow_down": 0.2, "internal_error": 0.05, "reset": 0.05, "truncate": 0.02}
@@ -102,6 +104,48 @@ async def test_totals_are_exact_despite_faults(
     assert report.total.counted == undisturbed.total.counted
     assert report.total.matches == undisturbed.total.matches
     check_done(seen)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+async def test_retries_are_counted_by_their_reason(
+    plane: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the report and the log: throttled, timed out, reset and others; keys do not confuse it."""
+    monkeypatch.setattr("asyncagg.store.s3.http.Limits", partial(Limits, read=0.1))
+    monkeypatch.setattr("asyncagg.store.s3.boto.control._READ_SECONDS", 0.1)
+    troubles: dict[str, Callable[[], object]] = {
+        "runs/is reset.json": lambda: _raise(S3Error("SlowDown")),
+        "runs/is closed.json": lambda: _raise(S3Error("InternalError")),
+        "runs/in 30 seconds.json": lambda: _raise(DropError(reset=True)),
+        "runs/timeout.json": lambda: _raise(DropError(reset=False)),
+        "runs/refused.json": asyncio.Event().wait,
+    }
+    left = dict(troubles)
+
+    async def trouble(request: Request) -> None:
+        if request.operation == "GetObject" and request.key in left:
+            happened = left.pop(request.key)()
+            if isinstance(happened, Awaitable):
+                await happened
+
+    async with S3Server([BUCKET], clock=lambda: AT, on_request=trouble) as server:
+        for key in troubles:
+            server.put(BUCKET, key, b'{"run_id": "a"}', last_modified=moment(13, 57))
+        with caplog.at_level("INFO", logger="asyncagg"):
+            async with open_s3(server, plane) as (store, settings):
+                first = await run(store, settings, at=AT)
+                again = await run(store, settings, at=AT)
+            inner: Any = store._store
+    assert (first.total.archived, left) == (len(troubles), {})
+    assert first.retries == {"throttled": 1, "timed_out": 1, "reset": 2, "other": 1}
+    assert sum(inner.retry.retries.values()) == sum(first.retries.values())
+    assert set(again.retries.values()) == {0}
+    summary = next(vars(each) for each in caplog.records if each.message == "run")
+    assert {name: summary[f"{name}_retries"] for name in first.retries} == first.retries
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 @pytest.mark.parametrize("plane", PLANES)
