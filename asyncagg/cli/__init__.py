@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -9,8 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncagg.errors import AsyncaggError, UsageError
+from asyncagg.runtime import logs
 
 __all__ = ("main",)
+
+_log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -48,11 +52,11 @@ def _exit_code(words: list[str], *, debug: bool) -> int:
         raise
     except AsyncaggError as error:
         code = 2 if isinstance(error, UsageError) else 1
-        _print_error(f"{error}{_option(error)}", code, words, debug=debug)
+        _report(error, f"{error}{_option(error)}", code, words, debug=debug)
     except Exception as error:  # noqa: BLE001 - people get a sentence, not a traceback
         code, hint = 1, "" if debug else "; --debug shows where"
         message = f"unexpected {type(error).__name__}: {error}{hint}"
-        _print_error(message, code, words, debug=debug)
+        _report(error, message, code, words, debug=debug)
     else:
         code = 0
     return code
@@ -62,6 +66,8 @@ def _run(words: list[str]) -> None:
     # Imported here: the workers of a cluster import this package, but run no command.
     from asyncagg.cli.application import application  # noqa: PLC0415
 
+    if "--json" in words:  # from the first line on, also before the settings are read
+        logs.configure("info", json=True)
     try:
         application()(args=words, prog_name="asyncagg")
     finally:
@@ -75,12 +81,17 @@ def _option(error: AsyncaggError) -> str:
     return f" (--{setting.replace('_', '-')})" if setting not in {"", "store"} else ""
 
 
-def _print_error(message: str, code: int, words: Sequence[str], *, debug: bool) -> None:
-    """Print an error for people; with ``--json`` also for programs, to standard output."""
+def _report(
+    error: Exception, message: str, code: int, words: Sequence[str], *, debug: bool
+) -> None:
+    """Print an error; with ``--json`` as a line of the log and a document on standard output."""
     from asyncagg.cli.base import err, print_json, print_text  # noqa: PLC0415 - as in _run
 
+    if "--json" in words:
+        fields = {"error": type(error).__name__, "reason": message}
+        _log.error("failed", extra=fields, exc_info=error if debug else None)
+        print_json({"error": message, "exit_code": code})
+        return
     if debug:
         traceback.print_exc()
     print_text(f"error: {message}", to=err)
-    if "--json" in words:
-        print_json({"error": message, "exit_code": code})
