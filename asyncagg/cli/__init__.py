@@ -15,9 +15,9 @@ __all__ = ("main",)
 
 def main() -> None:
     """Run the command line; an error is one sentence, with a traceback only after ``--debug``."""
-    _open_standard_streams()
-    words, debug = _without_debug(sys.argv[1:])
     try:
+        _open_standard_streams()
+        words, debug = _without_debug(sys.argv[1:])
         sys.exit(_exit_code(words, debug=debug))
     except BrokenPipeError:
         # The reader of the output is gone (`| head`). Without this, Python fails again at exit.
@@ -42,10 +42,23 @@ def _without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def _exit_code(words: list[str], *, debug: bool) -> int:
+    # Imported here: the workers of a cluster import this package, but run no command.
+    from typer import Abort  # noqa: PLC0415
+
+    from asyncagg.cli.application import WrongUsage, application  # noqa: PLC0415
+
     try:
-        _run(words)
+        code: int = application()(args=words, prog_name="asyncagg", standalone_mode=False) or 0
+        sys.stdout.flush()
     except BrokenPipeError:
         raise
+    except WrongUsage as error:
+        code = 2
+        error.show()
+        _print_json_error(" ".join(error.format_message().split()), code, words)
+    except Abort:
+        code = 1
+        _print_error("a question has no answer: nothing is changed", code, words, debug=debug)
     except AsyncaggError as error:
         code = 2 if isinstance(error, UsageError) else 1
         _print_error(f"{error}{_option(error)}", code, words, debug=debug)
@@ -53,19 +66,7 @@ def _exit_code(words: list[str], *, debug: bool) -> int:
         code, hint = 1, "" if debug else "; --debug shows where"
         message = f"unexpected {type(error).__name__}: {error}{hint}"
         _print_error(message, code, words, debug=debug)
-    else:
-        code = 0
     return code
-
-
-def _run(words: list[str]) -> None:
-    # Imported here: the workers of a cluster import this package, but run no command.
-    from asyncagg.cli.application import application  # noqa: PLC0415
-
-    try:
-        application()(args=words, prog_name="asyncagg")
-    finally:
-        sys.stdout.flush()
 
 
 def _option(error: AsyncaggError) -> str:
@@ -76,11 +77,17 @@ def _option(error: AsyncaggError) -> str:
 
 
 def _print_error(message: str, code: int, words: Sequence[str], *, debug: bool) -> None:
-    """Print an error for people; with ``--json`` also for programs, to standard output."""
-    from asyncagg.cli.base import err, print_json, print_text  # noqa: PLC0415 - as in _run
+    """Print an error for people; with ``--json`` also for programs."""
+    from asyncagg.cli.base import err, print_text  # noqa: PLC0415 - as in `_exit_code`
 
     if debug:
         traceback.print_exc()
     print_text(f"error: {message}", to=err)
+    _print_json_error(message, code, words)
+
+
+def _print_json_error(message: str, code: int, words: Sequence[str]) -> None:
+    from asyncagg.cli.base import print_json  # noqa: PLC0415 - as in `_exit_code`
+
     if "--json" in words:
         print_json({"error": message, "exit_code": code})
