@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -144,6 +144,8 @@ class Settlement:
 
     def open_packer(self) -> AbstractAsyncContextManager[Packer | None]:
         """Open a writer of packs for one commit; None if files are archived as objects."""
+        if self.context.settings.archive_format == "files":
+            return nullcontext()
         return open_packer(self.context, self.window)
 
     async def complete(self, packer: Packer | None) -> Sequence[Pack]:

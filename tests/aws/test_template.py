@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from itertools import product
 from unittest.mock import Mock
 
 import pytest
@@ -17,10 +18,11 @@ from testkit.template import PARAMETERS, TEMPLATE, Resolver, resources, role, te
 import asyncagg.job.packing as packing_module
 import asyncagg.store.s3.store as s3_module
 from asyncagg.aws.events import parse_event
-from asyncagg.aws.metrics import Usage, measurements
+from asyncagg.aws.metrics import OPERATIONS, Usage, measurements
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.pipeline import run
 from asyncagg.settings import from_environment
+from asyncagg.store.retry import REASONS
 
 # ------------------------------------------------------------------------------- the permissions
 
@@ -177,7 +179,7 @@ def test_the_schedule_sends_an_event_that_is_accepted() -> None:
 
 def published() -> set[str]:
     """Return the names of all metrics that an invocation may publish."""
-    usage = Usage(0.0, 0, {}, dict.fromkeys(("get", "copy", "put", "list", "head", "delete"), 1))
+    usage = Usage(0.0, 0, {}, dict.fromkeys(product(OPERATIONS, REASONS), 1))
     return {name for name, _, _ in measurements(RunReport(at=""), usage)}
 
 

@@ -145,7 +145,9 @@ def test_a_failure_is_a_json_document_too(
     assert document.keys() == {"error", "exit_code"}
     assert document["exit_code"] == code
     assert message in document["error"]
-    assert document["error"] in " ".join(printed.err.split())
+    (line,) = map(json.loads, printed.err.splitlines())
+    assert (line["level"], line["message"]) == ("ERROR", "failed")
+    assert line["reason"] == document["error"]
 
 
 def test_an_unknown_variable_is_reported(tmp_path: Path) -> None:
@@ -153,6 +155,19 @@ def test_an_unknown_variable_is_reported(tmp_path: Path) -> None:
     done = asyncagg("run", str(tmp_path), ASYNCAGG_WINDOWBY="name")
     assert done.returncode == 0
     assert "warning: ASYNCAGG_WINDOWBY is not a setting and is ignored" in done.stderr
+
+
+def test_for_machines_every_line_before_the_work_is_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable that is ignored, and a setting that is not accepted, are lines of the log."""
+    monkeypatch.setenv("ASYNCAGG_WINDOWBY", "name")
+    assert _exit_code(["run", ".", "--window-minutes", "7", "--json"], debug=True) == 2
+    ignored, failed = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (ignored["message"], ignored["variable"]) == ("not a setting", "ASYNCAGG_WINDOWBY")
+    assert (failed["message"], failed["error"]) == ("failed", "UsageError")
+    assert "window_minutes 7" in failed["reason"]
+    assert "Traceback" in failed["exc_info"]
 
 
 @pytest.mark.parametrize(
