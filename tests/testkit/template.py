@@ -15,6 +15,7 @@ from testkit.scenario import BUCKET
 
 __all__ = (
     "PARAMETERS",
+    "ROOT",
     "TEMPLATE",
     "Resolver",
     "resources",
@@ -22,7 +23,8 @@ __all__ = (
     "template",
 )
 
-TEMPLATE = Path(__file__).parents[2] / "template.yaml"
+ROOT = Path(__file__).parents[2]
+TEMPLATE = ROOT / "template.yaml"
 PARAMETERS = {"CodeBucket": "code", "Version": "1", "BucketName": BUCKET}
 _PSEUDO = {"AWS::Partition": "aws", "AWS::StackName": "stack", "AWS::Region": "us-east-1"}
 
