@@ -361,10 +361,11 @@ def print_report(report: RunReport) -> None:
 
 def describe_retries(retries: Mapping[str, int]) -> str:
     """Say how many requests were sent again, and why; empty if there were none."""
-    reasons = [
-        f"{count:,} {reason.replace('_', ' ')}" for reason, count in retries.items() if count
-    ]
-    return f"{sum(retries.values()):,} requests sent again ({', '.join(reasons)})" * bool(reasons)
+    counts = {reason.replace("_", " "): count for reason, count in retries.items() if count}
+    if not counts:
+        return ""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    return f"{sum(counts.values()):,} requests sent again ({reasons})"
 
 
 def describe_ignored(count: int, keys: Sequence[str]) -> str:

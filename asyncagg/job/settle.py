@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import NamedTuple
 
 import anyio
@@ -253,6 +254,7 @@ class Settler:
         self, window: Window, files: WindowBatch, report: WindowReport, *, slots: Slots
     ) -> None:
         """Settle some files of one window, and add the outcomes to its report."""
+        started = perf_counter()
         settlement = Settlement(
             self._context,
             window,
@@ -278,7 +280,12 @@ class Settler:
             await settlement.move_files(outcomes)
         _log.info(
             "window",
-            extra={"window": window.name, "revision": report.revision, **asdict(report.tally)},
+            extra={
+                "window": window.name,
+                "revision": report.revision,
+                "seconds": round(perf_counter() - started, 3),
+                **asdict(report.tally),
+            },
         )
 
     async def defer(self, window: Window, file: RunFile, reason: str) -> None:
