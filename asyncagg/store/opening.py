@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-from anyio import move_on_after, to_thread
 
 from asyncagg.errors import UsageError
 from asyncagg.settings import Settings
-from asyncagg.store.guards import GuardedStore, PartsGuard
 from asyncagg.store.protocol import Store
-from asyncagg.store.retry import Retry, RetryPolicy
-
-if TYPE_CHECKING:
-    from asyncagg.store.s3.boto import Control
-    from asyncagg.store.s3.plane import DataPlane, StorageClass
-
-_log = logging.getLogger(__name__)
-
-_CLEANUP_SECONDS = 5.0
-_MAX_PAGE_BYTES = 16 * 1024 * 1024
+from asyncagg.store.retry import Retry
 
 
 @asynccontextmanager
@@ -40,7 +26,11 @@ async def open_store(settings: Settings, *, retry: Retry | None = None) -> Async
         ConfigurationError: The directory does not exist, or the bucket cannot be reached.
     """
     if "://" in settings.store:
-        async with _open_s3(settings, retry) as store:
+        # Imported only when needed: a directory needs no S3.
+        from asyncagg.store.s3.opening import open_s3  # noqa: PLC0415
+
+        bucket, prefix = parse_bucket(settings.store)
+        async with open_s3(settings, bucket, prefix, retry) as store:
             yield store
     elif settings.store:
         # Imported only when needed: the Lambda never does.
@@ -52,75 +42,6 @@ async def open_store(settings: Settings, *, retry: Retry | None = None) -> Async
             "store '': expected s3://bucket[/prefix] or a directory "
             "(or ASYNCAGG_STORE, or SAM_MATCHING_OUT_RUNS_BUCKET, in the environment)"
         )
-
-
-@asynccontextmanager
-async def _open_s3(settings: Settings, retry: Retry | None) -> AsyncIterator[Store]:
-    # Imported only when needed: a directory needs no S3.
-    from asyncagg.store.s3.boto import BotoBucket, BotoMultipart, open_control  # noqa: PLC0415
-    from asyncagg.store.s3.store import S3Store  # noqa: PLC0415
-
-    bucket, root = parse_bucket(settings.store)
-    retry = retry or Retry(RetryPolicy(attempts=settings.retry_attempts))
-    async with (
-        open_control(
-            endpoint_url=settings.endpoint_url, connections=settings.concurrency
-        ) as control,
-        _open_plane(control, settings, bucket, root) as plane,
-    ):
-        multipart = BotoMultipart(
-            BotoBucket(control.client, bucket, root), storage_class=_storage_class(settings)
-        )
-        store = S3Store(settings.store, plane, multipart, retry)
-        prefix, required = settings.archive_prefix, settings.conditional_writes == "required"
-        store.parts_guard = PartsGuard(store, store.put_in_parts, prefix=prefix, required=required)
-        yield GuardedStore(store, prefix=prefix, required=required)
-
-
-@asynccontextmanager
-async def _open_plane(
-    control: Control, settings: Settings, bucket: str, prefix: str
-) -> AsyncIterator[DataPlane]:
-    if control.proxy and settings.data_plane == "lean":
-        _log.info("requests go through aioboto3", extra={"proxy": control.proxy})
-    if control.proxy or settings.data_plane == "boto":
-        from asyncagg.store.s3.boto import BotoBucket, BotoPlane  # noqa: PLC0415
-
-        yield BotoPlane(
-            BotoBucket(control.client, bucket, prefix),
-            max_body_bytes=max(settings.stream_bytes, _MAX_PAGE_BYTES),
-            storage_class=_storage_class(settings),
-        )
-        return
-    from asyncagg.store.s3.http import Limits, tls_context  # noqa: PLC0415
-    from asyncagg.store.s3.http_plane import HttpDataPlane  # noqa: PLC0415
-    from asyncagg.store.s3.requester import Requester  # noqa: PLC0415
-
-    target = await control.locate(bucket)
-    tls = None
-    if target.endpoint.tls:
-        tls = await to_thread.run_sync(tls_context, control.ca_bundle)
-    requester = Requester(
-        target,
-        control.credentials,
-        # One connection more than workers, because the listing reads one page ahead of them.
-        limits=Limits(
-            max_connections=settings.concurrency + 1,
-            max_body_bytes=max(settings.stream_bytes, _MAX_PAGE_BYTES),
-        ),
-        tls=tls,
-    )
-    try:
-        yield HttpDataPlane(requester, prefix, storage_class=_storage_class(settings))
-    finally:
-        with move_on_after(_CLEANUP_SECONDS, shield=True):
-            await requester.aclose()
-
-
-def _storage_class(settings: Settings) -> StorageClass:
-    from asyncagg.store.s3.plane import StorageClass  # noqa: PLC0415 - a directory needs no S3
-
-    return StorageClass(settings.archive_storage_class, settings.archive_prefix)
 
 
 def parse_bucket(url: str) -> tuple[str, str]:

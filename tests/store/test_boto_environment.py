@@ -28,7 +28,8 @@ from asyncagg.model import RunFile
 from asyncagg.settings import settings_from
 from asyncagg.store import Absent, Store
 from asyncagg.store.opening import open_store, parse_bucket
-from asyncagg.store.s3.boto import BotoBucket, BotoPlane, control, open_control
+from asyncagg.store.s3.boto import BotoBucket, BotoPlane, open_control
+from asyncagg.store.s3.environment import warn_of_plain_http
 from asyncagg.store.s3.plane import delete_failures, s3_error
 from asyncagg.store.s3.text import content_encoding, printable
 from asyncagg.store.s3.xml import parse_error, parse_listing
@@ -230,7 +231,7 @@ async def test_credentials_over_plain_http_are_warned_of_once(
     url: str, *, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A server elsewhere over http is named at warning, once per process."""
-    control._warn_of_plain_http.cache_clear()
+    warn_of_plain_http.cache_clear()
     for _ in range(2):
         async with open_control(endpoint_url=url, connections=1):
             pass

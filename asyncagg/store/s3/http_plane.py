@@ -109,19 +109,19 @@ class HttpDataPlane:
             self._verify(request, response, checksum)
         if_match = request.headers.get("if-match")
         if if_match is None:
-            return Body(data, _etag(response.headers), _content_encoding(response))
+            return Body(data, etag_of(response.headers), _content_encoding(response))
         expected = if_match.strip('"')
         # Some servers ignore the condition. The usual form of the header needs no parsing.
         at = response.head.find(if_match.encode())
         if response.head[at - 6 : at].lower() != b"etag: ":
-            check_etag(request.key, _etag(response.headers), expected)
+            check_etag(request.key, etag_of(response.headers), expected)
         return Body(data, expected, _content_encoding(response))
 
     def _verify(self, request: S3Request, response: Response, checksum: bytes) -> None:
         """Verify a body by its CRC32 or its MD5, or at least by its length."""
         headers = response.headers
         given = headers.get(_CRC32, b"-")
-        etag = _etag(headers)
+        etag = etag_of(headers)
         if given == checksum or (
             self._etags_are_md5 and md5(response.body, usedforsecurity=False).hexdigest() == etag
         ):
@@ -159,7 +159,7 @@ class HttpDataPlane:
                 raise TransientError("the response has no length, so it may be incomplete")
             if response.status != 206 or _first_byte(response.status, headers) != start:
                 raise TransientError(f"the body is not the range from byte {start}")
-            etag = _etag(headers)
+            etag = etag_of(headers)
             if if_match is not None:
                 check_etag(key, etag, if_match)
             return Body(response.body, etag, _content_encoding(response))
@@ -182,7 +182,7 @@ class HttpDataPlane:
             if _first_byte(response.status, headers_received) != offset:
                 raise TransientError(f"the body does not start at byte {offset}")
             blocks = self._blocks(request, response)
-            yield StreamedBody(blocks, _etag(headers_received), _content_encoding(response))
+            yield StreamedBody(blocks, etag_of(headers_received), _content_encoding(response))
 
     async def _blocks(self, request: S3Request, response: Response) -> AsyncIterator[bytes]:
         if response.stream is None:
@@ -203,12 +203,9 @@ class HttpDataPlane:
         metadata: Mapping[str, str],
     ) -> Coroutine[Any, Any, str]:
         """PutObject; returns the etag."""
-        headers = _object_headers(content_type, "", metadata)
+        headers = object_headers(content_type, "", metadata)
         headers["x-amz-checksum-crc32"] = _crc32(data).decode()
-        if isinstance(condition, Matches):
-            headers["if-match"] = f'"{condition.etag}"'
-        elif condition is not None:
-            headers["if-none-match"] = "*"
+        headers |= condition_headers(condition)
         if name := self._storage_class.of(key):
             headers["x-amz-storage-class"] = name
         path = self._root + encode_path(key)
@@ -232,7 +229,7 @@ class HttpDataPlane:
             headers["if-none-match"] = "*"
         if replacing is not None:
             headers["x-amz-metadata-directive"] = "REPLACE"
-            headers |= _object_headers(
+            headers |= object_headers(
                 replacing.content_type, replacing.content_encoding, replacing.metadata
             )
         if self._storage_class.name and (name := self._storage_class.of(target)):
@@ -296,7 +293,7 @@ class HttpDataPlane:
 
 
 def _parse_etag(_: S3Request, response: Response) -> str:
-    return _etag(response.headers)
+    return etag_of(response.headers)
 
 
 def _parse_info(request: S3Request, response: Response) -> ObjectInfo:
@@ -305,7 +302,7 @@ def _parse_info(request: S3Request, response: Response) -> ObjectInfo:
         file = RunFile(
             request.key,
             int(headers[b"content-length"]),
-            _etag(headers),
+            etag_of(headers),
             in_utc(parsedate_to_datetime(headers[b"last-modified"].decode("latin-1"))),
         )
     except (KeyError, OverflowError, ValueError) as error:
@@ -322,7 +319,8 @@ def _parse_info(request: S3Request, response: Response) -> ObjectInfo:
     )
 
 
-def _etag(headers: Mapping[bytes, bytes]) -> str:
+def etag_of(headers: Mapping[bytes, bytes]) -> str:
+    """Return the ETag of a response, without quotes."""
     etag = headers.get(b"etag")
     if etag is None:
         raise TransientError("the response has no ETag")
@@ -359,9 +357,17 @@ def _crc32(data: bytes) -> bytes:
     return b2a_base64(zlib.crc32(data).to_bytes(4, "big"), newline=False)
 
 
-def _object_headers(
+def condition_headers(condition: Condition | None) -> dict[str, str]:
+    """Return the header of a condition, if there is one."""
+    if isinstance(condition, Matches):
+        return {"if-match": f'"{condition.etag}"'}
+    return {} if condition is None else {"if-none-match": "*"}
+
+
+def object_headers(
     content_type: str, content_encoding: str, metadata: Mapping[str, str]
 ) -> dict[str, str]:
+    """Return the headers that describe an object."""
     headers = {f"x-amz-meta-{name.lower()}": value for name, value in metadata.items()}
     if content_type:
         headers["content-type"] = content_type

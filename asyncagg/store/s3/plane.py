@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from io import BytesIO
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -112,6 +113,29 @@ class DataPlane(Protocol):
 
         An empty etag sends no condition, for a store that does not support it.
         """
+
+
+class Multipart(Protocol):
+    """The requests of a multipart upload, each sent once. Keys are relative to the store."""
+
+    async def create(self, key: str, *, content_type: str, metadata: Mapping[str, str]) -> str:
+        """CreateMultipartUpload; returns the upload's id."""
+
+    async def upload_part(self, key: str, upload: str, number: int, data: BytesIO) -> str:
+        """UploadPart; returns the part's etag."""
+
+    async def copy_part(
+        self, key: str, upload: str, number: int, *, source: RunFile, first: int, last: int
+    ) -> str:
+        """UploadPartCopy of the source's bytes from first to last, if it is unchanged."""
+
+    async def complete(
+        self, key: str, upload: str, etags: Sequence[str], *, condition: Condition | None
+    ) -> str:
+        """CompleteMultipartUpload; returns the object's etag."""
+
+    async def abort(self, key: str, upload: str) -> None:
+        """AbortMultipartUpload."""
 
 
 _BY_CODE: dict[str, type[AsyncaggError]] = {

@@ -14,7 +14,7 @@ from collections.abc import (
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from functools import partial
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 from msgspec import structs
@@ -38,10 +38,7 @@ from asyncagg.store.protocol import (
     check_range,
 )
 from asyncagg.store.retry import Retry
-from asyncagg.store.s3.plane import DataPlane, check_etag
-
-if TYPE_CHECKING:
-    from asyncagg.store.s3.boto import BotoMultipart
+from asyncagg.store.s3.plane import DataPlane, Multipart, check_etag
 
 PART_BYTES = 5 * 1024 * 1024
 """S3's minimum size of a part, except the last one; an upload has at most 10,000 parts."""
@@ -66,7 +63,7 @@ class S3Store:
         self,
         url: str,
         plane: DataPlane,
-        multipart: BotoMultipart,
+        multipart: Multipart,
         retry: Retry,
         *,
         copy_bytes: int = 5 * 1024**3,

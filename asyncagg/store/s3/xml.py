@@ -133,6 +133,27 @@ def parse_copy_error(body: bytes) -> ErrorResponse | None:
         raise TransientError("the response to the copy has neither a result nor an error") from None
 
 
+def parse_result_etag(body: bytes, name: str) -> str | ErrorResponse:
+    """Return the etag in a result with this name, or the error in its place."""
+    body = body.lstrip()  # S3 sends white space while it works
+    try:
+        root = _parse(body, name)
+    except TransientError:
+        return _error(_parse(body, "Error"))
+    etag = root.findtext("{*}ETag") or ""
+    if not etag:
+        raise TransientError(f"the {name} has no ETag")
+    return etag.strip('"')
+
+
+def parse_upload_id(body: bytes) -> str:
+    """Return the id of a multipart upload that was created."""
+    name = _parse(body, "InitiateMultipartUploadResult").findtext("{*}UploadId")
+    if not name:
+        raise TransientError("the response has no UploadId")
+    return name
+
+
 def parse_delete_errors(body: bytes) -> Iterator[ErrorResponse]:
     """Yield the errors in the response to a DeleteObjects; there are none if all succeeded."""
     root = _parse(body, "DeleteResult")
@@ -160,6 +181,18 @@ def delete_body(objects: Sequence[tuple[str, str]]) -> bytes:
         for key, etag in objects
     ]
     return f'<Delete xmlns="{_NAMESPACE}"><Quiet>true</Quiet>{"".join(entries)}</Delete>'.encode()
+
+
+def complete_body(etags: Sequence[str]) -> bytes:
+    """Return the body of a CompleteMultipartUpload for the etags of its parts, in order."""
+    parts = "".join(
+        f"<Part><PartNumber>{number}</PartNumber>"
+        f"<ETag>&quot;{etag.translate(_ESCAPES)}&quot;</ETag></Part>"
+        for number, etag in enumerate(etags, 1)
+    )
+    return (
+        f'<CompleteMultipartUpload xmlns="{_NAMESPACE}">{parts}</CompleteMultipartUpload>'.encode()
+    )
 
 
 def _parse(body: bytes, name: str) -> ET.Element:

@@ -13,13 +13,10 @@ from botocore.parsers import ResponseParserError
 
 from asyncagg.errors import AsyncaggError, ConfigurationError, StoreError, TransientError
 from asyncagg.store.protocol import Condition, Matches
+from asyncagg.store.s3.environment import CREDENTIALS_ADVICE
 from asyncagg.store.s3.plane import StorageClass, make_error, s3_error
 from asyncagg.store.s3.text import printable
 
-CREDENTIALS_ADVICE = (
-    "expected those of the AWS environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-    "AWS_PROFILE, or a role"
-)
 _TRANSIENT = (
     boto_errors.HTTPClientError,  # timeouts, closed connections
     boto_errors.ConnectionError,  # resets, refused connections

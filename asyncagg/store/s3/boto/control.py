@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -24,12 +21,16 @@ from botocore.utils import (
 
 from asyncagg.errors import ConfigurationError
 from asyncagg.store.s3.boto.bucket import (
-    CREDENTIALS_ADVICE,
     BotoBucket,
     configuration_error,
     is_for_credentials,
 )
 from asyncagg.store.s3.boto.session import Session
+from asyncagg.store.s3.environment import (
+    CREDENTIALS_ADVICE,
+    check_credentials,
+    warn_of_plain_http,
+)
 from asyncagg.store.s3.http import Endpoint
 from asyncagg.store.s3.sigv4 import Credentials
 from asyncagg.store.s3.target import Target
@@ -37,9 +38,7 @@ from asyncagg.store.s3.text import printable
 
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 30.0
-_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-
-_log = logging.getLogger(__name__)
+_GLOBAL_HOST = "s3.amazonaws.com"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +84,9 @@ class Control:
             )
         scope = parse_qs(url.query)["X-Amz-Credential"][0].split("/")
         host = url.hostname or ""
+        if host.endswith(_GLOBAL_HOST):  # boto's own requests go to the region
+            own_host = urlsplit(self.client.meta.endpoint_url).hostname or ""
+            host = host.removesuffix(_GLOBAL_HOST) + own_host
         path_style = not host.startswith(f"{bucket}.")
         path = unquote(url.path).removesuffix("/key")
         tls = url.scheme == "https"
@@ -166,7 +168,7 @@ async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[
     Raises:
         ConfigurationError: The endpoint is not a URL, or boto rejects its environment.
     """
-    _check_credentials()
+    check_credentials(os.environ)
     if endpoint_url and not (
         is_valid_endpoint_url(endpoint_url) or is_valid_ipv6_endpoint_url(endpoint_url)
     ):
@@ -198,35 +200,10 @@ async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[
         except boto_errors.BotoCoreError as error:
             raise configuration_error(error) from error
         client.meta.events.register("before-call.s3.HeadBucket", _without_redirect)
-        _warn_of_plain_http(client.meta.endpoint_url)
+        warn_of_plain_http(client.meta.endpoint_url)
         yield Control(session, client)
 
 
 def _without_redirect(*, context: dict[str, Any], **_: Any) -> None:
     """Keep a HeadBucket where it is: botocore sends one to follow a redirect, without end."""
     context["s3_redirect"]["redirected"] = True
-
-
-def _check_credentials() -> None:
-    """Check for white space around credentials, which only a rejected signature would show."""
-    for name in _CREDENTIALS:
-        value = os.environ.get(name, "")
-        if value != value.strip():
-            raise ConfigurationError(
-                f"{name} has white space around its value: remove it, also a line break at its end"
-            )
-
-
-@cache  # once per process
-def _warn_of_plain_http(url: str) -> None:
-    """Warn that signed requests, and a session token, can be read on the way to a server."""
-    server = urlsplit(url)
-    if server.scheme == "http" and not _is_loopback(server.hostname or ""):
-        _log.warning("credentials are used over http", extra={"endpoint": url})
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
