@@ -100,21 +100,13 @@ class Fetcher:
 
         async def fetch_one(index: int) -> None:
             nonlocal finished
-            file = files[index]
-            row: bytes | QuarantinedRow | None
-            try:
-                result, data = await self._read(file, top_cutoff=self.accumulator.top_cutoff)
-            except (InvalidRunFileError, StoreError) as error:
-                row = await self._handle(file, error)
-            else:
-                row = self._fold(file, result, data)
+            row = await self._fetch_one(files[index])
             finished += 1  # from here on, a cancellation does not lose the row
             # Downloads finish in any order; rows are kept in the order of the files.
             self._done[index] = row
             if index == self._next:
                 await self._keep(index + 1)
             if self._packs is not None and self._packs.is_full:
-                del data, result
                 await self._packs.wait()
 
         with anyio.CancelScope(deadline=until):
@@ -123,6 +115,14 @@ class Fetcher:
         if self.counted:
             self._deferrals.refusals.accept("get")
         await self._keep(len(files))
+
+    async def _fetch_one(self, file: RunFile) -> bytes | QuarantinedRow | None:
+        """Read a file and fold it; return its row, or None if it stays in the inbox."""
+        try:
+            result, data = await self._read(file, top_cutoff=self.accumulator.top_cutoff)
+        except (InvalidRunFileError, StoreError) as error:
+            return await self._handle(file, error)
+        return self._fold(file, result, data)
 
     def _fold(self, file: RunFile, result: RunResult, data: bytes | None) -> bytes:
         self.accumulator.fold(file.key, file.size, result)
