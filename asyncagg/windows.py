@@ -42,7 +42,11 @@ def stamp_of(key: str) -> datetime | None:
     found = _STAMP.match(key, key.rfind("/") + 1)
     if found is None:
         return None
-    day, minute, second = found.groups(default="00")
+    return _parse_stamp(*found.groups(default="00"))
+
+
+@lru_cache(maxsize=4096)  # many names have the same
+def _parse_stamp(day: str, minute: str, second: str) -> datetime | None:
     try:
         return datetime.strptime(f"{day}{minute}{second}+0000", "%Y%m%d%H%M%S%z")
     except ValueError:
