@@ -14,11 +14,11 @@ import anyio
 import pytest
 from testkit.command import asyncagg, sampled
 from testkit.hooked import HookedStore
+from testkit.moto_server import moto_endpoint
 from testkit.promises import PROBE, of_directory, of_memory, of_server
 from testkit.quarantined import BAD, BY_NAME, SMALL, counted, holders, settled
 from testkit.s3server import S3Server
 from testkit.scenario import AT, BUCKET, PLANES, Clock, memory_of, moment, open_s3, run_data
-from testkit.stores import moto_endpoint
 
 from asyncagg.errors import UsageError
 from asyncagg.job.context import JobContext
