@@ -21,7 +21,7 @@ from asyncagg.errors import (
     NotFoundError,
     PreconditionFailedError,
     StoreError,
-    UnsupportedConditionError,
+    TransientError,
 )
 from asyncagg.job.layout import PACKS
 from asyncagg.model import RunFile
@@ -73,8 +73,10 @@ async def check_permission(store: Store, grant: Grant, request_for: RequestFacto
         await _TRY[grant.action](store, key)
     except AccessDeniedError as error:
         return _denied(grant, str(error))
-    except UnsupportedConditionError:
-        return CheckResult("warn", "cannot be checked: the server rejects conditions")
+    except StoreError as error:
+        if isinstance(error, TransientError):
+            raise
+        return CheckResult("warn", f"cannot be checked: the server rejects conditions ({error})")
     return CheckResult("ok", "granted")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from testkit.s3server import multipart
-from testkit.s3server.backend import Backend, check_match
+from testkit.s3server.backend import Backend, check_match, judge
 from testkit.s3server.objects import Bucket, Page, StoredObject
 from testkit.s3server.payload import kept_headers, read_payload
 from testkit.s3server.signing import verify_signature
@@ -164,9 +164,8 @@ def get_object(backend: Backend, request: Request) -> Response:
     stored, headers = backend.object(request.bucket, request.key), request.headers
     if_match, if_none_match = request.header("if-match"), request.header("if-none-match")
     etag = stored.etag
-    honoured = backend.faults.guards.get_if_match == "honour"
-    if if_match is not None and honoured and not etag_matches(if_match, etag):
-        raise S3Error("PreconditionFailed")
+    if if_match is not None:
+        judge(backend.faults.guards.get_if_match, holds=etag_matches(if_match, etag))
     about = b"etag: %b\r\nlast-modified: %b\r\n" % (
         etag.encode(),
         http_time(stored.last_modified),
@@ -244,6 +243,8 @@ def delete_objects(backend: Backend, request: Request) -> Response:
     root = parse_xml(read_payload(request)[0])
     wanted = root.findall("Object")
     if root.tag != "Delete" or not 0 < len(wanted) <= MAX_KEYS:
+        raise S3Error("MalformedXML")
+    if backend.faults.guards.delete_etag == "malformed" and root.find("Object/ETag") is not None:
         raise S3Error("MalformedXML")
     quiet = root.findtext("Quiet") == "true"
     results: list[str] = []
