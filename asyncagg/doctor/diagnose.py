@@ -137,10 +137,15 @@ async def _check_bucket(
     # Imported only when needed: a directory needs no S3.
     from asyncagg.doctor.s3_checks import S3Checks  # noqa: PLC0415
     from asyncagg.store.s3.boto import open_control  # noqa: PLC0415
+    from asyncagg.store.s3.demanded import demanded_parameters  # noqa: PLC0415
 
     bucket, root = parse_bucket(settings.store)
     try:
-        async with open_control(endpoint_url=settings.endpoint_url, connections=2) as control:
+        async with open_control(
+            endpoint_url=settings.endpoint_url,
+            connections=2,
+            parameters=demanded_parameters(settings),
+        ) as control:
             s3 = S3Checks(control, bucket, root, settings, now)
             await s3.check_access(exam)
             if exam.passed("bucket"):
