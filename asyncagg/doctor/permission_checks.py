@@ -38,6 +38,14 @@ _OPTIONAL = {
     "s3:PutObjectTagging": "needed if run files have tags",
 }
 
+_DEMANDED = {
+    "kms:": "grant kms:Decrypt and kms:GenerateDataKey on the KMS key",
+    "requester pays": "set request_payer=requester",
+    "explicit deny in a resource-based policy": "the bucket's policy denies it: if it demands "
+    "encryption, set sse, and sse_kms_key_id for a certain key",
+}
+"""What a denial asks for, by the words of S3's message."""
+
 RequestFactory: TypeAlias = Callable[[str, str], "Callable[[], Awaitable[S3Response]] | None"]
 """From an action and a key that does not exist to a request, or to None."""
 
@@ -82,12 +90,11 @@ async def check_permission(store: Store, grant: Grant, request_for: RequestFacto
 
 def _denied(grant: Grant, detail: str) -> CheckResult:
     optional = _OPTIONAL.get(grant.action, "")
-    return CheckResult(
-        "warn" if optional else "fail",
-        f"denied ({detail})",
-        "grant it, by the policy below" + (f": {optional}" if optional else ""),
-        grant,
-    )
+    advice = "grant it, by the policy below" + (f": {optional}" if optional else "")
+    for words, demanded in _DEMANDED.items():
+        if words in detail:
+            advice = f"{demanded}; or {advice}"
+    return CheckResult("warn" if optional else "fail", f"denied ({detail})", advice, grant)
 
 
 async def _list(store: Store, key: str) -> None:

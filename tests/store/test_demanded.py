@@ -11,9 +11,19 @@ from anyio import to_thread
 from testkit.moto_server import moto_endpoint
 from testkit.promises import check_after_clean_run, of_server
 from testkit.s3server import Request, S3Error, S3Server
-from testkit.scenario import AT, BUCKET, FORMATS, PLANES, fill_server, open_s3, prepared
+from testkit.scenario import (
+    AT,
+    BUCKET,
+    FORMATS,
+    PLANES,
+    fill_server,
+    open_s3,
+    prepared,
+    s3_settings,
+)
 
 import asyncagg.store.s3.store as s3_module
+from asyncagg.doctor import diagnose
 from asyncagg.errors import AccessDeniedError, UsageError
 from asyncagg.job.pipeline import run
 from asyncagg.settings import Settings
@@ -138,6 +148,26 @@ async def test_moto_sees_the_encryption(plane: str) -> None:
             head = await control.client.head_object(Bucket=name, Key=key)
             assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", KEY)
             assert head["BucketKeyEnabled"] is True
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("not authorized to perform: kms:GenerateDataKey on resource: k", "grant kms:Decrypt"),
+        ("Bucket is requester pays bucket but no x-amz-request-payer header provided.", "payer="),
+        ("User: me is not authorized ... an explicit deny in a resource-based policy", "set sse"),
+    ],
+)
+async def test_doctor_names_what_a_denial_asks_for(message: str, advice: str) -> None:
+    """As far as S3's message says it."""
+
+    def deny(request: Request) -> None:
+        if request.operation == "PutObject":
+            raise S3Error("AccessDenied", message)
+
+    async with S3Server([BUCKET], on_request=deny) as server:
+        diagnosis = await diagnose(s3_settings(server.url))
+    assert advice in diagnosis.results["s3:PutObject archive/"].advice
 
 
 def test_nothing_is_sent_that_is_not_set() -> None:

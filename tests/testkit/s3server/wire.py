@@ -248,6 +248,7 @@ ERRORS = {
     "PreconditionFailed": (412, "At least one of the pre-conditions you specified did not hold"),
     "RequestTimeTooSkewed": (403, "The difference between request and server time is too large."),
     "SignatureDoesNotMatch": (403, "The request signature we calculated does not match yours."),
+    "TemporaryRedirect": (307, "Please re-send this request to the specified temporary endpoint."),
     "SlowDown": (503, "Please reduce your request rate."),
     "XAmzContentSHA256Mismatch": (400, "x-amz-content-sha256 does not match what was computed."),
 }
