@@ -38,7 +38,7 @@ class UsageError(AsyncaggError):
 class ConfigurationError(AsyncaggError):
     """The environment is set up wrongly (no bucket, no permission, a missing guard): correct it.
 
-    The run fails and changes nothing. A retry without a change fails again.
+    The run stops and nothing is lost. A retry without a change fails again.
     """
 
 

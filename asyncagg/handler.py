@@ -13,7 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import anyio
@@ -28,7 +28,7 @@ from asyncagg.job.outcome import RunReport
 from asyncagg.job.pipeline import run
 from asyncagg.runtime import logs
 from asyncagg.runtime.loops import KeptLoop
-from asyncagg.settings import Settings, from_environment
+from asyncagg.settings import Settings, from_environment, unknown_variables
 from asyncagg.store import Store
 from asyncagg.store.opening import open_store
 from asyncagg.store.retry import Retry, RetryPolicy
@@ -43,9 +43,7 @@ class _Instance:
     """What a Lambda instance keeps from one invocation to the next."""
 
     def __init__(self) -> None:
-        self.settings: Settings = from_environment(os.environ)
         self.service = os.environ.get("POWERTOOLS_SERVICE_NAME", "asyncagg")
-        self.retry = Retry(RetryPolicy(attempts=self.settings.retry_attempts))
         self.cold = True
         self.formatter = LambdaPowertoolsFormatter(
             # ASCII only: a line separator in a hostile key is escaped.
@@ -54,8 +52,20 @@ class _Instance:
             utc=True,
             service=self.service,
         )
-        logs.configure(self.settings.log_level, formatter=self.formatter)
+        logs.configure("info", formatter=self.formatter)  # for a setting that is not accepted
         self.loop = KeptLoop(self._store)
+
+    @cached_property
+    def settings(self) -> Settings:
+        settings = from_environment(os.environ)
+        logs.configure(settings.log_level, formatter=self.formatter)
+        for variable in unknown_variables(os.environ):
+            _log.warning("not a setting", extra={"variable": variable})
+        return settings
+
+    @cached_property
+    def retry(self) -> Retry:
+        return Retry(RetryPolicy(attempts=self.settings.retry_attempts))
 
     @asynccontextmanager
     async def _store(self) -> AsyncIterator[Store]:
@@ -128,9 +138,9 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     properties = _log_properties(context) | {"cold_start": instance.cold}
     instance.formatter.append_keys(**properties)
     logs.correlation_id.set(properties["function_request_id"])
-    meter = metrics.Meter(instance.retry, cold=instance.cold)
-    instance.cold = False
+    cold, instance.cold = instance.cold, False
     try:
+        meter = metrics.Meter(instance.retry, cold=cold)
         request = parse_event(event, now=datetime.now(UTC))
         correlation = request.correlation_id or properties["function_request_id"]
         logs.correlation_id.set(correlation)
@@ -186,6 +196,7 @@ def _answer(report: RunReport, correlation: str) -> dict[str, Any]:
         "listed": report.listed,
         "ignored_files": report.ignored,
         "complete": report.complete,
+        "retries": report.retries,
         "dry_run": report.dry_run,
         "aggregate_file_key": keys[-1] if keys else None,
         "aggregate_file_keys": keys,
@@ -218,7 +229,7 @@ def _prepare() -> None:
 
     It sends no request, and finds the credentials in the environment.
     """
-    with suppress(AsyncaggError):  # the invocation raises it again, and Lambda reports it
+    with suppress(Exception):  # the invocation raises it again, logs it, and Lambda reports it
         _instance().loop.open()
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import process_time
-from typing import Any
+from typing import Any, TypeVar
 
 from aws_lambda_powertools.metrics import EphemeralMetrics
 
@@ -34,6 +35,7 @@ OPERATIONS = tuple(PRICES)
 _STATUS = Path("/proc/self/status")
 
 Measurement = tuple[str, str, float]
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +46,13 @@ class Usage:
         cpu_seconds: User and system time; of a cold start with the imports.
         peak_bytes: The largest resident set of the process so far.
         requests: The number of requests by operation, retries included.
-        retries: The number of retries by operation.
+        retries: The number of retries by operation and reason.
     """
 
     cpu_seconds: float
     peak_bytes: int
     requests: Mapping[str, int]
-    retries: Mapping[str, int]
+    retries: Mapping[tuple[str, str], int]
 
     @property
     def request_cost(self) -> float:
@@ -82,7 +84,7 @@ class Meter:
         )
 
 
-def _since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
+def _since(before: Mapping[K, int], now: Mapping[K, int]) -> dict[K, int]:
     return {name: count - before.get(name, 0) for name, count in now.items()}
 
 
@@ -119,10 +121,22 @@ def measurements(report: RunReport, usage: Usage) -> Iterator[Measurement]:
     yield "CpuSeconds", "Seconds", usage.cpu_seconds
     for operation in OPERATIONS:
         yield f"{operation.capitalize()}Requests", "Count", usage.requests.get(operation, 0)
-        # CloudWatch charges for each metric that has data, and most of these never have.
-        if retries := usage.retries.get(operation):
-            yield f"{operation.capitalize()}Retries", "Count", retries
     yield "RequestCost", "None", usage.request_cost
+    yield from _retries(usage)
+
+
+def _retries(usage: Usage) -> Iterator[Measurement]:
+    """Yield the retries by operation, and by reason, without those that there were none of.
+
+    CloudWatch charges for each metric that has data, and most of these never have.
+    """
+    counts: Counter[str] = Counter()
+    for (operation, reason), count in usage.retries.items():
+        counts[operation.capitalize()] += count
+        counts[reason.title().replace("_", "")] += count
+    for name, count in counts.items():
+        if count:
+            yield f"{name}Retries", "Count", count
 
 
 def emit(report: RunReport, usage: Usage, *, service: str, properties: Mapping[str, Any]) -> None:

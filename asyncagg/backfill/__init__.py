@@ -2,6 +2,14 @@
 
 from asyncagg.backfill.engine import Engine, LocalEngine
 from asyncagg.backfill.interval import interval_of
-from asyncagg.backfill.job import BackfillProgress, backfill, recompute_all
+from asyncagg.backfill.job import BackfillProgress, BackfillReport, backfill, recompute_all
 
-__all__ = ("BackfillProgress", "Engine", "LocalEngine", "backfill", "interval_of", "recompute_all")
+__all__ = (
+    "BackfillProgress",
+    "BackfillReport",
+    "Engine",
+    "LocalEngine",
+    "backfill",
+    "interval_of",
+    "recompute_all",
+)

@@ -11,7 +11,7 @@ import logging
 import signal
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -52,11 +52,12 @@ class ClusterEngine:
     Args:
         client: An asynchronous client of the scheduler.
         settings: The prefixes, the window and the bounds.
-        workers: How many tasks the cluster runs at a time.
+        workers: The number of threads of each worker, by its address.
     """
 
-    def __init__(self, client: Client, settings: Settings, workers: int) -> None:
-        self.workers = workers
+    def __init__(self, client: Client, settings: Settings, workers: Mapping[str, int]) -> None:
+        self.workers = sum(workers.values())
+        self._addresses = frozenset(workers)
         self._client = client
         self._settings = settings
 
@@ -95,6 +96,12 @@ class ClusterEngine:
                 continue  # the scheduler was restarted
             return result
         raise TransientError(f"the scheduler lost {name} {_SUBMISSIONS} times")
+
+    async def workers_lost(self) -> int:
+        """Return how many workers died or left, perhaps in the middle of a task."""
+        with anyio.move_on_after(_CONNECT_SECONDS):
+            return len(self._addresses.difference(await self._client.nthreads()))
+        return len(self._addresses)  # the scheduler is gone, too
 
     async def _result(self, future: Future) -> Any:
         """Wait for a task, which has no end if there is no worker to run it."""
@@ -140,7 +147,7 @@ async def start_cluster(settings: Settings, workers: int) -> AsyncIterator[Clust
             # The warnings of workers are logged here.
             logger = logging.getLogger("asyncagg")
             await client.forward_logging(logger.name, level=logger.getEffectiveLevel())
-            yield ClusterEngine(client, settings, workers)
+            yield ClusterEngine(client, settings, await client.nthreads())
 
 
 @asynccontextmanager
@@ -159,8 +166,7 @@ async def join_cluster(settings: Settings, address: str) -> AsyncIterator[Cluste
             async with _connected(address) as client:
                 await client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
                 await _check_package(client)
-                threads = sum((await client.nthreads()).values())
-                yield ClusterEngine(client, settings, threads)
+                yield ClusterEngine(client, settings, await client.nthreads())
     except (OSError, TimeoutError, ValueError) as error:
         raise ConfigurationError(
             f"scheduler {address!r}: {error}; expected the address of a Dask scheduler with "

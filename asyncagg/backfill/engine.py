@@ -37,6 +37,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def workers_lost(self) -> int:
+        """Return how many workers died or left, perhaps in the middle of a task."""
+        ...
+
 
 class LocalEngine:
     """Runs tasks on this event loop, one at a time; each uses all requests.
@@ -60,3 +64,7 @@ class LocalEngine:
         """Run a task; see `Engine.run`."""
         async with self._lock:
             return await task(self._context, *args, **kwargs)
+
+    async def workers_lost(self) -> int:
+        """Return 0: there is only this process."""
+        return 0

@@ -78,6 +78,18 @@ class BackfillProgress:
     troubles: int = 0
 
 
+@dataclass(slots=True)
+class BackfillReport(RunReport):
+    """What a backfill did.
+
+    Attributes:
+        workers_lost: Workers of the cluster that died or left. What such a worker did of its last
+            task is not in the tallies, because another worker did the task again.
+    """
+
+    workers_lost: int = 0
+
+
 async def backfill(
     engine: Engine,
     settings: Settings,
@@ -85,7 +97,7 @@ async def backfill(
     *,
     dry_run: bool = False,
     progress: Callable[[BackfillProgress], object] | None = None,
-) -> RunReport:
+) -> BackfillReport:
     """Settle every window of an interval.
 
     Args:
@@ -107,6 +119,7 @@ async def backfill(
         job.refusals.check()
     if scope.cancelled_caught:
         job.report.complete = False
+    job.report.workers_lost = await engine.workers_lost()
     return job.report
 
 
@@ -181,7 +194,7 @@ class _Backfill:
         dry_run: bool,
         progress: Callable[[BackfillProgress], object] | None,
     ) -> None:
-        self.report = RunReport(at=interval.until.isoformat(), dry_run=dry_run)
+        self.report = BackfillReport(at=interval.until.isoformat(), dry_run=dry_run)
         self.refusals = Refusals(most=MAX_PIECE)
         self._engine = engine
         self._settings = settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -12,12 +13,14 @@ from asyncagg.errors import AsyncaggError, UsageError
 
 __all__ = ("main",)
 
+_log = logging.getLogger(__name__)
+
 
 def main() -> None:
     """Run the command line; an error is one sentence, with a traceback only after ``--debug``."""
-    _open_standard_streams()
-    words, debug = _without_debug(sys.argv[1:])
     try:
+        _open_standard_streams()
+        words, debug = _without_debug(sys.argv[1:])
         sys.exit(_exit_code(words, debug=debug))
     except BrokenPipeError:
         # The reader of the output is gone (`| head`). Without this, Python fails again at exit.
@@ -42,30 +45,38 @@ def _without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def _exit_code(words: list[str], *, debug: bool) -> int:
+    # Imported here: Ctrl-C is handled at once, and the workers of a cluster run no command.
+    from typer import Abort  # noqa: PLC0415
+
+    from asyncagg.cli.application import WrongUsage, application  # noqa: PLC0415
+    from asyncagg.runtime import logs  # noqa: PLC0415
+
+    if "--json" in words:  # from the first line on, also before the settings are read
+        logs.configure("info", json=True)
+    code: int
     try:
-        _run(words)
+        code = application()(args=words, prog_name="asyncagg", standalone_mode=False) or 0
+        sys.stdout.flush()
     except BrokenPipeError:
         raise
+    except WrongUsage as error:
+        code = 2
+        if "--json" in words:
+            message = " ".join(error.format_message().split())
+            _report(error, message, code, words, debug=debug)
+        else:
+            error.show()
+    except Abort as error:
+        code = 1
+        _report(error, "no answer: nothing is changed", code, words, debug=debug)
     except AsyncaggError as error:
         code = 2 if isinstance(error, UsageError) else 1
-        _print_error(f"{error}{_option(error)}", code, words, debug=debug)
+        _report(error, f"{error}{_option(error)}", code, words, debug=debug)
     except Exception as error:  # noqa: BLE001 - people get a sentence, not a traceback
         code, hint = 1, "" if debug else "; --debug shows where"
         message = f"unexpected {type(error).__name__}: {error}{hint}"
-        _print_error(message, code, words, debug=debug)
-    else:
-        code = 0
+        _report(error, message, code, words, debug=debug)
     return code
-
-
-def _run(words: list[str]) -> None:
-    # Imported here: the workers of a cluster import this package, but run no command.
-    from asyncagg.cli.application import application  # noqa: PLC0415
-
-    try:
-        application()(args=words, prog_name="asyncagg")
-    finally:
-        sys.stdout.flush()
 
 
 def _option(error: AsyncaggError) -> str:
@@ -75,12 +86,17 @@ def _option(error: AsyncaggError) -> str:
     return f" (--{setting.replace('_', '-')})" if setting not in {"", "store"} else ""
 
 
-def _print_error(message: str, code: int, words: Sequence[str], *, debug: bool) -> None:
-    """Print an error for people; with ``--json`` also for programs, to standard output."""
-    from asyncagg.cli.base import err, print_json, print_text  # noqa: PLC0415 - as in _run
+def _report(
+    error: Exception, message: str, code: int, words: Sequence[str], *, debug: bool
+) -> None:
+    """Print an error; with ``--json`` as a line of the log and a document on standard output."""
+    from asyncagg.cli.base import err, print_json, print_text  # noqa: PLC0415 - as in `_exit_code`
 
+    if "--json" in words:
+        fields = {"error": type(error).__name__, "reason": message}
+        _log.error("failed", extra=fields, exc_info=error if debug else None)
+        print_json({"error": message, "exit_code": code})
+        return
     if debug:
         traceback.print_exc()
     print_text(f"error: {message}", to=err)
-    if "--json" in words:
-        print_json({"error": message, "exit_code": code})

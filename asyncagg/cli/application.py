@@ -31,6 +31,9 @@ EXIT_CODES = (
 )
 """The last paragraph of the help of a command that has no exit codes of its own."""
 
+# click's `UsageError`; typer brings a click of its own.
+WrongUsage: Any = typer.BadParameter.__base__
+
 app = typer.Typer(
     help="Aggregate many small JSON run files on S3 or in a directory, and archive them: "
     "each is counted once, and none is lost.",

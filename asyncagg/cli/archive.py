@@ -1,4 +1,4 @@
-"""``asyncagg archive``: list and extract counted files."""
+"""``asyncagg archive``: list and extract counted files, and put single ones into packs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from asyncagg.archive.extract import Extracted, extract
 from asyncagg.archive.listing import ArchivedFile, Wanted, list_archived
+from asyncagg.archive.packing import PackReport, pack_archive
 from asyncagg.archive.targets import Folder, Inbox
 from asyncagg.cli import base
 from asyncagg.errors import UsageError
@@ -19,7 +20,7 @@ from asyncagg.settings import Settings
 from asyncagg.windows import check_interval, parse_window
 
 archive = typer.Typer(
-    help="List and extract counted files, in packs or single.",
+    help="List, extract and pack counted files.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -154,6 +155,60 @@ def extract_files(
     else:
         base.out.print(f"{_describe(counts)}, {counts['left']:,} left")
     raise typer.Exit(code)
+
+
+@archive.command("pack", cls=base.Command)
+@base.with_settings
+def pack_files(
+    *,
+    settings: Settings,
+    since: base.SinceOption = None,
+    until: base.UntilOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read the aggregates, change nothing.")
+    ] = False,
+    json: base.JsonOption = False,
+) -> None:
+    """Put the single files of the archive into packs, window by window.
+
+    A single file is deleted only after the aggregate of its window names the pack that it is in,
+    and after that pack was read back. If the command is stopped, run it again to continue. Runs,
+    with packs or without, may go on meanwhile.
+
+    Large files (see --stream-bytes) and files restored from quarantine stay single, and so does a
+    file whose copy in the archive has another etag or size than was counted: copies of encrypted
+    objects have other etags.
+
+    The exit code is 3 if a window could not be done, or if time ran out.
+
+    Examples:
+      asyncagg archive pack ./data --dry-run
+
+      asyncagg archive pack s3://bucket --since 2025-10-01 --until 2025-11-01 --json
+    """
+    interval = check_interval(since, until)
+
+    async def work(context: JobContext) -> PackReport:
+        with base.spinner(_describe_packed) as progress:
+            return await pack_archive(
+                context, interval, dry_run=dry_run, progress=progress or (lambda _: None)
+            )
+
+    def show(report: PackReport) -> None:
+        base.out.print(_describe_packed(report))
+        for name, reason in report.failures.items():
+            base.print_text(f"window {name}: {reason}", style="red")
+        if not report.complete:
+            base.out.print("time ran out: run it again to continue")
+
+    base.finish(base.execute_with_store(settings, work, json=json), show, json=json)
+
+
+def _describe_packed(report: PackReport) -> str:
+    return (
+        f"{report.windows:,} windows: {report.packed:,} files ({report.bytes:,} bytes) into "
+        f"{report.packs:,} packs, {report.deleted:,} single copies deleted, {report.kept:,} kept"
+    )
 
 
 def _check(to: Path | None, *, to_inbox: bool, count_again: bool, chosen: bool) -> None:

@@ -14,11 +14,17 @@ import msgspec
 import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from asyncagg.backfill import BackfillProgress, Engine, LocalEngine, interval_of, recompute_all
+from asyncagg.backfill import (
+    BackfillProgress,
+    BackfillReport,
+    Engine,
+    LocalEngine,
+    interval_of,
+    recompute_all,
+)
 from asyncagg.backfill import backfill as settle_all
 from asyncagg.cli import base
 from asyncagg.errors import ConfigurationError, UsageError
-from asyncagg.job.outcome import RunReport
 from asyncagg.model import Interval
 from asyncagg.settings import Settings
 from asyncagg.verify.recompute import RecomputeReport
@@ -92,7 +98,7 @@ def backfill(
         # A worker may run in another directory.
         settings = msgspec.structs.replace(settings, store=str(Path(settings.store).absolute()))
 
-    async def work() -> tuple[RunReport | RecomputeReport, Interval]:
+    async def work() -> tuple[BackfillReport | RecomputeReport, Interval]:
         async with _engine(settings, workers, scheduler) as (engine, followed):
             interval = interval_of(followed, since, until)
             with _progress(json=json) as progress:
@@ -108,7 +114,7 @@ def backfill(
     report, interval = base.execute(work)
     if json:
         base.print_json({"event": "done", **report.as_dict()})
-    elif isinstance(report, RunReport):
+    elif isinstance(report, BackfillReport):
         _print_settled(report, interval)
     else:
         _print_recomputed(report)
@@ -192,7 +198,7 @@ def _print_lines() -> Callable[[BackfillProgress], None]:
     return show
 
 
-def _print_settled(report: RunReport, interval: Interval) -> None:
+def _print_settled(report: BackfillReport, interval: Interval) -> None:
     """Print the sums, and the windows with failures: there may be thousands of others."""
     span = f"from {interval.since.isoformat()} to {interval.until.isoformat()}"
     if not report.windows and report.complete:
@@ -207,6 +213,12 @@ def _print_settled(report: RunReport, interval: Interval) -> None:
             base.print_text(f"window {each.window} failed: {each.failure}", style="red")
         elif each.tally.deferred:
             base.out.print(f"window {each.window}: {each.tally.deferred:,} files deferred")
+    if report.workers_lost:
+        base.print_text(
+            f"{report.workers_lost:,} of the workers died or left: these numbers lack what they "
+            "did of their last tasks, which others did again. `asyncagg verify` checks the result",
+            style="red",
+        )
     if not report.complete:
         base.out.print("time ran out: run it again to continue")
 

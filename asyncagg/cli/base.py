@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from collections.abc import (
     Coroutine,
     Iterable,
     Iterator,
+    Mapping,
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager
@@ -44,6 +46,8 @@ from asyncagg.store.opening import open_store
 from asyncagg.windows import parse_time
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _SETTINGS = "Settings (each is a variable too: --window-by is ASYNCAGG_WINDOW_BY)"
 
@@ -91,7 +95,8 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(**given: Any) -> Any:
         values = {name: given.pop(name) for name in ("store", *options)}
         for name in unknown_variables(os.environ):
-            err.print(f"warning: {name} is not a setting and is ignored; see --help")
+            sentence = f"warning: {name} is not a setting and is ignored; see --help"
+            notify("not a setting", sentence, variable=name)
         return command(settings=from_environment(os.environ, **values), **given)
 
     for setting in options.values():
@@ -169,9 +174,10 @@ async def _cancelled_by_signals(stopped_by: list[signal.Signals]) -> AsyncIterat
             with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
                 task_status.started()
                 async for number in received:
-                    err.print(
+                    sentence = (
                         f"stopping on {number.name}: nothing is lost, run it again to continue"
                     )
+                    notify("stopping", sentence, signal=number.name)
                     stopped_by.append(number)
                     group.cancel_scope.cancel()
 
@@ -249,6 +255,14 @@ class _Console(Console):
 
 out = _Console()
 err = _Console(stderr=True)
+
+
+def notify(message: str, sentence: str, **fields: str) -> None:
+    """Log a message for machines, or print a sentence to standard error for people."""
+    if logs.writes_json():
+        _log.warning(message, extra=fields)
+    else:
+        err.print(sentence, soft_wrap=True)
 
 
 class _Report(Protocol):
@@ -339,8 +353,19 @@ def print_report(report: RunReport) -> None:
     if not report.complete:
         backlog = f"{'' if report.listed else 'at least '}{report.backlog:,} files"
         notes.append(f"time ran out and {backlog} are left: run it again to continue")
+    if retries := describe_retries(report.retries):
+        notes.append(retries)
     if notes:
         out.print("; ".join(notes))
+
+
+def describe_retries(retries: Mapping[str, int]) -> str:
+    """Say how many requests were sent again, and why; empty if there were none."""
+    counts = {reason.replace("_", " "): count for reason, count in retries.items() if count}
+    if not counts:
+        return ""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    return f"{sum(counts.values()):,} requests sent again ({reasons})"
 
 
 def describe_ignored(count: int, keys: Sequence[str]) -> str:

@@ -97,7 +97,7 @@ async def _stop_on_signals(
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
         task_status.started()
         first = await anext(received)
-        base.err.print(f"stopping on {first.name}")
+        base.notify("stopping", f"stopping on {first.name}", signal=first.name)
         watcher.stop(grace=_GRACE_SECONDS)
         await anext(received)
     everything.cancel()
@@ -117,7 +117,7 @@ async def _endpoint(
         ) from error
     health, exporter = Health(settings.window_minutes, delay), Exporter(retry)
     url = await stack.enter_async_context(serve(address_of(listen), health, exporter))
-    base.err.print(f"listening on {url}", soft_wrap=True)
+    base.notify("listening", f"listening on {url}", url=url)
     return health.note, exporter.note
 
 

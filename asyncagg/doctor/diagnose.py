@@ -30,7 +30,7 @@ from asyncagg.job.outcome import MAX_IGNORED
 from asyncagg.job.record import follow_record
 from asyncagg.settings import Settings
 from asyncagg.store import Store
-from asyncagg.store.guards import PROBE, GuardedStore, PartsGuard
+from asyncagg.store.guards import PROBE, WITHOUT_GUARDS, GuardedStore, PartsGuard
 from asyncagg.store.opening import open_store, parse_bucket
 
 if TYPE_CHECKING:
@@ -290,8 +290,8 @@ async def _guards(store: Store, settings: Settings) -> CheckResult:
     return CheckResult(
         "fail",
         detail,
-        "use a store with conditional writes, copies and deletes, such as Amazon S3; or set "
-        "conditional_writes=off and see docs/explanation/guarantees.md for what that costs",
+        "use a store with conditional writes, copies and deletes, such as Amazon S3; or "
+        f"{WITHOUT_GUARDS}",
     )
 
 

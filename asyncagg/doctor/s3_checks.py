@@ -231,7 +231,7 @@ def _region(response: S3Response, given: str) -> CheckResult:
     if response.code in _ELSEWHERE:
         where = actual or "another region"
         return CheckResult(
-            "fail", f"{configured}; the bucket is in {where}", f"set AWS_REGION={where}"
+            "fail", f"{configured}; the bucket is in {where}", f"set AWS_DEFAULT_REGION={where}"
         )
     if not actual:
         return CheckResult("ok", f"{configured}; the server does not report the bucket's region")
@@ -239,7 +239,7 @@ def _region(response: S3Response, given: str) -> CheckResult:
         return CheckResult(
             "warn",
             f"{configured}; the bucket is in {actual}: each start costs one more request",
-            f"set AWS_REGION={actual}",
+            f"set AWS_DEFAULT_REGION={actual}",
         )
     return CheckResult("ok", f"{configured}, the same as the bucket's")
 

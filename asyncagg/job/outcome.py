@@ -10,6 +10,7 @@ from typing import Any
 
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.model import Window
+from asyncagg.store.retry import REASONS
 
 MAX_IGNORED = 5
 """How many keys of ignored objects a report has."""
@@ -112,6 +113,7 @@ class RunReport:
         oldest_seconds: Age of the oldest run file seen; 0 if there was none.
         oldest_deferred_seconds: Age of the oldest file that was deferred; 0 if there was none.
         seconds: Seconds spent in each step, summed over windows that are settled at once.
+        retries: Requests that were sent again, by `asyncagg.store.retry.REASONS`.
     """
 
     at: str
@@ -126,6 +128,7 @@ class RunReport:
     oldest_seconds: float = 0.0
     oldest_deferred_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
+    retries: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
 
     def ignore(self, key: str) -> None:
         """Note an object that is not a run file."""
@@ -153,6 +156,8 @@ class RunReport:
         )
         for step, spent in other.seconds.items():
             self.seconds[step] += spent
+        for reason, count in other.retries.items():
+            self.retries[reason] += count
 
     def add_window(self, other: WindowReport) -> None:
         """Add the report of one window."""

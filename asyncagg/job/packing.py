@@ -181,14 +181,11 @@ class Packer:
 
 
 @asynccontextmanager
-async def open_packer(context: JobContext, window: Window) -> AsyncIterator[Packer | None]:
-    """Open a writer of packs for one commit; None if files are archived as objects.
+async def open_packer(context: JobContext, window: Window) -> AsyncIterator[Packer]:
+    """Open a writer of packs for one commit.
 
     An upload that is not complete when the context fails is aborted.
     """
-    if context.settings.archive_format == "files":
-        yield None
-        return
     async with task_group() as group:
         yield Packer(context, window, group)
         group.cancel_scope.cancel()

@@ -32,6 +32,7 @@ from asyncagg.runtime.clock import utc_now
 from asyncagg.runtime.tasks import for_each, task_group
 from asyncagg.settings import Settings
 from asyncagg.store import Store
+from asyncagg.store.retry import counting_retries
 
 _log = logging.getLogger(__name__)
 
@@ -133,7 +134,10 @@ async def run_pipeline(
     deadline = deadline or Deadline()
     report = RunReport(at=at.isoformat(), dry_run=dry_run)
     deferrals = Deferrals(context, refusals, at)
-    with anyio.CancelScope(deadline=deadline.work_ends) as scope:
+    with (
+        counting_retries(report.retries),
+        anyio.CancelScope(deadline=deadline.work_ends) as scope,
+    ):
         context = await follow_record(context)
         async with open_journal(context, deadline, kept=keeps_journal) as journal:
             settler = Settler(context, report, deadline, deferrals, count)
@@ -151,6 +155,7 @@ async def run_pipeline(
 
 def _summary(report: RunReport) -> dict[str, Any]:
     seconds = {f"{step}_seconds": round(spent, 3) for step, spent in report.seconds.items()}
+    retries = {f"{reason}_retries": count for reason, count in report.retries.items()}
     return {
         "at": report.at,
         "windows": len(report.windows),
@@ -163,6 +168,7 @@ def _summary(report: RunReport) -> dict[str, Any]:
         "failed_windows": len(report.failures),
         **asdict(report.total),
         **seconds,
+        **retries,
     }
 
 

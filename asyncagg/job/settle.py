@@ -15,9 +15,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import NamedTuple
 
 import anyio
@@ -144,6 +145,8 @@ class Settlement:
 
     def open_packer(self) -> AbstractAsyncContextManager[Packer | None]:
         """Open a writer of packs for one commit; None if files are archived as objects."""
+        if self.context.settings.archive_format == "files":
+            return nullcontext()
         return open_packer(self.context, self.window)
 
     async def complete(self, packer: Packer | None) -> Sequence[Pack]:
@@ -250,6 +253,7 @@ class Settler:
         self, window: Window, files: WindowBatch, report: WindowReport, *, workers: int
     ) -> None:
         """Settle some files of one window, and add the outcomes to its report."""
+        started = perf_counter()
         settlement = Settlement(
             self._context,
             window,
@@ -275,7 +279,12 @@ class Settler:
             await settlement.move_files(outcomes)
         _log.info(
             "window",
-            extra={"window": window.name, "revision": report.revision, **asdict(report.tally)},
+            extra={
+                "window": window.name,
+                "revision": report.revision,
+                "seconds": round(perf_counter() - started, 3),
+                **asdict(report.tally),
+            },
         )
 
     async def defer(self, window: Window, file: RunFile, reason: str) -> None:

@@ -180,7 +180,7 @@ async def files_of(store: Store, listed: RunFile) -> tuple[Pack, list[CountedFil
 
 
 async def stream_files(
-    store: Store, pack: Pack, files: Iterable[CountedFile]
+    store: Store, pack: Pack, files: Iterable[CountedFile], *, if_match: str | None = None
 ) -> AsyncIterator[tuple[CountedFile, bytes]]:
     """Yield files of one pack with their contents; the pack is read once, from its start.
 
@@ -188,13 +188,14 @@ async def stream_files(
         store: Where the pack is.
         pack: The pack.
         files: Files in it.
+        if_match: The etag that it must have; None for any.
 
     Raises:
         DamagedPackError: It does not have a file at its place.
-        StoreError: The store failed.
+        StoreError: The store failed, or the pack has another etag.
     """
     held, start = bytearray(), 0
-    async with store.stream(pack.key) as body:
+    async with store.stream(pack.key, if_match=if_match) as body:
         for file in sorted(files, key=lambda each: each.offset):
             end = file.offset + file.size
             while start + len(held) < end:

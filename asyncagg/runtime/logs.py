@@ -68,6 +68,12 @@ def configure(
     logger.propagate = False
 
 
+def writes_json() -> bool:
+    """Return whether `configure` was called, with ``json`` or another formatter than text."""
+    formatters = [each.formatter for each in logging.getLogger("asyncagg").handlers]
+    return any(each is not None and not isinstance(each, _TextFormatter) for each in formatters)
+
+
 def _json_formatter() -> logging.Formatter:
     # Imported when it is used: the Lambda has another formatter.
     from pythonjsonlogger.json import JsonFormatter  # noqa: PLC0415

@@ -45,6 +45,12 @@ PROBE = "asyncagg-probe-"
 WRONG_ETAG = "0" * 32
 """An etag that no object has."""
 
+WITHOUT_GUARDS = (
+    "pass --conditional-writes off (or set ASYNCAGG_CONDITIONAL_WRITES=off), which is safe only if "
+    "one runner at a time works on the store: see docs/explanation/guarantees.md"
+)
+"""How to use a store that lacks guards."""
+
 _CLEANUP_SECONDS = 5.0
 _CONCURRENT_HEADS = 16
 _PROBES = 3
@@ -360,8 +366,7 @@ class PartsGuard:
 def _missing_guards(url: str, missing: Sequence[str]) -> ConfigurationError:
     return ConfigurationError(
         f"store {url!r} does not honour {', '.join(missing)}: expected a store with "
-        "conditional writes, copies and deletes, such as Amazon S3; or set "
-        "conditional_writes=off and see docs/explanation/guarantees.md for what that costs"
+        f"conditional writes, copies and deletes, such as Amazon S3; or {WITHOUT_GUARDS}"
     )
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,6 +16,19 @@ import anyio
 from asyncagg.errors import ThrottledError, TransientError
 
 T = TypeVar("T")
+
+REASONS = ("throttled", "timed_out", "reset", "other")
+"""Why a request is sent again. *reset*: the connection was refused, reset or closed too early."""
+
+_URL = re.compile(r"https?://\S+")
+_TIMED_OUT = re.compile(r"timed? ?out|no .* (in|for) [\d.]+ seconds", re.IGNORECASE)
+_RESET = re.compile(
+    r"reset|refused|closed|cut short|disconnected|broken pipe|could not connect|incomplete|"
+    r"not completed",
+    re.IGNORECASE,
+)
+
+_counts: ContextVar[dict[str, int] | None] = ContextVar("retries_of_run", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +64,7 @@ class Retry:
 
     Attributes:
         requests: The number of requests sent, retries included, by operation.
-        retries: The number of retries, by operation.
+        retries: The number of retries, by operation and by one of `REASONS`.
     """
 
     def __init__(
@@ -60,7 +76,7 @@ class Retry:
     ) -> None:
         self.policy = policy or RetryPolicy()
         self.requests: dict[str, int] = defaultdict(int)
-        self.retries: dict[str, int] = defaultdict(int)
+        self.retries: dict[tuple[str, str], int] = defaultdict(int)
         self._sleep = sleep
         self._uniform = uniform
         self._throttled_until: float | None = None
@@ -86,11 +102,18 @@ class Retry:
                 pause = self._pause(attempt)
                 if attempt >= self.policy.attempts or self._is_too_late(failed_at, pause):
                     raise
-                self.retries[operation] += 1
+                self._count_retry(operation, error)
                 if isinstance(error, ThrottledError):
                     until = anyio.current_time() + pause / 2
                     self._throttled_until = max(self._throttled_until or until, until)
             await self._sleep(pause)
+
+    def _count_retry(self, operation: str, error: TransientError) -> None:
+        reason = retry_reason(error)
+        self.retries[operation, reason] += 1
+        counts = _counts.get()
+        if counts is not None:
+            counts[reason] += 1
 
     def _pause(self, attempt: int) -> float:
         longest = min(self.policy.cap_seconds, self.policy.base_seconds * 2 ** (attempt - 1))
@@ -108,3 +131,25 @@ class Retry:
         elif anyio.current_time() + wait <= anyio.current_effective_deadline():
             # Random, because all requests at once would be the next burst.
             await self._sleep(wait * self._uniform(1, 2))
+
+
+@contextmanager
+def counting_retries(counts: dict[str, int]) -> Iterator[None]:
+    """Also add the retries that happen inside the context, and in its tasks, to these counts."""
+    token = _counts.set(counts)
+    try:
+        yield
+    finally:
+        _counts.reset(token)
+
+
+def retry_reason(error: TransientError) -> str:
+    """Return which of `REASONS` an error is, by the words that the data planes use for it."""
+    if isinstance(error, ThrottledError):
+        return "throttled"
+    # Without the names, which may contain any word.
+    text = str(error).replace(repr(error.key), "").replace(repr(error.bucket), "")
+    text = _URL.sub("", text)
+    if _TIMED_OUT.search(text):
+        return "timed_out"
+    return "reset" if _RESET.search(text) else "other"

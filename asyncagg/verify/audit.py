@@ -23,11 +23,14 @@ from asyncagg.runtime.tasks import map_each
 from asyncagg.verify.database import NamedPack, QuarantinedEntry, open_database
 from asyncagg.verify.findings import FindingKind, VerifyReport
 from asyncagg.verify.inventory import AGGREGATES_AT_ONCE, Inventory
-from asyncagg.verify.packs import removal_blocker
+from asyncagg.verify.packs import removal_blocker, unnamed_packs
 from asyncagg.verify.rebuild import assign_unnamed_files, rebuild_blocker
 from asyncagg.verify.recompute import Recomputed, recompute_or_raise
 
 T = TypeVar("T")
+
+_LOSSES = frozenset({FindingKind.MISSING, FindingKind.BROKEN_PACK, FindingKind.UNREAD})
+"""While these are found, an unnamed pack may have the only copy of a file."""
 
 _NEED_ALL_AGGREGATES = (
     FindingKind.UNNAMED_PACK,
@@ -219,15 +222,20 @@ class _Audit:
 
     async def _report_unnamed_packs(self) -> None:
         inventory = self._inventory
-        pages = inventory.database.unnamed_packs(inventory.day_ago)
+        lost = ", ".join(sorted(_LOSSES & self._report.findings.keys()))
+        pages = unnamed_packs(self._context, inventory)
         async for file in self._confirmed(pages, self._unchanged):
-            blocker = await removal_blocker(self._context, inventory, file)
+            blocker = lost and f"it may have the only copy of a file: found are also: {lost}"
+            blocker = blocker or await removal_blocker(self._context, inventory, file)
             detail = blocker or "all its files are counted elsewhere"
             self._report.add(FindingKind.UNNAMED_PACK, file.key, detail)
             self._report.plan.packs += not blocker
 
     async def _report_files(self) -> None:
-        await self._report_unnamed_packs()
+        try:
+            await self._report_unnamed_packs()
+        except StoreError as error:
+            self._report.add(FindingKind.UNREAD, error.key, str(error))
         database, report = self._inventory.database, self._report
         async for file in self._confirmed(database.uncounted(), self._unchanged):
             report.add(FindingKind.UNCOUNTED, file.key, f"{file.size} bytes")

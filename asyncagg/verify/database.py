@@ -53,9 +53,9 @@ class QuarantinedEntry(msgspec.Struct, frozen=True):
 
 
 class UnfinishedMove(NamedTuple):
-    """A file in the inbox, and the window whose aggregate names it already."""
+    """A file in the inbox, its pack if it has one, and the window whose aggregate names it."""
 
-    file: RunFile
+    file: CountedFile
     window: str
 
 
@@ -131,6 +131,14 @@ class Database:
         rows = [(each.key, each.bytes, each.etag, window, each.id, each.files) for each in packs]
         await self._insert("named_packs", rows)
 
+    async def packs(self, names: Iterable[str]) -> list[Pack]:
+        """Return the packs with these ids that aggregates name."""
+        execute = self._connection.execute
+        rows = await self._run(
+            lambda: [row for name in names for row in execute(queries.PACKS_BY_ID, (name,))]
+        )
+        return [Pack(*row) for row in rows]
+
     async def add_inbox(self, files: Iterable[tuple[RunFile, str]]) -> None:
         """Add run files in the inbox, each with its window."""
         rows = []
@@ -164,7 +172,7 @@ class Database:
     def unfinished(self, *, counted: bool) -> AsyncIterator[list[UnfinishedMove]]:
         """Yield files in the inbox that aggregates name as counted, or else as quarantined."""
         query = queries.UNFINISHED_COUNTED if counted else queries.UNFINISHED_QUARANTINED
-        return self._pages(query, lambda *row: UnfinishedMove(_to_file(*row[:4]), row[4]))
+        return self._pages(query, lambda *row: UnfinishedMove(_to_counted(*row[:6]), row[6]))
 
     def conflicts(self) -> AsyncIterator[list[tuple[RunFile, RunFile]]]:
         """Yield files in the inbox, each with an archived file that may have other content."""

@@ -4,11 +4,51 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from asyncagg.aggregate.head import packs_of
+from asyncagg.aggregate.reader import read_head
+from asyncagg.errors import AggregateError, NotFoundError
 from asyncagg.job.context import JobContext
 from asyncagg.model import CountedFile, Pack, RunFile, Window
 from asyncagg.packs.format import DamagedPackError
 from asyncagg.packs.reader import files_of, read_entries
 from asyncagg.verify.inventory import Inventory
+
+
+async def unnamed_packs(context: JobContext, inventory: Inventory) -> AsyncIterator[list[RunFile]]:
+    """Yield packs older than a day that neither an aggregate nor a backfill names.
+
+    Raises:
+        StoreError: The store failed.
+    """
+    named: set[str] | None = None
+    async for page in inventory.database.unnamed_packs(inventory.day_ago):
+        if named is None:
+            named = await _packs_of_backfills(context)
+        yield [pack for pack in page if not pack.key.startswith(tuple(named))]
+
+
+async def _packs_of_backfills(context: JobContext) -> set[str]:
+    """Return the keys of packs that partial aggregates name: a backfill will commit them.
+
+    Of a partial aggregate that is damaged, it is the prefix of all packs of its window.
+    """
+    store, layout = context.store, context.layout
+    named: set[str] = set()
+    async for page in store.list_pages(layout.work_prefix):
+        for part in page:
+            window = layout.work_window(part.key)
+            if window is None:
+                continue
+            try:
+                async with store.stream(part.key) as body:
+                    packs = packs_of(await read_head(part.key, window, body.chunks))
+            except NotFoundError:
+                continue  # it was committed and removed meanwhile
+            except AggregateError:
+                named.add(f"{layout.pack_prefix}{window.name}/")
+            else:
+                named.update(pack.key for pack in packs)
+    return named
 
 
 async def removal_blocker(context: JobContext, inventory: Inventory, pack: RunFile) -> str:

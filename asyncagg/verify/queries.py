@@ -55,14 +55,16 @@ SELECT key, group_concat(DISTINCT window) FROM counted WHERE intact
 GROUP BY key, etag HAVING count(DISTINCT window) > 1
 """
 
+# With min(), the other columns of `counted` are those of the same row.
 UNFINISHED_COUNTED = """
-SELECT key, size, etag, modified, (SELECT min(c.window) FROM counted AS c
-    WHERE c.key = i.key AND c.etag = i.etag AND c.modified = i.modified AND c.intact) AS named_by
-FROM inbox AS i WHERE named_by IS NOT NULL
+SELECT i.key, i.size, i.etag, i.modified, c.pack, c.offset, min(c.window)
+FROM inbox AS i JOIN counted AS c
+    ON c.key = i.key AND c.etag = i.etag AND c.modified = i.modified AND c.intact
+GROUP BY i.key, i.etag
 """
 
 UNFINISHED_QUARANTINED = """
-SELECT key, size, etag, modified, (SELECT e.window FROM entries AS e
+SELECT key, size, etag, modified, '', 0, (SELECT e.window FROM entries AS e
     WHERE e.key = i.key AND e.etag = i.etag AND e.window = i.window AND e.intact) AS named_by
 FROM inbox AS i WHERE named_by IS NOT NULL
 """
@@ -101,6 +103,8 @@ UNNAMED_PACKS = """
 SELECT key, size, etag, modified FROM packs AS p WHERE modified <= :before
 AND NOT EXISTS (SELECT 1 FROM named_packs AS n WHERE n.key = p.key)
 """
+
+PACKS_BY_ID = "SELECT id, key, etag, files, size FROM named_packs WHERE id = ?"
 
 COUNTED_OUTSIDE = """
 SELECT 1 FROM counted WHERE key = ? AND etag = ? AND intact AND pack <> ? LIMIT 1

@@ -7,7 +7,7 @@ The inventory is taken again, so that repairs start from the present state. File
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 
 from asyncagg.aggregate.rows import RowSpool, quarantined_row
@@ -19,13 +19,16 @@ from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.outcome import Tally
 from asyncagg.job.refusals import Refusals
 from asyncagg.model import CountedFile, RunFile, Window
+from asyncagg.packs.format import DamagedPackError
+from asyncagg.packs.reader import PackReader
+from asyncagg.runtime.tasks import map_each
 from asyncagg.store import Matches
 from asyncagg.verify.audit import verify
 from asyncagg.verify.damaged import DamagedAggregate
 from asyncagg.verify.database import open_database
 from asyncagg.verify.findings import RepairReport, VerifyReport
 from asyncagg.verify.inventory import Inventory
-from asyncagg.verify.packs import packs_of_window, removal_blocker
+from asyncagg.verify.packs import packs_of_window, removal_blocker, unnamed_packs
 from asyncagg.verify.rebuild import assign_unnamed_files, rebuild_blocker
 from asyncagg.verify.recompute import Recomputed, fold_archived, recompute_or_raise
 from asyncagg.windows import parse_window
@@ -86,17 +89,39 @@ class _Repair:
         for counted, move in ((True, mover.archive), (False, mover.move_to_quarantine)):
             async for page in inventory.database.unfinished(counted=counted):
                 self._windows.update(each.window for each in page)
-                await move([each.file for each in page])
+                files = [each.file for each in page]
+                packed = await self._in_packs(inventory, files)
+                await mover.remove_packed([each for each in files if each in packed])
+                await move([each for each in files if each not in packed])
         self.report.moved = tally.archived + tally.quarantined
         if tally.deferred:
             prefix = self._context.layout.runs_prefix
             self.report.failures[prefix] = f"{tally.deferred} files could not be moved"
 
+    async def _in_packs(
+        self, inventory: Inventory, files: Sequence[CountedFile]
+    ) -> set[CountedFile]:
+        """Return the files that can be read from the packs that aggregates name."""
+        packed = [file for file in files if file.pack]
+        packs = await inventory.database.packs({file.pack for file in packed})
+        reader = PackReader(self._context.store, packs)
+
+        async def is_sound(file: CountedFile) -> bool:
+            try:
+                await reader.read(file)
+            except (DamagedPackError, StoreError):
+                return False  # it gets a single copy
+            return True
+
+        workers = self._context.settings.concurrency
+        sound = await map_each(packed, is_sound, workers=workers)
+        return {file for file, is_there in zip(packed, sound, strict=True) if is_there}
+
     async def remove_packs(self, inventory: Inventory) -> None:
         """Remove packs that no aggregate names, if all their files are counted elsewhere."""
         if not self._plan.packs or not inventory.complete:
             return
-        async for page in inventory.database.unnamed_packs(inventory.day_ago):
+        async for page in unnamed_packs(self._context, inventory):
             for pack in page:
                 try:
                     if await removal_blocker(self._context, inventory, pack):

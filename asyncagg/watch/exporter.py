@@ -40,14 +40,18 @@ class _Requests(Collector):
         self._retry = retry
 
     def collect(self) -> Iterator[Metric]:
-        for name, description, counts in (
-            ("requests", "Requests sent, retries included.", self._retry.requests),
-            ("retries", "Requests that were retries.", self._retry.retries),
-        ):
-            family = CounterMetricFamily(f"{_NAMESPACE}_{name}", description, labels=["operation"])
-            for operation, count in sorted(counts.items()):
-                family.add_metric([operation], count)
-            yield family
+        requests = CounterMetricFamily(
+            f"{_NAMESPACE}_requests", "Requests sent, retries included.", labels=["operation"]
+        )
+        for operation, count in sorted(self._retry.requests.items()):
+            requests.add_metric([operation], count)
+        yield requests
+        retries = CounterMetricFamily(
+            f"{_NAMESPACE}_retries", "Requests that were retries.", labels=["operation", "reason"]
+        )
+        for labels, count in sorted(self._retry.retries.items()):
+            retries.add_metric(labels, count)
+        yield retries
 
 
 class Exporter:
@@ -100,6 +104,6 @@ class Exporter:
         for step, seconds in report.seconds.items():
             self._steps.labels(step).inc(seconds)
         self._failed.inc(len(report.failures))
-        self._backlog.set(total.left + total.deferred)
+        self._backlog.set(report.backlog)
         self._waiting.set(report.waiting)
         self._oldest.set(report.oldest_seconds)

@@ -52,7 +52,7 @@ def report() -> RunReport:
 
 def test_the_line_is_embedded_metric_format(capsys: pytest.CaptureFixture[str]) -> None:
     """The metrics are one valid line, with one dimension and the request id as a property."""
-    used = usage(requests={"get": 7}, retries={"get": 2}, peak_bytes=5)
+    used = usage(requests={"get": 7}, retries={("get", "reset"): 2}, peak_bytes=5)
     emit(report(), used, service="stack", properties={"function_request_id": "5a1c"})
     (line,) = capsys.readouterr().out.splitlines()
     values = check_emf(line)
@@ -69,7 +69,13 @@ def test_every_metric_has_its_own_number() -> None:
         cpu_seconds=1.5,
         peak_bytes=99,
         requests={"list": 1, "head": 2, "get": 3, "put": 4, "copy": 5, "delete": 6},
-        retries={"get": 9},
+        retries={
+            ("get", "throttled"): 4,
+            ("get", "reset"): 5,
+            ("put", "throttled"): 6,
+            ("put", "timed_out"): 7,
+            ("list", "other"): 0,
+        },
     )
     values = {name: value for name, _, value in measurements(report(), used)}
     assert values.pop("RequestCost") == pytest.approx((1 + 4 + 5) * 5e-6 + (2 + 3) * 4e-7)
@@ -104,6 +110,10 @@ def test_every_metric_has_its_own_number() -> None:
         "CopyRequests": 5,
         "DeleteRequests": 6,
         "GetRetries": 9,
+        "PutRetries": 13,
+        "ThrottledRetries": 10,
+        "TimedOutRetries": 7,
+        "ResetRetries": 5,
     }
 
 
@@ -134,7 +144,7 @@ def test_the_meter_counts_tries_from_the_start_of_the_invocation() -> None:
         return meter
 
     used = anyio.run(work).read()
-    assert (used.requests, used.retries) == ({"get": 2}, {"get": 1})
+    assert (used.requests, used.retries) == ({"get": 2}, {("get", "reset"): 1})
     assert used.peak_bytes > 1024 * 1024
 
 

@@ -126,6 +126,13 @@ def test_debug_shows_where_an_error_comes_from(words: list[str], code: int, mess
         (["run", "/no/such/folder", "--json"], 1, "/no/such/folder"),
         (["verify", "--json", "ftp://x"], 2, "store 'ftp://x'"),
         (["run", "s3://b", "--endpoint-url", "nonsense", "--json"], 1, "endpoint_url"),
+        (["run", ".", "--no-such-option", "--json"], 2, "No such option: --no-such-option"),
+        (["run", ".", "--json", "--at"], 2, "Option '--at' requires an argument"),
+        (["run", ".", "another", "--json"], 2, "unexpected extra argument"),
+        (["rollup", ".", "--json"], 2, "Missing option"),
+        (["rollup", ".", "--period", "week", "--json"], 2, "'week' is not one of"),
+        (["sample", ".", "--files", "0", "--json"], 2, "'--files'"),
+        (["no-such-command", "--json"], 2, "No such command 'no-such-command'"),
     ],
 )
 def test_a_failure_is_a_json_document_too(
@@ -138,7 +145,9 @@ def test_a_failure_is_a_json_document_too(
     assert document.keys() == {"error", "exit_code"}
     assert document["exit_code"] == code
     assert message in document["error"]
-    assert document["error"] in " ".join(printed.err.split())
+    (line,) = map(json.loads, printed.err.splitlines())
+    assert (line["level"], line["message"]) == ("ERROR", "failed")
+    assert line["reason"] == document["error"]
 
 
 def test_an_unknown_variable_is_reported(tmp_path: Path) -> None:
@@ -146,6 +155,19 @@ def test_an_unknown_variable_is_reported(tmp_path: Path) -> None:
     done = asyncagg("run", str(tmp_path), ASYNCAGG_WINDOWBY="name")
     assert done.returncode == 0
     assert "warning: ASYNCAGG_WINDOWBY is not a setting and is ignored" in done.stderr
+
+
+def test_for_machines_every_line_before_the_work_is_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable that is ignored, and a setting that is not accepted, are lines of the log."""
+    monkeypatch.setenv("ASYNCAGG_WINDOWBY", "name")
+    assert _exit_code(["run", ".", "--window-minutes", "7", "--json"], debug=True) == 2
+    ignored, failed = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (ignored["message"], ignored["variable"]) == ("not a setting", "ASYNCAGG_WINDOWBY")
+    assert (failed["message"], failed["error"]) == ("failed", "UsageError")
+    assert "window_minutes 7" in failed["reason"]
+    assert "Traceback" in failed["exc_info"]
 
 
 @pytest.mark.parametrize(
@@ -298,6 +320,27 @@ def test_the_script_for_completion_can_be_shown(shell: str) -> None:
 
 
 # ------------------------------------------------------------------------------ signals
+
+
+def test_ctrl_c_while_the_command_starts_is_no_traceback(tmp_path: Path) -> None:
+    """Nothing of weight is imported before the command line handles Ctrl-C."""
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", COMMAND, "run", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        modules = []
+        for line in process.stderr:
+            modules.append(line.rpartition("|")[2].strip())
+            if "asyncagg.cli" in modules[:-1]:  # it runs, and has imported something since
+                process.send_signal(signal.SIGINT)
+                break
+        _, errors = process.communicate(timeout=60)
+    ours = [name for name in modules if name.startswith("asyncagg")]
+    assert ours == ["asyncagg", "asyncagg.errors", "asyncagg.cli"]
+    assert process.returncode == 130
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

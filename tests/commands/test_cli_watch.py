@@ -62,7 +62,9 @@ def test_it_settles_serves_and_ends_on_a_signal(store: list[str], number: signal
         assert "asyncagg_backlog_files 0.0" in body
         assert ('asyncagg_requests_total{operation="list"}' in body) is store[0].startswith("s3:")
         watch.process.send_signal(number)
-        assert watch.ended() == (0, f"stopping on {number.name}\n")
+        code, errors = watch.ended()
+        (line,) = map(json.loads, errors.splitlines())
+        assert (code, line["message"], line["signal"]) == (0, "stopping", number.name)
     again = asyncagg("run", *store, "--window-by", "name", "--json")
     assert json.loads(again.stdout)["total"]["counted"] == 0
 

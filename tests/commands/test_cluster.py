@@ -21,10 +21,9 @@ from testkit.s3server import Pause, Request, S3Server
 from testkit.scenario import AT, BUCKET, fill_server, moment, open_s3, prepared, s3_settings
 
 import asyncagg.backfill.cluster
-from asyncagg.backfill import backfill
+from asyncagg.backfill import BackfillReport, backfill
 from asyncagg.backfill.cluster import join_cluster
 from asyncagg.errors import ConfigurationError
-from asyncagg.job.outcome import RunReport
 from asyncagg.job.pipeline import run
 from asyncagg.model import Interval
 from asyncagg.settings import Settings
@@ -136,7 +135,7 @@ def cluster(shared: Cluster) -> Cluster:
     return shared
 
 
-async def backfilled(server: S3Server, cluster: Cluster, **more: Any) -> RunReport:
+async def backfilled(server: S3Server, cluster: Cluster, **more: Any) -> BackfillReport:
     """Backfill the scenario's windows on the cluster, most of them in parts."""
     settings = s3_settings(server.url, **({"chunk_files": 3} | more))
     async with join_cluster(settings, cluster.address) as engine:
@@ -157,7 +156,7 @@ async def test_a_cluster_gives_what_one_process_gives(cluster: Cluster, chunk_fi
     async with S3Server([BUCKET]) as server:
         fill_server(server, prepared().store)
         report = await backfilled(server, cluster, chunk_files=chunk_files)
-        assert report.total.counted == 14
+        assert (report.total.counted, report.workers_lost) == (14, 0)
         check(server)
 
 
@@ -211,7 +210,8 @@ async def test_one_of_two_workers_is_killed(cluster: Cluster) -> None:
             pause.release.set()
 
         group.start_soon(kill)
-        await backfilled(server, cluster)
+        report = await backfilled(server, cluster)
+        assert report.workers_lost == 1
         check(server)
 
 

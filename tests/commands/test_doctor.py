@@ -310,14 +310,14 @@ async def test_the_region_of_the_bucket() -> None:
     """Another region is a warning if S3 redirects, and a failure if it does not."""
     async with S3Server([BUCKET], clock=lambda: AT, region="eu-west-1") as server:
         region = found(await examined(server), "region")
-        assert (region.status, region.advice) == ("warn", "set AWS_REGION=eu-west-1")
+        assert (region.status, region.advice) == ("warn", "set AWS_DEFAULT_REGION=eu-west-1")
     async with S3Server([BUCKET], clock=lambda: AT) as server:
         assert (
             found(await examined(server), "region").detail == "us-east-1, the same as the bucket's"
         )
         server.faults.redirect_region = "eu-central-1"
         region = found(await examined(server), "region")
-        assert (region.status, region.advice) == ("fail", "set AWS_REGION=eu-central-1")
+        assert (region.status, region.advice) == ("fail", "set AWS_DEFAULT_REGION=eu-central-1")
 
 
 async def test_an_endpoint_out_of_reach() -> None:

@@ -11,13 +11,24 @@ from typing import Any
 from uuid import uuid4
 
 import anyio
+import msgspec
 import pytest
 from testkit.command import asyncagg, sampled
 from testkit.hooked import HookedStore
 from testkit.promises import PROBE, of_directory, of_memory, of_server
 from testkit.quarantined import BAD, BY_NAME, SMALL, counted, holders, settled
 from testkit.s3server import S3Server
-from testkit.scenario import AT, BUCKET, PLANES, Clock, memory_of, moment, open_s3, run_data
+from testkit.scenario import (
+    AT,
+    BUCKET,
+    FORMATS,
+    PLANES,
+    Clock,
+    memory_of,
+    moment,
+    open_s3,
+    run_data,
+)
 from testkit.stores import moto_endpoint
 
 from asyncagg.errors import UsageError
@@ -202,6 +213,27 @@ async def test_a_file_that_is_still_in_the_inbox_is_left_to_the_next_run() -> No
     await store.put(f"runs/{BAD}", run_data(1))
     outcome = await restorer(store).restore(f"quarantine/{BAD}")
     assert (outcome.status, "still in the inbox" in outcome.reason) == ("left", True)
+
+
+@pytest.mark.parametrize("archive_format", FORMATS)
+async def test_a_file_that_was_counted_after_all_is_not_restored(archive_format: Any) -> None:
+    """A run copied it to quarantine and stopped; another one, with other limits, counted it."""
+    store = MemoryStore(Clock(moment(13, 57)))
+    await store.put(f"runs/{BAD}", run_data(1))
+
+    async def stop(operation: str, key: str, when: str) -> None:
+        if (operation, key, when) == ("put", "aggregates/20251021t1305Z.json", "before"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        await run(HookedStore(store, stop), SMALL, at=AT)
+    settings = msgspec.structs.replace(BY_NAME, archive_format=archive_format)
+    assert (await run(store, settings, at=AT)).total.archived == 1
+    assert (await restorer(store, settings).restore(f"quarantine/{BAD}")).status == "counted"
+    assert (await run(store, settings, at=AT)).total.counted == 0
+    document = json.loads(store._objects["aggregates/20251021t1305Z.json"].data)
+    assert document["files"]["counted"] == 1
+    assert not [key for key in store._objects if key.startswith(("quarantine/", "runs/"))]
 
 
 async def test_the_key_in_the_inbox_is_never_overwritten() -> None:

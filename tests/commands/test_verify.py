@@ -838,3 +838,52 @@ async def test_a_damaged_aggregate_is_rebuilt_from_its_packs(harm: Break) -> Non
     assert (done.failures, done.exit_code) == ({}, 0)
     assert final_bytes(of_memory(store)) == final_bytes(true)
     assert (await verified(store)).found == {}
+
+
+@pytest.mark.parametrize("harm", ["", "gone", "truncated", "altered"])
+async def test_a_counted_file_in_the_inbox_is_deleted_only_if_its_pack_has_it(harm: str) -> None:
+    """Then it is not copied; else it gets a copy of its own."""
+    store, pack = await packed_memory()
+    (key,) = (key for key, data in FILES.items() if b'"run-3"' in data)
+    clock = store._clock
+    store._clock = Clock(AT)
+    await store.put(key, FILES[key])
+    store._clock = clock
+    data = store._objects[pack].data
+    if harm == "gone":
+        del store._objects[pack]
+    elif harm:
+        await store.put(pack, data[:-900] if harm == "truncated" else data.replace(b"run-3", b"X"))
+    await repair(JobContext(store, PACKED), await verified(store))
+    assert key not in store._objects
+    copy = store._objects.get(key.replace("runs/", "archive/"))
+    assert (copy.data if copy else None) == (FILES[key] if harm else None)
+
+
+async def test_a_pack_that_a_partial_aggregate_names_is_kept() -> None:
+    """A backfill that was stopped will commit it, or another run has counted its files."""
+    store, pack = await packed_memory()
+    stray = pack.replace(".zip", "0.zip")
+    await store.put(stray, store._objects[pack].data)
+    part = store._objects[KEY].data.replace(pack.encode(), stray.encode())
+    await store.put("work/20251021t1400Z/0123.json", part)
+    store._clock = Clock(AT + timedelta(days=2))
+    await store.put("archive/.later", b"")
+    for content in (part, b"damaged"):
+        await store.put("work/20251021t1400Z/0123.json", content)
+        report = await verified(store)
+        assert (report.found, report.plan.packs) == ({}, 0)
+    del store._objects["work/20251021t1400Z/0123.json"]
+    assert (await verified(store)).plan.packs == 1
+
+
+async def test_an_unnamed_pack_stays_while_a_file_is_missing() -> None:
+    """It may have the only copy: the pack that the aggregate names is damaged."""
+    store, pack = await packed_memory()
+    await store.put(pack.replace(".zip", "0.zip"), store._objects[pack].data)
+    await store.put(pack, store._objects[pack].data.replace(b'"run-3"', b'"run-X"'))
+    store._clock = Clock(AT + timedelta(days=2))
+    await store.put("archive/.later", b"")
+    report = await verified(store)
+    assert report.found == {FindingKind.MISSING: 1, FindingKind.UNNAMED_PACK: 1}
+    assert report.plan.packs == 0

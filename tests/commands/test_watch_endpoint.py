@@ -136,7 +136,7 @@ async def test_metrics_add_up_over_runs() -> None:
     """Counters grow with each run, gauges show the last one, each under its own name."""
     retry = Retry()
     retry.requests.update(get=7, put=1)
-    retry.retries.update(get=2)
+    retry.retries.update({("get", "reset"): 2})
     exporter = Exporter(retry, clock=lambda: 1e9)
     tally = {
         "counted": 101,
@@ -162,7 +162,7 @@ async def test_metrics_add_up_over_runs() -> None:
     assert {name: value for name, value in seen.items() if name not in buckets} == {
         "asyncagg_requests_total{operation=get}": 7,
         "asyncagg_requests_total{operation=put}": 1,
-        "asyncagg_retries_total{operation=get}": 2,
+        "asyncagg_retries_total{operation=get}{reason=reset}": 2,
         "asyncagg_files_counted_total": 102,
         "asyncagg_files_archived_total": 102,
         "asyncagg_files_quarantined_total": 103,

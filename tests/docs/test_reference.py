@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from reference import DOCUMENTS, ROOT, SECTIONS, renewed
 from asyncagg.aws.metrics import OPERATIONS, Usage, measurements
 from asyncagg.job.outcome import RunReport
 from asyncagg.settings import all_settings
+from asyncagg.store.retry import REASONS
 
 LOGS = ROOT / "docs" / "reference" / "logs-and-metrics.md"
 
@@ -32,7 +34,7 @@ def test_every_setting_is_explained() -> None:
 def test_every_metric_is_explained() -> None:
     """The page of metrics has every metric of the Lambda, with its unit."""
     text = LOGS.read_text("utf-8")
-    usage = Usage(0.0, 0, dict.fromkeys(OPERATIONS, 1), dict.fromkeys(OPERATIONS, 1))
+    usage = Usage(0.0, 0, {}, dict.fromkeys(product(OPERATIONS, REASONS), 1))
     report = RunReport(at="")
     for name, unit, _ in measurements(report, usage):
         general = re.sub("|".join(each.capitalize() for each in OPERATIONS), "*", name, count=1)
@@ -42,7 +44,7 @@ def test_every_metric_is_explained() -> None:
 def test_every_message_of_the_log_is_explained() -> None:
     """The page of logs has every message that is logged with fields."""
     text = LOGS.read_text("utf-8")
-    logged = re.compile(r"_log\.\w+\(\s*\"([^\"%]+)\",\s*extra=")
+    logged = re.compile(r"(?:_log\.\w+|notify)\(\s*\"([^\"%]+)\",")
     messages = {
         message
         for module in (ROOT / "asyncagg").rglob("*.py")

@@ -176,6 +176,27 @@ async def test_a_file_that_is_listed_but_cannot_be_read_is_deferred(
     assert "it is still listed with etag" in vars(record)["reason"]
 
 
+async def test_a_file_that_changes_before_its_copy_is_named_as_changed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The 412 of the copy is not taken for an archive key with other content."""
+    store = await filled(1, 1000)
+    (file,) = [] if store.listing is None else store.listing
+
+    async def overwrite(operation: str, key: str, when: str) -> None:
+        if (operation, key, when) == ("copy", file.key, "before"):
+            await store.put(file.key, b"{}")
+
+    report = await run(HookedStore(store, overwrite), SETTINGS, at=AT)
+    assert (report.total.counted, report.total.deferred) == (1, 1)
+    (record,) = [each for each in caplog.records if each.message == "deferred"]
+    changed = (await store.head(file.key)).file.etag
+    assert vars(record)["reason"] == (
+        f"it is still listed with etag {file.etag!r}, but: {file.key!r} has etag {changed!r}: "
+        f"expected {file.etag!r}"
+    )
+
+
 async def test_what_is_deferred_for_long_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
     """Earlier runs deferred it as well: the log's level rises, and its age is reported."""
     store = await filled(1, 1000)

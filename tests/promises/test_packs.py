@@ -333,6 +333,36 @@ async def test_the_answer_of_an_upload_is_lost(
     assert packs_in(seen) == named_in(seen)
 
 
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("part", [SMALL_PART, s3_store.PART_BYTES], ids=["multipart", "one put"])
+async def test_an_upload_is_refused_by_a_conflict(
+    part: int, plane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 answers 409 while something else happens to the key: the next pack has another one."""
+    monkeypatch.setattr(s3_store, "PART_BYTES", part)
+    monkeypatch.setattr(packing_module, "_BLOCK", min(part, packing_module._BLOCK))
+    operation = "CompleteMultipartUpload" if part == SMALL_PART else "PutObject"
+    faults = Faults(allow_small_parts=True)
+    refused: list[str] = []
+
+    def refuse(request: Request) -> None:
+        mine = request.operation == operation and request.key.endswith(".zip")
+        faults.conflict = 1.0 if mine and len(refused) < 3 else 0.0
+        if faults.conflict:
+            refused.append(request.key)
+
+    async with S3Server([BUCKET], clock=lambda: AT, faults=faults, on_request=refuse) as server:
+        fill_server(server, prepared().store)
+        async with open_s3(server, plane, archive_format="packs") as (store, settings):
+            report = await run(store, settings, at=AT)
+        seen = of_server(server)
+    assert report.total.deferred == 0
+    check_done(seen)
+    assert packs_in(seen) == named_in(seen)
+    assert len(refused) == 3
+    assert not packs_in(seen) & set(refused)
+
+
 async def test_an_object_of_others_at_the_key_of_a_pack_is_kept() -> None:
     """An upload that is refused although it never succeeded fails; the next id is another one."""
     inner = fill_memory(prepared().store)

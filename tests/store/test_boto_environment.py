@@ -74,7 +74,11 @@ def test_every_error_of_botocore_is_translated(kind: type[Exception]) -> None:
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (boto_errors.PartialCredentialsError(provider="p", cred_var="v"), ConfigurationError, "v"),
+        (
+            boto_errors.PartialCredentialsError(provider="env", cred_var="AWS_SECRET_ACCESS_KEY"),
+            ConfigurationError,
+            "missing: AWS_SECRET_ACCESS_KEY; expected .* AWS_ACCESS_KEY_ID and AWS_SECRET_",
+        ),
         (boto_errors.UnauthorizedSSOTokenError(), ConfigurationError, "SSO session"),
         (
             boto_errors.CredentialRetrievalError(provider="custom-process", error_msg="it fails"),
@@ -88,7 +92,11 @@ def test_every_error_of_botocore_is_translated(kind: type[Exception]) -> None:
         ),
         (FileNotFoundError(2, "No such file", "/token"), ConfigurationError, "/token"),
         (ResponseParserError("not XML"), TransientError, "not XML"),
-        (boto_errors.InvalidRegionError(region_name="us east"), ConfigurationError, "AWS_REGION"),
+        (
+            boto_errors.InvalidRegionError(region_name="us east"),
+            ConfigurationError,
+            "AWS_DEFAULT_REGION",
+        ),
         (
             boto_errors.ClientError(
                 {"Error": {"Code": "AccessDenied", "Message": "not this role"}},
@@ -121,7 +129,7 @@ def test_the_fault_is_found_where_it_is(
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"AWS_DEFAULT_REGION": "us east 1"}, "AWS_REGION.*us east 1"),
+        ({"AWS_DEFAULT_REGION": "us east 1"}, "AWS_DEFAULT_REGION.*us east 1"),
         ({"AWS_PROFILE": "none"}, "AWS_PROFILE.*none"),
         ({"AWS_ACCESS_KEY_ID": "AKIA\n"}, "AWS_ACCESS_KEY_ID has white space"),
         ({"AWS_SESSION_TOKEN": " token"}, "AWS_SESSION_TOKEN has white space"),
@@ -270,7 +278,7 @@ def test_a_bucket_in_another_region_is_named_with_the_setting() -> None:
         "list", "", bucket="b", status=301, code="PermanentRedirect", message="", region="eu-west-1"
     )
     assert isinstance(error, ConfigurationError)
-    assert "set AWS_REGION=eu-west-1" in str(error)
+    assert "set AWS_DEFAULT_REGION=eu-west-1" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -383,9 +383,9 @@ class TestErrors:
         """A put or copy on a full disk is an error, and changes nothing."""
         etag = await store.put("a.json", BODY)
         monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
-        with pytest.raises(ConfigurationError, match="nothing was changed"):
+        with pytest.raises(ConfigurationError, match="nothing is lost: free some space"):
             await store.put("a.json", b"other", metadata={"by": "other"})
-        with pytest.raises(ConfigurationError, match="nothing was changed"):
+        with pytest.raises(ConfigurationError, match="nothing is lost: free some space"):
             await store.copy("a.json", "b.json", if_match=etag)
         monkeypatch.undo()
         assert (await store.get("a.json", if_match=etag)).data == BODY

@@ -518,7 +518,7 @@ async def test_a_redirect_that_leads_nowhere_new_is_told() -> None:
         with pytest.raises(ConfigurationError, match="PermanentRedirect"):
             await plane.get("k", if_match=None)
         assert server.ordinal == 1
-        with pytest.raises(ConfigurationError, match="AWS_REGION=us-east-1"):
+        with pytest.raises(ConfigurationError, match="AWS_DEFAULT_REGION=us-east-1"):
             await plane.head("k")
 
 

@@ -91,8 +91,8 @@ def watched(*words: str) -> Iterator[Watched]:
         try:
             assert process.stderr is not None
             line = process.stderr.readline()
-            assert line.startswith("listening on http://127.0.0.1:"), line + process.stderr.read()
-            yield Watched(process, line.split()[-1])
+            assert '"listening"' in line, line + process.stderr.read()
+            yield Watched(process, json.loads(line)["url"])
         finally:
             if process.poll() is None:
                 process.kill()

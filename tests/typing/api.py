@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
 import asyncagg
-from asyncagg.backfill import LocalEngine, backfill, interval_of
+from asyncagg.backfill import BackfillReport, LocalEngine, backfill, interval_of
 from asyncagg.errors import ConfigurationError, StoreError, UsageError
 from asyncagg.handler import lambda_handler
 from asyncagg.job.context import JobContext
@@ -71,7 +71,7 @@ async def long_intervals(store: Store, settings: asyncagg.Settings) -> None:
     """Backfill and rollup as functions."""
     interval = interval_of(settings, datetime(2025, 10, 1, tzinfo=UTC), None)
     engine = LocalEngine(JobContext(store, settings))
-    assert_type(await backfill(engine, settings, interval), asyncagg.RunReport)
+    assert_type(await backfill(engine, settings, interval), BackfillReport)
     assert_type(await rollup(store, settings, Period.DAY), RollupReport)
 
 

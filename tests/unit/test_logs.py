@@ -16,6 +16,7 @@ from testkit.invocations import BUCKET, EVENT, Context, put, run_file
 from testkit.s3server import S3Server, ThreadedS3Server
 
 from asyncagg import handler
+from asyncagg.errors import AsyncaggError
 from asyncagg.runtime import logs
 
 HOSTILE = 'runs/a\n{"level":"ERROR","message":"forged"}\r\u2028.json'
@@ -141,6 +142,47 @@ def test_a_failure_is_one_structured_line_and_is_raised(
     (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert (line["level"], line["message"], line["error"]) == ("ERROR", "failed", "UsageError")
     assert "event time 'noon'" in line["reason"]
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("ASYNCAGG_WINDOW_MINUTES", "7", "window_minutes 7: expected"),
+        ("ASYNCAGG_CONCURRENCY", "many", "it comes from ASYNCAGG_CONCURRENCY"),
+        ("ASYNCAGG_STORE", "ftp://x", "store 'ftp://x': expected"),
+        ("ASYNCAGG_ENDPOINT_URL", "nonsense", "endpoint_url 'nonsense'"),
+        ("AWS_PROFILE", "nobodys", "AWS_PROFILE: "),
+    ],
+)
+def test_a_wrong_setting_is_a_line_of_the_invocation(
+    variable: str,
+    value: str,
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each invocation fails and logs why, as JSON, with what any line says."""
+    monkeypatch.setenv(variable, value)
+    for request_id in ("first", "second"):
+        with pytest.raises(AsyncaggError) as raised:
+            handler.lambda_handler(EVENT, Context(aws_request_id=request_id))
+        (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        assert (line["level"], line["message"]) == ("ERROR", "failed")
+        assert line["error"] == raised.type.__name__
+        assert line["function_request_id"] == line["correlation_id"] == request_id
+        assert reason in line["reason"]
+
+
+@pytest.mark.usefixtures("server")
+def test_a_variable_that_is_not_a_setting_is_logged_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A misspelled variable is not silently ignored."""
+    monkeypatch.setenv("ASYNCAGG_WINDOWBY", "name")
+    lines = [each for _ in range(2) for each in invoke(capsys)]
+    (line,) = [each for each in lines if each["message"] == "not a setting"]
+    assert (line["level"], line["variable"]) == ("WARNING", "ASYNCAGG_WINDOWBY")
 
 
 def test_unknown_fields_are_counted_at_debug(

@@ -53,7 +53,7 @@ _BY_ERRNO: dict[int, type[AsyncaggError]] = {
 
 _ADVICE: dict[type[AsyncaggError], str] = {
     AccessDeniedError: "; this user needs to read, write and search it",
-    ConfigurationError: "; nothing was changed: free some space and run again",
+    ConfigurationError: "; nothing is lost: free some space, and run it again to continue",
 }
 
 

@@ -188,8 +188,10 @@ def s3_error(
 
 def _other_region(region: str) -> str:
     if region:
-        return f"the bucket is in the region {region!r}: set AWS_REGION={region}"
-    return "the bucket is elsewhere: set AWS_REGION to its region, or correct the endpoint_url"
+        return f"the bucket is in the region {region!r}: set AWS_DEFAULT_REGION={region}"
+    return (
+        "the bucket is elsewhere: set AWS_DEFAULT_REGION to its region, or correct the endpoint_url"
+    )
 
 
 def make_error(

@@ -17,7 +17,8 @@ from asyncagg.store.s3.plane import StorageClass, make_error, s3_error
 from asyncagg.store.s3.text import printable
 
 CREDENTIALS_ADVICE = (
-    "expected those of the AWS environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, a role)"
+    "expected those of the AWS environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "AWS_PROFILE, or a role"
 )
 _TRANSIENT = (
     boto_errors.HTTPClientError,  # timeouts, closed connections
@@ -145,7 +146,9 @@ def is_for_credentials(error: boto_errors.ClientError) -> bool:
 def configuration_error(error: Exception) -> ConfigurationError:
     """Return the error for what boto rejects in its environment: a profile, a region, an option."""
     if isinstance(error, (boto_errors.InvalidRegionError, boto_errors.NoRegionError)):
-        return ConfigurationError(f"AWS_REGION: {error}; expected a region such as eu-west-1")
+        return ConfigurationError(
+            f"AWS_DEFAULT_REGION: {error}; expected a region such as eu-west-1"
+        )
     if isinstance(error, boto_errors.ProfileNotFound):
         return ConfigurationError(f"AWS_PROFILE: {error}; expected one of the AWS configuration")
     return ConfigurationError(

@@ -230,7 +230,7 @@ class HttpPool:
             detail = f"no connection in {limits.connect:g} seconds"
             raise TransientError(f"{endpoint}: {detail}") from error
         except socket.gaierror as error:
-            advice = "check AWS_REGION, the endpoint_url and the DNS"
+            advice = "check AWS_DEFAULT_REGION, the endpoint_url and the DNS"
             raise TransientError(f"{endpoint}: {error.strerror}; {advice}") from error
         except OSError as error:
             raise TransientError(f"{endpoint}: {error}") from error
