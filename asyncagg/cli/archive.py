@@ -63,18 +63,24 @@ def list_files(
       asyncagg archive list s3://bucket --since 2025-10-21 --until 2025-10-22 --json
     """
     found: set[str] = set()
+    number = size = 0
 
     async def work(context: JobContext) -> None:
+        nonlocal number, size
         wanted = _wanted(context.settings, keys, window, since, until)
         async for page in list_archived(context, wanted):
             for each in page:
                 found.update({each.file.key} & wanted.keys)
+                number += 1
+                size += each.file.size
                 if json:
                     base.print_json(each.as_dict())
                 else:
                     _print_file(each)
 
     base.execute_with_store(settings, work, json=json)
+    if not json:
+        base.out.print(f"total: {base.number_of(number, 'file')}, {size:,} bytes")
     raise typer.Exit(3 if _report_unknown(keys, found) else 0)
 
 
@@ -251,9 +257,6 @@ def _describe(counts: dict[str, int]) -> str:
 def _print_file(each: ArchivedFile) -> None:
     file = each.file
     place = f"pack {file.pack}" if file.pack else "object"
-    written = f"{file.last_modified:%Y-%m-%dT%H:%M:%SZ}"
+    written = base.time_text(file.last_modified)
     mark = "" if each.counted else "  not counted"
-    size = f"{file.size:,} bytes"
-    base.print_text(
-        f"{base.visible(file.key)}  {each.window.name}  {place}  {size}  {written}{mark}"
-    )
+    base.print_entry(file.key, f"{each.window.name}  {place}  {file.size:,} bytes  {written}{mark}")

@@ -200,7 +200,7 @@ def _print_lines() -> Callable[[BackfillProgress], None]:
 
 def _print_settled(report: BackfillReport, interval: Interval) -> None:
     """Print the sums, and the windows with failures: there may be thousands of others."""
-    span = f"from {interval.since.isoformat()} to {interval.until.isoformat()}"
+    span = f"from {base.time_text(interval.since)} to {base.time_text(interval.until)}"
     if not report.windows and report.complete:
         base.out.print(f"the inbox has no run files for the windows {span}")
         return
@@ -226,7 +226,7 @@ def _print_settled(report: BackfillReport, interval: Interval) -> None:
 def _print_recomputed(report: RecomputeReport) -> None:
     count = len(report.windows)
     bad = [each for each in report.windows if each.differences or each.failure]
-    aggregates = f"{count:,} aggregate{'s' if count != 1 else ''} checked"
+    aggregates = f"{base.number_of(count, 'aggregate')} checked"
     base.out.print(f"{aggregates}, {f'{len(bad):,} with problems' if bad else 'no differences'}")
     for each in bad:
         if each.failure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -50,10 +51,13 @@ def rollup(
         allow_empty=allow_empty,
         filtered=bool(since or until),
     )
-    base.finish(report, _print, json=json)
+    base.finish(report, partial(_print, period), json=json)
 
 
-def _print(report: RollupReport) -> None:
+def _print(period: Period, report: RollupReport) -> None:
+    # Longer periods have the files of shorter ones, so the totals are those of one length.
+    chosen = [each for each in report.written if f"{period}/" in each.key]
+    sums = [sum(getattr(each, name) for each in chosen) for name in ("inputs", "read", "counted")]
     base.print_table(
         [
             (each.key, each.revision, each.inputs, each.read, each.counted)
@@ -61,6 +65,7 @@ def _print(report: RollupReport) -> None:
         ],
         *("key", "rev.", "inputs", "read", "files"),
         title=f"{len(report.written):,} rollups written, {report.unchanged:,} unchanged",
+        total=(f"total by {period}", "", *sums),
     )
     for key, reason in report.failures.items():
         base.print_text(f"{key} failed: {reason}", style="red")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import typer
-from rich.table import Column
 from rich.text import Text
 
 from asyncagg.cli import base
@@ -112,8 +111,12 @@ def _print(report: VerifyReport, title: str) -> None:
         f"{counts.archived:,} archived, {counts.quarantined:,} quarantined, "
         f"{counts.inbox:,} in the inbox"
     )
-    columns = (Column("check", no_wrap=True), "found", "examples")
-    base.print_table([_row(report, kind) for kind in FindingKind], *columns, title=title)
+    base.print_table(
+        [_row(report, kind) for kind in FindingKind],
+        *("check", "found", "examples"),
+        title=title,
+        total=("total", sum(each.count for each in report.findings.values()), ""),
+    )
     if report.ignored.count:
         keys = [each.key for each in report.ignored.examples[:_SHOWN]]
         base.print_text(base.describe_ignored(report.ignored.count, keys))
