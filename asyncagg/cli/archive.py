@@ -138,7 +138,7 @@ def extract_files(
         wanted = _wanted(context.settings, keys, window, since, until)
         target = Folder(to, context.layout.runs_prefix) if to else Inbox(context)
 
-        with base.spinner(_describe) as progress:
+        async with base.progress("files", json=json) as bar:
 
             def note(result: Extracted) -> None:
                 found.update({result.key} & wanted.keys)
@@ -149,8 +149,7 @@ def extract_files(
                 elif result.reason:
                     text = f"left  {base.visible(result.key)}: {base.visible(result.reason)}"
                     base.print_text(text, style="yellow")
-                if progress:
-                    progress(counts)
+                bar.done, bar.note = counts["extracted"], f"{counts['bytes']:,} bytes"
 
             await extract(context, wanted, target, note, counted=count_again or not to_inbox)
 
@@ -195,10 +194,14 @@ def pack_files(
     interval = check_interval(since, until)
 
     async def work(context: JobContext) -> PackReport:
-        with base.spinner(_describe_packed) as progress:
-            return await pack_archive(
-                context, interval, dry_run=dry_run, progress=progress or (lambda _: None)
-            )
+        async with base.progress("files", json=json) as bar:
+
+            def note(report: PackReport) -> None:
+                windows = base.number_of(report.windows, "window")
+                bar.done = report.packed
+                bar.note = f"{windows}, {base.number_of(report.packs, 'pack')}"
+
+            return await pack_archive(context, interval, dry_run=dry_run, progress=note)
 
     def show(report: PackReport) -> None:
         base.out.print(_describe_packed(report))

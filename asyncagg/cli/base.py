@@ -14,13 +14,11 @@ from collections.abc import (
     Callable,
     Coroutine,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from functools import partial
 from typing import Annotated, Any, NoReturn, Protocol, TypeVar
 
 import anyio
@@ -29,12 +27,12 @@ import typer
 from anyio.abc import TaskStatus
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 from rich.text import Text
 from typer.core import TyperCommand
 
 from asyncagg.cli import tables
+from asyncagg.cli.progress import Bar, shown
 from asyncagg.errors import AsyncaggError, NotFoundError
 from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import RunReport
@@ -411,19 +409,6 @@ def describe_ignored(count: int, keys: Sequence[str]) -> str:
     return f"{count} objects ignored (not .json or .json.gz){such}"
 
 
-@contextmanager
-def progress_bar(*columns: ProgressColumn, **fields: Any) -> Iterator[Callable[..., None] | None]:
-    """On a terminal, show a progress bar; the context yields the function that updates it."""
-    if not err.is_terminal:
-        yield None
-        return
-    with Progress(*columns, console=err, transient=True) as bar:
-        yield partial(bar.update, bar.add_task("listing", total=None, **fields))
-
-
-@contextmanager
-def spinner(describe: Callable[[T], str]) -> Iterator[Callable[[T], None] | None]:
-    """On a terminal, show a progress report as ``describe`` words it, as often as it is passed."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with progress_bar(*columns) as update:
-        yield update and (lambda report: update(description=describe(report)))
+def progress(unit: str, *, json: bool) -> AbstractAsyncContextManager[Bar]:
+    """Return a context that shows on the terminal how far a command is, as its bar says."""
+    return shown(Bar(unit), err, json=json)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from asyncagg.cli import base
+from asyncagg.job.context import JobContext
 from asyncagg.rollup import Period, RollupReport
 from asyncagg.rollup import rollup as roll_up
 from asyncagg.settings import Settings
@@ -39,11 +40,19 @@ def rollup(
 
       asyncagg rollup s3://matching-out-runs --period month --since 2025-10-01 --json
     """
-    report = base.execute_with_store(
-        settings,
-        lambda context: roll_up(context.store, context.settings, period, since=since, until=until),
-        json=json,
-    )
+
+    async def work(context: JobContext) -> RollupReport:
+        async with base.progress("rollups", json=json) as bar:
+
+            def note(report: RollupReport) -> None:
+                bar.done = len(report.written) + report.unchanged
+                bar.note = f"{len(report.written):,} written"
+
+            return await roll_up(
+                context.store, context.settings, period, since=since, until=until, progress=note
+            )
+
+    report = base.execute_with_store(settings, work, json=json)
     base.check_found(
         settings,
         settings.aggregate_prefix,
