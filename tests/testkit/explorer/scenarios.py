@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from asyncagg.archive.packing import pack_archive
 from asyncagg.job.committer import Committer
 from asyncagg.job.context import JobContext
 from asyncagg.job.pipeline import run_pipeline
@@ -19,6 +20,7 @@ from asyncagg.store.guards import GuardedStore, Guards
 from asyncagg.verify import verify
 from asyncagg.verify.findings import FindingKind, Plan, VerifyReport
 from asyncagg.verify.repair import repair
+from asyncagg.windows import check_interval
 from testkit.explorer.invariants import (
     check_end,
     check_held,
@@ -54,6 +56,8 @@ OLD = File("runs/old.json", run_data(6), moment(13, 52))
 NEW_OLD = File("runs/old.json", run_data(8), DELIVERED)
 STAMPED = File("runs/20251021t1352Z_e.json", run_data(9), DELIVERED)
 """A file of another window by its name than by its time."""
+EARLY = File("runs/20251021t1352Z_f.json", run_data(10), moment(13, 52))
+"""A file whose name has the time of its window."""
 LATE = File("runs/late.json", run_data(7), moment(13, 53))
 """A file of the window of `OLD`."""
 
@@ -91,6 +95,15 @@ def producer(*steps: File | str) -> Program:
                 await store.remove(step, producer=True)
 
     return Program("producer", work, DELIVERED)
+
+
+def archiver(number: int) -> Program:
+    """Return a program that puts the single files of the archive into packs."""
+
+    async def work(store: Store) -> None:
+        await pack_archive(new_context(store, 30 + number), check_interval(None, None))
+
+    return Program(f"archiver {number}", work, AT)
 
 
 def restorer(number: int) -> Program:
@@ -140,11 +153,6 @@ def without_copy_if_absent(program: Program) -> Program:
     return program._replace(work=work)
 
 
-async def _nothing(_: Store) -> None:
-    """Do nothing."""
-
-
-UNVERIFIED = Program("nobody", _nothing, AT)
 END = (runner(99), verifier(*FindingKind))
 
 
@@ -234,50 +242,54 @@ def repairing(name: str, plan: Plan, *expected: FindingKind, **more: Any) -> Sce
     )
 
 
-def packing(name: str, *programs: Program, **more: Any) -> Scenario:
-    """Return a scenario in which some runners archive into packs."""
-    return Scenario(name=name, programs=programs, ends=(runner(99), UNVERIFIED), **more)
-
-
-PACKER = runner(1, PACKS)
+PACKERS = (runner(1, PACKS), runner(2, PACKS))
+MIXED = (runner(1, PACKS), runner(2))
 IN_QUARANTINE: dict[str, Any] = {"settled": (OLD,), "settled_with": SMALL}
 SMALL_RUNNER = runner(2, SMALL)
 
 SCENARIOS = (
     Scenario(name="two runners", programs=TWO, inbox=(A, B), faults=1, quick=True),
-    packing(
-        "two runners with packs",
-        PACKER,
-        runner(2, PACKS),
-        inbox=(A, B),
-        faults=1,
-        quick=True,
-    ),
-    packing("packs next to files", PACKER, runner(2), inbox=(A, B), faults=1, quick=True),
-    packing(
-        "packs, overwritten",
-        PACKER,
-        runner(2, PACKS),
-        producer(NEW_A),
-        inbox=(A,),
-        faults=1,
-    ),
-    packing("packs, delivered again", PACKER, runner(2), producer(A), inbox=(A, B)),
-    packing(
-        "an unfinished run, then packs",
-        PACKER,
-        runner(2, PACKS),
+    Scenario(name="two runners with packs", programs=PACKERS, inbox=(A, B), faults=1, quick=True),
+    Scenario(name="packs next to files", programs=MIXED, inbox=(A, B), faults=1, quick=True),
+    Scenario(name="packs, arriving", programs=(*PACKERS, producer(B)), inbox=(A,), faults=1),
+    Scenario(name="packs, overwritten", programs=(*PACKERS, producer(NEW_A)), inbox=(A,), faults=1),
+    Scenario(name="packs, delivered again", programs=(*MIXED, producer(A)), inbox=(A, B)),
+    Scenario(
+        name="an unfinished run, then packs",
+        programs=PACKERS,
         inbox=(LATE,),
         settled=(OLD,),
         unmoved=True,
     ),
-    packing(
-        "an unfinished run with packs, then files",
-        *TWO,
+    Scenario(
+        name="an unfinished run with packs, then files",
+        programs=TWO,
         inbox=(LATE,),
         settled=(OLD,),
         settled_with=PACKS,
         unmoved=True,
+    ),
+    Scenario(
+        name="archive pack next to a run",
+        programs=(archiver(1), runner(1)),
+        inbox=(LATE,),
+        settled=(OLD,),
+        ends=(archiver(2), *END),
+        faults=1,
+        quick=True,
+    ),
+    Scenario(
+        name="archive pack twice, next to a run with packs",
+        programs=(archiver(1), archiver(2), runner(1, PACKS)),
+        inbox=(LATE,),
+        settled=(OLD,),
+        ends=(archiver(3), *END),
+    ),
+    Scenario(
+        name="archive pack next to a run, delivered again",
+        programs=(archiver(1), runner(1), producer(EARLY)._replace(at=EARLY.moment)),
+        settled=(EARLY,),
+        ends=(archiver(2), *END),
     ),
     Scenario(name="two runners, one file", programs=TWO, inbox=(A,), faults=2),
     Scenario(name="two runners, two windows", programs=TWO, inbox=(A, B, OTHER)),

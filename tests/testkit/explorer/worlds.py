@@ -11,7 +11,7 @@ from typing import Any
 from asyncagg.errors import StoreError
 from asyncagg.store.memory import MemoryStore
 from testkit.explorer.store import Answer, Request
-from testkit.promises import Original, Places, Snapshot, of_memory
+from testkit.promises import Original, Places, Snapshot, of_memory, unpacked
 
 __all__ = ("World", "Worlds")
 
@@ -94,7 +94,7 @@ def _lost(world: World, after: MemoryStore, key: str) -> set[tuple[str, str]]:
         return set()
     archived = any(
         each.data == old.data and places.moved(other, key, places.archive)
-        for other, each in after._objects.items()
+        for other, each in unpacked(of_memory(after), places).items()
     )
     return set() if archived else {(key, old.etag)}
 
