@@ -57,18 +57,25 @@ def export(
 
     async def work(context: JobContext) -> ExportReport:
         await to_thread.run_sync(_check_apart, context.settings, to)
-        with base.spinner(_describe) as progress:
-            async with _open_target(context.settings, to) as target:
-                report = await export_all(
-                    context.store,
-                    context.settings,
-                    target,
-                    tables=tuple(dict.fromkeys(table or ExportTable)),
-                    file_format=file_format,
-                    since=since,
-                    until=until,
-                    progress=progress,
-                )
+        async with (
+            base.progress("files", json=json) as bar,
+            _open_target(context.settings, to) as target,
+        ):
+
+            def note(report: ExportReport) -> None:
+                bar.done = len(report.written) + report.unchanged
+                bar.note = f"{report.rows:,} rows written"
+
+            report = await export_all(
+                context.store,
+                context.settings,
+                target,
+                tables=tuple(dict.fromkeys(table or ExportTable)),
+                file_format=file_format,
+                since=since,
+                until=until,
+                progress=note,
+            )
         base.check_found(
             context.settings,
             context.settings.aggregate_prefix,
