@@ -139,6 +139,7 @@ def plain(text: str) -> str:
     text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*(\+00:00|Z)", "MOMENT", text)
     text = re.sub(r"\b\d\d:\d\d:\d\d\b", "MOMENT", text)
     text = re.sub(r"\d{8}t\d{4}Z", "WINDOW", text)
+    text = re.sub("─+", "─", text)  # as long as the table is wide
     return " ".join(text.split())
 
 

@@ -72,7 +72,7 @@ class Resolver:
         defaults = {name: str(each["Default"]) for name, each in declared if "Default" in each}
         self.parameters = defaults | _PSEUDO | PARAMETERS | self.given
 
-    def resolve(self, value: Any) -> Any:  # noqa: PLR0911 (one case for each function)
+    def resolve(self, value: Any) -> Any:  # noqa: C901, PLR0911 (one case for each function)
         """Return a value without functions."""
         if isinstance(value, list):
             resolved = [self.resolve(each) for each in value]
@@ -81,7 +81,7 @@ class Resolver:
             return value
         match list(value.items()):
             case [("Ref", name)]:
-                return None if name == "AWS::NoValue" else self.parameters.get(name, f"<{name}>")
+                return self.reference(name)
             case [("Fn::GetAtt", name)]:
                 return f"<{name}>"
             case [("Fn::FindInMap", [name, *keys])]:
@@ -90,19 +90,60 @@ class Resolver:
                     found = found[self.resolve(key)]
                 return found
             case [("Fn::If", [name, first, second])]:
-                return self.resolve(first if self.condition(name) else second)
+                condition = template()["Conditions"][name]
+                return self.resolve(first if self.holds(condition) else second)
+            case [("Fn::Join", [separator, parts])]:
+                return separator.join(self.resolve(parts))
             case [("Fn::Sub", [text, names])]:
                 return self.substitute(text, {n: self.resolve(each) for n, each in names.items()})
             case [("Fn::Sub", text)]:
                 return self.substitute(text, {})
         return {name: self.resolve(each) for name, each in value.items()}
 
-    def condition(self, name: str) -> bool:
-        """Return whether a condition holds: all compare a parameter, negated or not."""
-        condition = template()["Conditions"][name]
-        negated = "Fn::Not" in condition
-        left, right = (condition["Fn::Not"][0] if negated else condition)["Fn::Equals"]
-        return bool((self.resolve(left) == right) != negated)
+    def reference(self, name: str) -> Any:
+        """Return the value of a parameter, or the name of a resource in angle brackets."""
+        if name == "AWS::NoValue":
+            return None
+        value = self.parameters.get(name, f"<{name}>")
+        declared = template()["Parameters"].get(name, {})
+        return value.split(",") if declared.get("Type") == "CommaDelimitedList" else value
+
+    def holds(self, condition: dict[str, Any]) -> bool:
+        """Return whether a condition, or the condition or assertion of a rule, holds."""
+        ((function, arguments),) = condition.items()
+        match function:
+            case "Fn::Equals":
+                left, right = map(self.resolve, arguments)
+                return bool(left == right)
+            case "Fn::EachMemberEquals":
+                members, value = map(self.resolve, arguments)
+                return all(each == value for each in members)
+            case "Fn::Not":
+                return not self.holds(arguments[0])
+            case "Fn::And":
+                return all(map(self.holds, arguments))
+        assert function == "Fn::Or"
+        return any(map(self.holds, arguments))
+
+    def refused(self) -> set[str]:
+        """Return the parameters and rules that refuse the values."""
+        rules = {
+            name
+            for name, rule in template()["Rules"].items()
+            if "RuleCondition" not in rule or self.holds(rule["RuleCondition"])
+            if not all(self.holds(each["Assert"]) for each in rule["Assertions"])
+        }
+        declared = template()["Parameters"].items()
+        return rules | {name for name, each in declared if not self._accepts(name, each)}
+
+    def _accepts(self, name: str, declared: dict[str, Any]) -> bool:
+        value = self.parameters[name]
+        if "AllowedValues" in declared and value not in map(str, declared["AllowedValues"]):
+            return False
+        if not re.fullmatch(declared.get("AllowedPattern", ".*"), value):
+            return False
+        least, most = declared.get("MinValue", "-inf"), declared.get("MaxValue", "inf")
+        return declared["Type"] != "Number" or float(least) <= float(value) <= float(most)
 
     def substitute(self, text: str, names: dict[str, Any]) -> str:
         """Fill in ``${…}``."""
