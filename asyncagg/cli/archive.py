@@ -63,18 +63,24 @@ def list_files(
       asyncagg archive list s3://bucket --since 2025-10-21 --until 2025-10-22 --json
     """
     found: set[str] = set()
+    number = size = 0
 
     async def work(context: JobContext) -> None:
+        nonlocal number, size
         wanted = _wanted(context.settings, keys, window, since, until)
         async for page in list_archived(context, wanted):
             for each in page:
                 found.update({each.file.key} & wanted.keys)
+                number += 1
+                size += each.file.size
                 if json:
                     base.print_json(each.as_dict())
                 else:
                     _print_file(each)
 
     base.execute_with_store(settings, work, json=json)
+    if not json:
+        base.out.print(f"total: {base.number_of(number, 'file')}, {size:,} bytes")
     raise typer.Exit(3 if _report_unknown(keys, found) else 0)
 
 
@@ -132,7 +138,7 @@ def extract_files(
         wanted = _wanted(context.settings, keys, window, since, until)
         target = Folder(to, context.layout.runs_prefix) if to else Inbox(context)
 
-        with base.spinner(_describe) as progress:
+        async with base.progress("files", json=json) as bar:
 
             def note(result: Extracted) -> None:
                 found.update({result.key} & wanted.keys)
@@ -143,8 +149,7 @@ def extract_files(
                 elif result.reason:
                     text = f"left  {base.visible(result.key)}: {base.visible(result.reason)}"
                     base.print_text(text, style="yellow")
-                if progress:
-                    progress(counts)
+                bar.done, bar.note = counts["extracted"], f"{counts['bytes']:,} bytes"
 
             await extract(context, wanted, target, note, counted=count_again or not to_inbox)
 
@@ -189,10 +194,14 @@ def pack_files(
     interval = check_interval(since, until)
 
     async def work(context: JobContext) -> PackReport:
-        with base.spinner(_describe_packed) as progress:
-            return await pack_archive(
-                context, interval, dry_run=dry_run, progress=progress or (lambda _: None)
-            )
+        async with base.progress("files", json=json) as bar:
+
+            def note(report: PackReport) -> None:
+                windows = base.number_of(report.windows, "window")
+                bar.done = report.packed
+                bar.note = f"{windows}, {base.number_of(report.packs, 'pack')}"
+
+            return await pack_archive(context, interval, dry_run=dry_run, progress=note)
 
     def show(report: PackReport) -> None:
         base.out.print(_describe_packed(report))
@@ -251,9 +260,6 @@ def _describe(counts: dict[str, int]) -> str:
 def _print_file(each: ArchivedFile) -> None:
     file = each.file
     place = f"pack {file.pack}" if file.pack else "object"
-    written = f"{file.last_modified:%Y-%m-%dT%H:%M:%SZ}"
+    written = base.time_text(file.last_modified)
     mark = "" if each.counted else "  not counted"
-    size = f"{file.size:,} bytes"
-    base.print_text(
-        f"{base.visible(file.key)}  {each.window.name}  {place}  {size}  {written}{mark}"
-    )
+    base.print_entry(file.key, f"{each.window.name}  {place}  {file.size:,} bytes  {written}{mark}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from asyncagg.backfill import (
     BackfillProgress,
@@ -24,6 +24,7 @@ from asyncagg.backfill import (
 )
 from asyncagg.backfill import backfill as settle_all
 from asyncagg.cli import base
+from asyncagg.cli.progress import Bar, CountedStore
 from asyncagg.errors import ConfigurationError, UsageError
 from asyncagg.model import Interval
 from asyncagg.settings import Settings
@@ -99,16 +100,19 @@ def backfill(
         settings = msgspec.structs.replace(settings, store=str(Path(settings.store).absolute()))
 
     async def work() -> tuple[BackfillReport | RecomputeReport, Interval]:
-        async with _engine(settings, workers, scheduler) as (engine, followed):
+        async with (
+            base.progress("files", json=json) as bar,
+            _engine(settings, workers, scheduler, bar) as (engine, followed),
+        ):
             interval = interval_of(followed, since, until)
-            with _progress(json=json) as progress:
-                if archive:
-                    return await recompute_all(
-                        engine, followed, interval, write=write, progress=progress
-                    ), interval
-                return await settle_all(
-                    engine, followed, interval, dry_run=dry_run, progress=progress
+            progress = _print_lines() if json else _note_on(bar)
+            if archive:
+                return await recompute_all(
+                    engine, followed, interval, write=write, progress=progress
                 ), interval
+            return await settle_all(
+                engine, followed, interval, dry_run=dry_run, progress=progress
+            ), interval
 
     base.configure_logs(settings, json=json)
     report, interval = base.execute(work)
@@ -123,13 +127,16 @@ def backfill(
 
 @asynccontextmanager
 async def _engine(
-    settings: Settings, workers: int | None, scheduler: str | None
+    settings: Settings, workers: int | None, scheduler: str | None, bar: Bar
 ) -> AsyncIterator[tuple[Engine, Settings]]:
     """Start the engine, and return it with the settings of the store's record."""
     async with base.open_context(settings) as context:
         settings = context.settings
         if workers is None and scheduler is None:
-            yield LocalEngine(context), settings
+            store = context.store
+            if bar.is_shown:
+                store = CountedStore(store, settings.runs_prefix, bar)
+            yield LocalEngine(replace(context, store=store)), settings
             return
     try:
         from asyncagg.backfill import cluster  # noqa: PLC0415 - an extra
@@ -147,41 +154,19 @@ async def _engine(
         yield engine, settings
 
 
-@contextmanager
-def _progress(*, json: bool) -> Iterator[Callable[[BackfillProgress], None] | None]:
-    """Show the progress: as lines for machines, or as a bar on a terminal."""
-    if json:
-        yield _print_lines()
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[troubles]}", style="red"),
-    )
-    started = time.monotonic()
-    with base.progress_bar(*columns, rate="", troubles="") as update:
+def _note_on(bar: Bar) -> Callable[[BackfillProgress], None]:
+    """Return the function that shows the progress on a bar."""
 
-        def show(progress: BackfillProgress) -> None:
-            if update is None:
-                return
-            seconds = time.monotonic() - started
-            # Half of the work on a file is to fetch it, the other half to archive it.
-            done = (progress.files_done + progress.files_cleared) / 2
-            size = progress.bytes * done / max(1, progress.files)
-            windows = f"{progress.windows_done:,}/{progress.windows:,} windows"
-            update(
-                description=windows if progress.windows else "listing",
-                total=progress.files or None,
-                completed=done,
-                rate=f"{done / seconds:,.0f} files/s {size / seconds / 1e6:,.1f} MB/s",
-                troubles=f"{progress.troubles:,} in trouble" if progress.troubles else "",
-            )
+    def note(progress: BackfillProgress) -> None:
+        # Half of the work on a file is to fetch it, the other half to archive it. The store on this
+        # machine notes each file, a cluster only what its tasks have done.
+        bar.done = max(bar.done, (progress.files_done + progress.files_cleared) / 2)
+        if progress.windows:  # else it is still listing
+            bar.total, bar.is_final = progress.files or None, True
+            troubles = f", {progress.troubles:,} in trouble" if progress.troubles else ""
+            bar.note = f"{progress.windows_done:,}/{progress.windows:,} windows{troubles}"
 
-        yield show if update else None
+    return note
 
 
 def _print_lines() -> Callable[[BackfillProgress], None]:
@@ -200,7 +185,7 @@ def _print_lines() -> Callable[[BackfillProgress], None]:
 
 def _print_settled(report: BackfillReport, interval: Interval) -> None:
     """Print the sums, and the windows with failures: there may be thousands of others."""
-    span = f"from {interval.since.isoformat()} to {interval.until.isoformat()}"
+    span = f"from {base.time_text(interval.since)} to {base.time_text(interval.until)}"
     if not report.windows and report.complete:
         base.out.print(f"the inbox has no run files for the windows {span}")
         return
@@ -226,7 +211,7 @@ def _print_settled(report: BackfillReport, interval: Interval) -> None:
 def _print_recomputed(report: RecomputeReport) -> None:
     count = len(report.windows)
     bad = [each for each in report.windows if each.differences or each.failure]
-    aggregates = f"{count:,} aggregate{'s' if count != 1 else ''} checked"
+    aggregates = f"{base.number_of(count, 'aggregate')} checked"
     base.out.print(f"{aggregates}, {f'{len(bad):,} with problems' if bad else 'no differences'}")
     for each in bad:
         if each.failure:

@@ -14,26 +14,25 @@ from collections.abc import (
     Callable,
     Coroutine,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from functools import partial
 from typing import Annotated, Any, NoReturn, Protocol, TypeVar
 
 import anyio
 import orjson
 import typer
 from anyio.abc import TaskStatus
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
-from rich.table import Column, Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+from asyncagg.cli import tables
+from asyncagg.cli.progress import Bar, shown
 from asyncagg.errors import AsyncaggError, NotFoundError
 from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import RunReport
@@ -296,25 +295,61 @@ def print_text(text: str, *, style: str = "", to: Console = out) -> None:
 
 
 def print_table(
-    rows: Iterable[Sequence[object]], *columns: str | Column, title: str | None = None
+    rows: Iterable[Sequence[object]],
+    *names: str,
+    title: str = "",
+    total: Sequence[object] | None = None,
 ) -> None:
-    """Print a table, with integers on the right, and a name as the header of each column."""
-    table = Table(
-        *(Column(each, overflow="fold") if isinstance(each, str) else each for each in columns),
-        title=title,
+    """Print a table that fits the terminal, with integers on the right.
+
+    Args:
+        rows: The cells.
+        names: The names of the columns.
+        title: A line above.
+        total: The cells of a last row, if there is more than one.
+    """
+    listed = list(rows)
+    if title:
+        print_wrapped(title)
+    tables.print_table(
+        out,
+        names,
+        [[_cell(each) for each in row] for row in listed],
+        [_cell(each) for each in total] if total and len(listed) > 1 else None,
+        numbers=[any(isinstance(row[at], int) for row in listed) for at in range(len(names))],
     )
-    for row in rows:
-        for column, cell in zip(table.columns, row, strict=True):
-            if isinstance(cell, int):
-                column.justify = "right"
-        table.add_row(*map(_cell, row))
-    out.print(table)
 
 
 def _cell(value: object) -> Text:
     if isinstance(value, Text):
         return value
     return Text(f"{value:,}" if isinstance(value, int) else str(value))
+
+
+def print_wrapped(text: str, *, style: str = "", indent: str = "") -> None:
+    """Print text in lines that fit the terminal, without breaking words."""
+    for line in tables.wrap(text, out.width - len(indent)):
+        print_text(f"{indent}{line}", style=style)
+
+
+def print_entry(key: str, details: str) -> None:
+    """Print an entry of a list: on one line if it fits, else with the details on the next."""
+    name = visible(key)
+    if cell_len(f"{name}  {details}") <= out.width:
+        out.print(Text.assemble((name, "bold"), f"  {details}"), soft_wrap=True)
+    else:
+        print_wrapped(name, style="bold")
+        print_wrapped(details, indent="    ")
+
+
+def number_of(count: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def time_text(moment: datetime) -> str:
+    """Return a time in UTC as people read it: to the second."""
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def visible(text: str) -> str:
@@ -330,19 +365,19 @@ def print_report(report: RunReport) -> None:
     names = ["counted", "late", "quarantined", "deferred", "left", "archived"]
     if report.total.failed:
         names.insert(3, "failed")
+    ended = f"that ended by {time_text(datetime.fromisoformat(report.at))}"
     if report.windows:
         print_table(
             [
                 (each.window, each.revision or "-", *(getattr(each.tally, name) for name in names))
                 for each in report.windows.values()
             ],
-            Column("window", no_wrap=True),
-            Column("rev.", justify="right"),
-            *names,
-            title=f"windows that ended by {report.at}",
+            *("window", "rev.", *names),
+            title=f"windows {ended}",
+            total=("total", "", *(getattr(report.total, name) for name in names)),
         )
     else:
-        out.print(f"no window that ended by {report.at} has new run files")
+        print_wrapped(f"no window {ended} has new run files")
     for window, reason in report.failures.items():
         print_text(f"window {window} failed: {reason}", style="red")
     notes = []
@@ -356,7 +391,7 @@ def print_report(report: RunReport) -> None:
     if retries := describe_retries(report.retries):
         notes.append(retries)
     if notes:
-        out.print("; ".join(notes))
+        print_wrapped("; ".join(notes))
 
 
 def describe_retries(retries: Mapping[str, int]) -> str:
@@ -374,19 +409,6 @@ def describe_ignored(count: int, keys: Sequence[str]) -> str:
     return f"{count} objects ignored (not .json or .json.gz){such}"
 
 
-@contextmanager
-def progress_bar(*columns: ProgressColumn, **fields: Any) -> Iterator[Callable[..., None] | None]:
-    """On a terminal, show a progress bar; the context yields the function that updates it."""
-    if not err.is_terminal:
-        yield None
-        return
-    with Progress(*columns, console=err, transient=True) as bar:
-        yield partial(bar.update, bar.add_task("listing", total=None, **fields))
-
-
-@contextmanager
-def spinner(describe: Callable[[T], str]) -> Iterator[Callable[[T], None] | None]:
-    """On a terminal, show a progress report as ``describe`` words it, as often as it is passed."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with progress_bar(*columns) as update:
-        yield update and (lambda report: update(description=describe(report)))
+def progress(unit: str, *, json: bool) -> AbstractAsyncContextManager[Bar]:
+    """Return a context that shows on the terminal how far a command is, as its bar says."""
+    return shown(Bar(unit), err, json=json)

@@ -32,10 +32,19 @@ def demo(
 
       asyncagg demo --on directory --json
     """
-    from asyncagg.sample.demo import run_demo  # noqa: PLC0415 - moto is an extra
+    from asyncagg.sample.demo import DemoResult, run_demo  # noqa: PLC0415 - moto is an extra
 
     logs.configure("error", json=False)
-    result = base.execute(lambda: run_demo(on_s3=on is Place.S3, files=files, seed=seed))
+
+    async def work() -> DemoResult:
+        async with base.progress("", json=json) as bar:
+
+            def note(step: str) -> None:
+                bar.note = step
+
+            return await run_demo(on_s3=on is Place.S3, files=files, seed=seed, step=note)
+
+    result = base.execute(work)
     if json:
         base.print_json(result.as_dict())
         return

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import orjson
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from asyncagg.cli.base import (
@@ -15,6 +14,7 @@ from asyncagg.cli.base import (
     execute,
     out,
     print_json,
+    print_table,
     visible,
     with_settings,
 )
@@ -48,7 +48,7 @@ def doctor(
     """Check a set-up: credentials, permissions and the store.
 
     For a bucket, it also checks region, endpoint, clock, guards and prefixes; for a directory, the
-    permissions and the features of the file system. It changes nothing; the two small objects that
+    permissions and the features of the file system. It changes nothing; the small objects that
     it creates below the archive prefix are removed. If permissions are missing, it prints the IAM
     policy that grants them.
 
@@ -82,14 +82,14 @@ def doctor(
 
 
 def _print(diagnosis: Diagnosis) -> None:
-    table = Table(title=Text(f"checks of {diagnosis.store}"))
-    table.add_column("check", overflow="fold")
-    table.add_column("result", no_wrap=True)
-    table.add_column("finding", overflow="fold")
-    for name, result in diagnosis.results.items():
-        status = Text(result.status, style=_STYLES[result.status])
-        table.add_row(Text(name), status, Text(visible(result.detail)))
-    out.print(table)
+    print_table(
+        [
+            (name, Text(result.status, style=_STYLES[result.status]), visible(result.detail))
+            for name, result in diagnosis.results.items()
+        ],
+        *("check", "result", "finding"),
+        title=f"checks of {diagnosis.store}",
+    )
     for name, result in diagnosis.results.items():
         if result.advice:
             line = Text(f"{name}: {visible(result.advice)}", style=_STYLES[result.status])

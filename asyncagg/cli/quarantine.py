@@ -8,7 +8,6 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.text import Text
 
 from asyncagg.cli import base
 from asyncagg.errors import UsageError
@@ -59,13 +58,14 @@ def list_files(
       asyncagg quarantine list s3://bucket --since 2025-10-21T00:00:00Z --reason gzip --json
     """
     check_interval(since, until)
-    unread = 0
+    unread = size = 0
 
     async def work(context: JobContext) -> int:
-        nonlocal unread
+        nonlocal unread, size
         number = 0
         async for each in list_quarantined(context, since=since, until=until, reason=reason):
             number += 1
+            size += each.file.size
             unread += bool(each.failure)
             if json:
                 base.print_json(each.as_dict())
@@ -73,9 +73,12 @@ def list_files(
                 _print_held(each)
         return number
 
-    if not base.execute_with_store(settings, work, json=json) and not json:
-        filtered = since or until or reason
-        base.out.print("no file matches" if filtered else "no file is quarantined")
+    number = base.execute_with_store(settings, work, json=json)
+    if not json:
+        nothing = "no file matches" if since or until or reason else "no file is quarantined"
+        base.out.print(
+            f"total: {base.number_of(number, 'file')}, {size:,} bytes" if number else nothing
+        )
     raise typer.Exit(3 if unread else 0)
 
 
@@ -206,15 +209,13 @@ def _check(
 
 
 def _print_held(each: QuarantinedFile) -> None:
-    line = Text(base.visible(each.file.key), style="bold")
     window = each.window.name if each.window else "-"
-    time = f"{each.file.last_modified:%Y-%m-%dT%H:%M:%SZ}"
-    line.append(f"  {time}  window {window}  {each.file.size:,} bytes", style="not bold")
-    base.out.print(line, soft_wrap=True)
+    time = base.time_text(each.file.last_modified)
+    base.print_entry(each.file.key, f"{time}  window {window}  {each.file.size:,} bytes")
     if each.failure:
-        base.print_text(f"    not read: {base.visible(each.failure)}", style="red")
+        base.print_wrapped(f"not read: {base.visible(each.failure)}", style="red", indent="    ")
     else:
-        base.print_text(f"    {base.visible(each.reason) or 'no reason is known'}")
+        base.print_wrapped(base.visible(each.reason) or "no reason is known", indent="    ")
 
 
 def _print_shown(shown: FileDetails) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from asyncagg.cli import base
 from asyncagg.errors import ConfigurationError, UsageError
@@ -53,13 +52,15 @@ def report(
         to = "report.html"
     if to is not None:
         _check(to, json=json)
-    columns = (TextColumn("aggregates"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
 
     async def work(context: JobContext) -> Report:
-        with base.progress_bar(*columns) as update:
-            progress = update and (lambda done, count: update(completed=done, total=count))
+        async with base.progress("aggregates", json=json) as bar:
+
+            def note(done: int, count: int) -> None:
+                bar.done, bar.total, bar.is_final = done, count, True
+
             return await gather(
-                context.store, context.settings, since=since, until=until, progress=progress
+                context.store, context.settings, since=since, until=until, progress=note
             )
 
     made = base.execute_with_store(settings, work, json=json)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from asyncagg.cli import base
+from asyncagg.job.context import JobContext
 from asyncagg.rollup import Period, RollupReport
 from asyncagg.rollup import rollup as roll_up
 from asyncagg.settings import Settings
@@ -38,11 +40,19 @@ def rollup(
 
       asyncagg rollup s3://matching-out-runs --period month --since 2025-10-01 --json
     """
-    report = base.execute_with_store(
-        settings,
-        lambda context: roll_up(context.store, context.settings, period, since=since, until=until),
-        json=json,
-    )
+
+    async def work(context: JobContext) -> RollupReport:
+        async with base.progress("rollups", json=json) as bar:
+
+            def note(report: RollupReport) -> None:
+                bar.done = len(report.written) + report.unchanged
+                bar.note = f"{len(report.written):,} written"
+
+            return await roll_up(
+                context.store, context.settings, period, since=since, until=until, progress=note
+            )
+
+    report = base.execute_with_store(settings, work, json=json)
     base.check_found(
         settings,
         settings.aggregate_prefix,
@@ -50,10 +60,13 @@ def rollup(
         allow_empty=allow_empty,
         filtered=bool(since or until),
     )
-    base.finish(report, _print, json=json)
+    base.finish(report, partial(_print, period), json=json)
 
 
-def _print(report: RollupReport) -> None:
+def _print(period: Period, report: RollupReport) -> None:
+    # Longer periods have the files of shorter ones, so the totals are those of one length.
+    chosen = [each for each in report.written if f"{period}/" in each.key]
+    sums = [sum(getattr(each, name) for each in chosen) for name in ("inputs", "read", "counted")]
     base.print_table(
         [
             (each.key, each.revision, each.inputs, each.read, each.counted)
@@ -61,6 +74,7 @@ def _print(report: RollupReport) -> None:
         ],
         *("key", "rev.", "inputs", "read", "files"),
         title=f"{len(report.written):,} rollups written, {report.unchanged:,} unchanged",
+        total=(f"total by {period}", "", *sums),
     )
     for key, reason in report.failures.items():
         base.print_text(f"{key} failed: {reason}", style="red")

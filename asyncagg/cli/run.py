@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from asyncagg.cli import base
+from asyncagg.cli.progress import CountedStore
+from asyncagg.ingest.parsing import is_run_file
 from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.pipeline import run as run_pipeline
+from asyncagg.model import RunFile
 from asyncagg.settings import Settings
 
 
@@ -39,18 +42,26 @@ def run(
     """
 
     async def work(context: JobContext) -> RunReport:
-        with base.spinner(_progress) as progress:
+        until = at or context.now()
+
+        def is_wanted(file: RunFile) -> bool:
+            return is_run_file(file.key) and context.window_of(file).end <= until
+
+        async with base.progress("files", json=json) as bar:
+
+            def note(report: RunReport) -> None:
+                bar.note = base.number_of(len(report.windows), "window")
+
+            store = context.store
+            if bar.is_shown:
+                store = CountedStore(store, context.settings.runs_prefix, bar, is_wanted)
             return await run_pipeline(
-                context.store,
+                store,
                 context.settings,
-                at=at,
+                at=until,
                 deadline=Deadline.after(settings.max_seconds),
                 dry_run=dry_run,
-                progress=progress,
+                progress=note,
             )
 
     base.finish(base.execute_with_store(settings, work, json=json), base.print_report, json=json)
-
-
-def _progress(report: RunReport) -> str:
-    return f"{report.total.counted:,} counted, {report.total.archived:,} archived"

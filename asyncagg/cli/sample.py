@@ -44,7 +44,15 @@ def sample(
             bad_fraction=bad_fraction,
             seed=seed,
         )
-        return await write_samples(context.store, made, workers=settings.concurrency)
+        async with base.progress("files", json=json) as bar:
+            bar.total, bar.is_final = files, True
+
+            def note(totals: SampleTotals) -> None:
+                bar.done = totals.files
+
+            return await write_samples(
+                context.store, made, workers=settings.concurrency, progress=note
+            )
 
     totals = base.execute_with_store(settings, work, json=json)
     if json:

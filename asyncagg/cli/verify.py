@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Annotated
 
 import typer
-from rich.table import Column
 from rich.text import Text
 
 from asyncagg.cli import base
@@ -61,8 +61,8 @@ def verify(
         raise UsageError("--repair asks before it changes anything: expected --yes or a terminal")
 
     async def look(context: JobContext) -> VerifyReport:
-        with base.spinner(_progress) as progress:
-            return await verify_all(context, wanted=selected, progress=progress)
+        async with _progress(json=json) as note:
+            return await verify_all(context, wanted=selected, progress=note)
 
     found = base.execute_with_store(settings, look, json=json)
     prefixes = ("aggregate_prefix", "archive_prefix", "quarantine_prefix")
@@ -81,8 +81,8 @@ def verify(
         raise typer.Exit(found.exit_code)
 
     async def fix(context: JobContext) -> RepairReport:
-        with base.spinner(_progress) as progress:
-            return await repair_found(context, found, wanted=selected, progress=progress)
+        async with _progress(json=json) as note:
+            return await repair_found(context, found, wanted=selected, progress=note)
 
     base.finish(base.execute_with_store(settings, fix, json=json), _print_repaired, json=json)
 
@@ -112,8 +112,12 @@ def _print(report: VerifyReport, title: str) -> None:
         f"{counts.archived:,} archived, {counts.quarantined:,} quarantined, "
         f"{counts.inbox:,} in the inbox"
     )
-    columns = (Column("check", no_wrap=True), "found", "examples")
-    base.print_table([_row(report, kind) for kind in FindingKind], *columns, title=title)
+    base.print_table(
+        [_row(report, kind) for kind in FindingKind],
+        *("check", "found", "examples"),
+        title=title,
+        total=("total", sum(each.count for each in report.findings.values()), ""),
+    )
     if report.ignored.count:
         keys = [each.key for each in report.ignored.examples[:_SHOWN]]
         base.print_text(base.describe_ignored(report.ignored.count, keys))
@@ -147,5 +151,12 @@ def _print_repaired(report: RepairReport) -> None:
         base.out.print("the other findings cannot be repaired safely and are unchanged")
 
 
-def _progress(report: VerifyReport) -> str:
-    return f"{report.counts.aggregates:,} aggregates, {report.counts.files:,} files read"
+@asynccontextmanager
+async def _progress(*, json: bool) -> AsyncIterator[Callable[[VerifyReport], None]]:
+    async with base.progress("files read", json=json) as bar:
+
+        def note(report: VerifyReport) -> None:
+            bar.done = report.counts.files
+            bar.note = base.number_of(report.counts.aggregates, "aggregate")
+
+        yield note

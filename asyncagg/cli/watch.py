@@ -124,12 +124,12 @@ async def _endpoint(
 def _print(done: WatchedRun) -> None:
     """Print a run on one line, and its failures on others."""
     if done.report is None:
-        base.print_text(f"{done.end.isoformat()} failed: {done.trouble}", style="red")
+        base.print_text(f"{base.time_text(done.end)} failed: {done.trouble}", style="red")
         return
     total = done.report.total
     names = ("counted", "late", "archived", "quarantined", "deferred", "left")
     counts = ", ".join(f"{getattr(total, name):,} {name}" for name in names)
-    base.print_text(f"{done.end.isoformat()} {counts}; {done.seconds:.1f} s")
+    base.print_text(f"{base.time_text(done.end)} {counts}; {done.seconds:.1f} s")
     for window, reason in done.report.failures.items():
         base.print_text(f"window {window} failed: {reason}", style="red")
     if done.trouble and not done.report.failures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -56,18 +56,23 @@ class DemoResult:
         return asdict(self) | runs
 
 
-async def run_demo(*, on_s3: bool, files: int, seed: int) -> DemoResult:
+async def run_demo(
+    *, on_s3: bool, files: int, seed: int, step: Callable[[str], object] = lambda _: None
+) -> DemoResult:
     """Write sample files, one of them late, settle them in two runs, and read the outcome.
 
     Args:
         on_s3: Whether to use moto's S3 server, or else a temporary directory.
         files: How many files.
         seed: The same seed gives the same files.
+        step: Called with the name of each step when it begins.
 
     Raises:
         ConfigurationError: moto is not installed.
     """
+    step("opening the store")
     async with _temporary_store(on_s3=on_s3) as (store, settings):
+        step("writing run files")
         windows = last_windows(WINDOWS, settings.window_minutes)
         late, *in_time = samples(
             files=files,
@@ -77,9 +82,12 @@ async def run_demo(*, on_s3: bool, files: int, seed: int) -> DemoResult:
             seed=seed,
         )
         totals = await write_samples(store, in_time)
+        step("counting and archiving them")
         first = await run(store, settings, at=windows[-1].end)
+        step("counting a late file")
         await write_samples(store, [late])
         second = await run(store, settings, at=windows[-1].end)
+        step("reading the aggregates")
         aggregates = [await _read(store, key) for key in _aggregate_keys(first, second)]
         return DemoResult(
             headline=f"wrote {totals.files} run files over {WINDOWS} windows to {store.url}, "

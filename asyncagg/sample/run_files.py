@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -118,9 +118,20 @@ def last_windows(count: int, minutes: int, at: datetime | None = None) -> list[W
 
 
 async def write_samples(
-    store: Store, files: Iterable[SampleFile], *, workers: int = 16
+    store: Store,
+    files: Iterable[SampleFile],
+    *,
+    workers: int = 16,
+    progress: Callable[[SampleTotals], object] = lambda _: None,
 ) -> SampleTotals:
-    """Write sample files to a store, and return their totals."""
+    """Write sample files to a store, and return their totals.
+
+    Args:
+        store: The store.
+        files: The files.
+        workers: How many are written at a time.
+        progress: Called with the totals so far after each file.
+    """
     totals = SampleTotals()
 
     async def write(file: SampleFile) -> None:
@@ -128,6 +139,7 @@ async def write_samples(
         totals.files += 1
         totals.bad += not file.good
         totals.bytes += len(file.data)
+        progress(totals)
 
     await for_each(files, write, workers=workers)
     return totals

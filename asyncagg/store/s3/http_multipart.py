@@ -11,6 +11,7 @@ from typing import Any
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Condition
 from asyncagg.store.s3 import xml as s3xml
+from asyncagg.store.s3.demanded import NOTHING, Demanded
 from asyncagg.store.s3.http import Response
 from asyncagg.store.s3.http_plane import condition_headers, etag_of, object_headers
 from asyncagg.store.s3.plane import DEFAULT_CLASS, StorageClass, s3_error
@@ -27,17 +28,20 @@ class HttpMultipart:
         prefix: str = "",
         *,
         storage_class: StorageClass = DEFAULT_CLASS,
+        demanded: Demanded = NOTHING,
     ) -> None:
         self._requester = requester
         self._bucket = requester.bucket
         self._root = f"/{encode_path(prefix)}"
         self._storage_class = storage_class
+        self._demanded = demanded
 
     async def create(self, key: str, *, content_type: str, metadata: Mapping[str, str]) -> str:
         """CreateMultipartUpload; returns the upload's id."""
         headers = object_headers(content_type, "", metadata)
         if name := self._storage_class.of(key):
             headers["x-amz-storage-class"] = name
+        headers |= self._demanded.puts
         request = S3Request("put", key, "POST", self._path(key), headers, "uploads=")
         return await self._requester.ask(request, _parse_upload)
 
@@ -61,6 +65,7 @@ class HttpMultipart:
             "x-amz-copy-source": f"{self._bucket}{self._path(source.key)}",
             "x-amz-copy-source-if-match": f'"{source.etag}"',
             "x-amz-copy-source-range": f"bytes={first}-{last}",
+            **self._demanded.part_copies,
         }
         query = _part(upload, number)
         request = S3Request("copy", source.key, "PUT", self._path(key), headers, query)

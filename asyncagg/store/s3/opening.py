@@ -15,6 +15,7 @@ from asyncagg.settings import Settings
 from asyncagg.store.guards import GuardedStore, PartsGuard
 from asyncagg.store.protocol import Store
 from asyncagg.store.retry import Retry, RetryPolicy
+from asyncagg.store.s3.demanded import demanded_headers, demanded_parameters
 from asyncagg.store.s3.environment import check_credentials, read_environment, warn_of_plain_http
 from asyncagg.store.s3.http import Limits, tls_context
 from asyncagg.store.s3.http_multipart import HttpMultipart
@@ -66,7 +67,9 @@ async def _open_planes(
     from asyncagg.store.s3.boto import open_control  # noqa: PLC0415
 
     async with open_control(
-        endpoint_url=settings.endpoint_url, connections=settings.concurrency
+        endpoint_url=settings.endpoint_url,
+        connections=settings.concurrency,
+        parameters=demanded_parameters(settings),
     ) as control:
         if control.proxy and settings.data_plane == "lean":
             _log.info("requests go through aioboto3", extra={"proxy": control.proxy})
@@ -101,6 +104,7 @@ async def _open_http_planes(
     credentials: CredentialsSource,
     ca_bundle: str | None,
 ) -> AsyncIterator[tuple[DataPlane, Multipart]]:
+    demanded = demanded_headers(settings)
     tls = None
     if target.endpoint.tls:
         tls = await to_thread.run_sync(tls_context, ca_bundle)
@@ -113,12 +117,13 @@ async def _open_http_planes(
             max_body_bytes=max(settings.stream_bytes, _MAX_PAGE_BYTES),
         ),
         tls=tls,
+        headers=demanded.every,
     )
     storage_class = StorageClass(settings.archive_storage_class, settings.archive_prefix)
     try:
         yield (
-            HttpDataPlane(requester, prefix, storage_class=storage_class),
-            HttpMultipart(requester, prefix, storage_class=storage_class),
+            HttpDataPlane(requester, prefix, storage_class=storage_class, demanded=demanded),
+            HttpMultipart(requester, prefix, storage_class=storage_class, demanded=demanded),
         )
     finally:
         with move_on_after(_CLEANUP_SECONDS, shield=True):

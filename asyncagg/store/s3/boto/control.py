@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -39,6 +40,8 @@ from asyncagg.store.s3.text import printable
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 30.0
 _GLOBAL_HOST = "s3.amazonaws.com"
+
+_NONE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +163,15 @@ class Control:
 
 
 @asynccontextmanager
-async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[Control]:
+async def open_control(
+    *, endpoint_url: str, connections: int, parameters: Mapping[str, str] = _NONE
+) -> AsyncIterator[Control]:
     """Open an S3 client of aioboto3.
 
-    ``endpoint_url`` is that of an S3 server other than AWS, or empty.
+    Args:
+        endpoint_url: That of an S3 server other than AWS, or empty.
+        connections: The most connections.
+        parameters: Those of every request that knows them.
 
     Raises:
         ConfigurationError: The endpoint is not a URL, or boto rejects its environment.
@@ -200,8 +208,21 @@ async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[
         except boto_errors.BotoCoreError as error:
             raise configuration_error(error) from error
         client.meta.events.register("before-call.s3.HeadBucket", _without_redirect)
+        if parameters:
+            client.meta.events.register("provide-client-params.s3", partial(_provide, parameters))
         warn_of_plain_http(client.meta.endpoint_url)
         yield Control(session, client)
+
+
+def _provide(
+    parameters: Mapping[str, str], params: dict[str, Any], model: Any, **_: Any
+) -> dict[str, Any]:
+    """Return the parameters of a request with those that all requests of its kind have."""
+    known = model.input_shape.members
+    added: dict[str, Any] = {name: each for name, each in parameters.items() if name in known}
+    if "BucketKeyEnabled" in added:
+        added["BucketKeyEnabled"] = added["BucketKeyEnabled"] == "true"
+    return params | added
 
 
 def _without_redirect(*, context: dict[str, Any], **_: Any) -> None:
