@@ -40,7 +40,7 @@ def check(
     Examples:
       asyncagg check 20251021t1356Z_run-1.json ./outbox
 
-      my-producer | asyncagg check - --json
+      asyncagg check - --json < run-1.json
     """
     settings = from_environment(os.environ)
     base.configure_logs(settings, json=json)
