@@ -15,6 +15,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from asyncagg.export.parquet import arrow_schema
+from asyncagg.export.rows import ExportTable
 from asyncagg.settings import all_settings
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +26,8 @@ DOCUMENTS = [
     ROOT / "docs" / "reference" / "settings.md",
     ROOT / "docs" / "reference" / "aggregate.md",
     ROOT / "docs" / "reference" / "rollup.md",
+    ROOT / "docs" / "reference" / "export.md",
+    ROOT / "docs" / "how-to" / "query-the-results.md",
 ]
 _PLACE = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -80,10 +86,61 @@ def kind(field: dict[str, Any]) -> str:
     return words
 
 
+def columns(table: ExportTable) -> str:
+    """Return the columns of a table of an export."""
+    rows = (
+        f"| `{each.name}` | {each.type} | {'yes' if each.nullable else 'no'} |"
+        for each in arrow_schema(table)
+    )
+    return "\n".join(["| column | type | null |", "| --- | --- | --- |", *rows])
+
+
+_ATHENA_TYPES = {
+    pa.string(): "string",
+    pa.int64(): "bigint",
+    pa.float64(): "double",
+    pa.timestamp("us", tz="UTC"): "timestamp",
+}
+
+_ATHENA = """```sql
+CREATE EXTERNAL TABLE matching_{table} (
+{columns}
+)
+PARTITIONED BY (`date` string)
+STORED AS PARQUET
+LOCATION 's3://analysts/matching/{table}/'
+TBLPROPERTIES (
+  'projection.enabled' = 'true',
+  'projection.date.type' = 'date',
+  'projection.date.format' = 'yyyy-MM-dd',
+  'projection.date.range' = '2025-01-01,NOW',
+  'storage.location.template' = 's3://analysts/matching/{table}/date=${{date}}/'
+);
+```"""
+
+
+def athena() -> str:
+    """Return the statements that make the tables of an export known to Athena."""
+    return "\n\n".join(
+        _ATHENA.format(
+            table=table,
+            columns=",\n".join(
+                f"  `{each.name}` {_ATHENA_TYPES.get(each.type) or 'decimal(38,24)'}"
+                for each in arrow_schema(table)
+            ),
+        )
+        for table in ExportTable
+    )
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "aggregate": lambda: schema("aggregate"),
     "rollup": lambda: schema("rollup"),
+    "export-runs": lambda: columns(ExportTable.RUNS),
+    "export-matches": lambda: columns(ExportTable.MATCHES),
+    "export-windows": lambda: columns(ExportTable.WINDOWS),
+    "athena": athena,
 }
 
 

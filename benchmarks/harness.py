@@ -15,13 +15,17 @@ import sys
 import threading
 import time
 import urllib.request
+from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from hashlib import md5
 from importlib import metadata
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import ZipFile
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -144,16 +148,56 @@ def server(*words: str, tls: Path | None = None) -> Iterator[Server]:
             process.terminate()
 
 
-def lost(audit: Mapping[str, Any]) -> list[Any]:
+def lost(audit: Mapping[str, Any], form: str = "files") -> list[Any]:
     """Return the run files that are lost according to an audit.
 
-    Replaced aggregates and the deleted objects of the guards' probe are not losses.
+    Replaced aggregates and the deleted objects of the guards' probe are not losses. The server does
+    not look into packs: see `archived_content`.
     """
+    others = ("aggregates/", "runs/") if form == "packs" else ("aggregates/",)
     return [
         each
         for each in audit["lost"]
-        if not each["key"].startswith("aggregates/") and "/asyncagg-probe-" not in each["key"]
+        if not each["key"].startswith(others) and "/asyncagg-probe-" not in each["key"]
     ]
+
+
+def archived_content(store: Server, audit: Mapping[str, Any], windows: Iterable[datetime]) -> str:
+    """Return the content of all archived files, single or in packs, as an audit states it.
+
+    Args:
+        store: The server.
+        audit: Its audit.
+        windows: A moment in each window that asyncagg has settled.
+    """
+    content = int(audit["buckets"][BUCKET]["archive/"]["content"], 16)
+    content -= _digest(store.get("archive/.asyncagg"))  # the copy of the store's record
+    for moment in windows:
+        for pack in store.read(aggregate_key(moment)).get("packs", ()):
+            data = store.get(pack["key"])
+            with ZipFile(BytesIO(data)) as members:
+                content += sum(_digest(members.read(name)) for name in members.infolist())
+            content -= _digest(data)
+    return f"{content % (1 << 128):032x}"
+
+
+def aggregate_key(moment: datetime) -> str:
+    """Return the key of the aggregate of the window of five minutes that has a moment."""
+    return f"aggregates/{moment + timedelta(minutes=5 - moment.minute % 5):%Y%m%dt%H%MZ}.json"
+
+
+def _digest(data: bytes) -> int:
+    return int.from_bytes(md5(data, usedforsecurity=False).digest())
+
+
+def archive_format(parser: ArgumentParser) -> None:
+    """Add the option of how asyncagg archives."""
+    parser.add_argument("--archive-format", choices=["files", "packs"], default="files")
+
+
+def named(result: str, form: str) -> str:
+    """Return the name of a result with this form of the archive."""
+    return result if form == "files" else f"{result}-{form}"
 
 
 def _certificate(folder: Path) -> Path:

@@ -28,12 +28,15 @@ from harness import (
     MIB,
     Measured,
     Server,
+    archive_format,
+    archived_content,
     box,
     keep,
     lost,
     machine,
     markdown,
     measure,
+    named,
     server,
     writable,
 )
@@ -62,12 +65,12 @@ SUMS = {  # the server's names, and the handler's
 }
 
 
-def invoke(store: Server, started: str, seconds: float) -> Measured:
+def invoke(store: Server, started: str, seconds: float, form: str) -> Measured:
     """Invoke the handler once with the limits."""
     with box(memory_bytes=MEMORY) as memory, box(cpus=CPUS) as cpu:
         return measure(
             [sys.executable, str(HERE / "warm.py"), started, str(seconds), *map(str, cpu)],
-            env=store.settings(),
+            env=store.settings() | {"ASYNCAGG_ARCHIVE_FORMAT": form},
             joins=memory,
             sample_seconds=1,
         )
@@ -81,20 +84,23 @@ def finish(store: Server) -> Measured:
     )
 
 
-def run(started: str, files: int, windows: int, seconds: float) -> dict[str, Any]:
+def run(started: str, files: int, windows: int, seconds: float, form: str) -> dict[str, Any]:
     """Measure one invocation, and check that nothing was lost or counted twice."""
     with server() as store:
-        totals = store.fill(files, [FIRST + timedelta(minutes=5 * each) for each in range(windows)])
+        moments = [FIRST + timedelta(minutes=5 * each) for each in range(windows)]
+        totals = store.fill(files, moments)
         inbox = store.control("audit")["buckets"][BUCKET]["runs/"]
         store.control("faults", latency=LATENCY)
-        done = invoke(store, started, seconds)
+        done = invoke(store, started, seconds, form)
         if done.answer is None:
             print(done.stderr, file=sys.stderr)
             return {"started": started, "killed": True, "code": done.code}
-        archived = store.control("audit")["buckets"][BUCKET].get("archive/", {"keys": 0})["keys"]
+        left = store.control("audit")["buckets"][BUCKET].get("runs/", {"keys": 0})["keys"]
+        archived = files - left  # a file leaves the inbox last
         store.control("faults", latency=0)
         rest = finish(store)
         audit = store.control("audit")
+        content = archived_content(store, audit, moments)
     assert rest.answer is not None, rest.stderr
     answer = done.answer
     both = {name: answer[field] + rest.answer[field] for name, field in SUMS.items()}
@@ -102,9 +108,9 @@ def run(started: str, files: int, windows: int, seconds: float) -> dict[str, Any
     exact = (
         both == {name: totals[name] for name in SUMS}
         and answer["processed_files"] + rest.answer["processed_files"] == files
-        and after["archive/"]["content"] == inbox["content"]
+        and content == inbox["content"]
         and "runs/" not in after
-        and not lost(audit)
+        and not lost(audit, form)
     )
     settled = min(archived, answer["processed_files"])
     return {
@@ -162,13 +168,15 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=200_000, help="in the inbox")
     parser.add_argument("--windows", type=int, default=1, help="over which they are spread")
     parser.add_argument("--started", nargs="*", choices=["warm", "cold"], default=["warm", "cold"])
+    archive_format(parser)
     args = parser.parse_args()
+    form = args.archive_format
     if not (writable("memory") and writable("cpu")):
         print("cgroups (version 1) are not writable here: nothing is measured without limits")
         return
-    results = [run(each, args.files, args.windows, args.seconds) for each in args.started]
+    results = [run(each, args.files, args.windows, args.seconds, form) for each in args.started]
     if args.seconds == INVOCATION:
-        keep("lambda_box", {"machine": machine(), "results": results})
+        keep(named("lambda_box", form), {"machine": machine(), "results": results})
     print(table(results))
 
 

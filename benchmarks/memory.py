@@ -32,10 +32,12 @@ from harness import (
     RESULTS,
     Measured,
     Server,
+    archive_format,
     box,
     keep,
     machine,
     measure,
+    named,
     server,
     writable,
 )
@@ -210,9 +212,10 @@ SCENARIOS = (
 )
 
 
-def settle(store: Server, joins: list[Path]) -> Measured:
+def settle(store: Server, joins: list[Path], form: str = "files") -> Measured:
     """Run the real handler until the inbox is empty."""
     settings = {"ASYNCAGG_STORE": f"s3://{BUCKET}", "ASYNCAGG_ENDPOINT_URL": store.url}
+    settings["ASYNCAGG_ARCHIVE_FORMAT"] = form
     settings["MALLOC_MMAP_THRESHOLD_"] = "262144"  # as in template.yaml
     return measure(
         [sys.executable, str(HERE / "job.py"), END, "7200", "1"],
@@ -222,12 +225,12 @@ def settle(store: Server, joins: list[Path]) -> Measured:
     )
 
 
-def run(scenario: Scenario) -> dict[str, Any]:
+def run(scenario: Scenario, form: str) -> dict[str, Any]:
     """Measure one scenario."""
     with server() as store:
         expected = scenario.prepare(store)
         with box(memory_bytes=LIMIT) as joins:
-            done = settle(store, joins)
+            done = settle(store, joins, form)
     survived = done.code == 0 and done.answer["processed_files"] == expected
     if not survived:
         print(done.stderr, file=sys.stderr)
@@ -284,25 +287,27 @@ def main() -> None:
     names = [scenario.name for scenario in SCENARIOS]
     parser.add_argument("--only", nargs="*", choices=names, default=names)
     parser.add_argument("--plot", action="store_true", help="draw docs/images/memory.png")
+    archive_format(parser)
     args = parser.parse_args()
+    name = named("memory", args.archive_format)
     if not writable("memory"):
         print("cgroups are not writable here: memory is measured, not limited")
-    found = stored()
+    found = stored(name)
     for scenario in SCENARIOS:
         if scenario.name in args.only:
-            row = run(scenario)
+            row = run(scenario, args.archive_format)
             samples = row.pop("samples", None)
             found[scenario.name] = row
             print(table([row]).splitlines()[-1], flush=True)
             results = [found[each.name] for each in SCENARIOS if each.name in found]
-            keep("memory", {"machine": machine(), "results": results})
+            keep(name, {"machine": machine(), "results": results})
             if args.plot and samples:
                 plot(samples)
 
 
-def stored() -> dict[str, dict[str, Any]]:
-    """Return the stored rows, by name; those that are not measured again stay."""
-    path = RESULTS / "memory.json"
+def stored(name: str) -> dict[str, dict[str, Any]]:
+    """Return the stored rows of a result, by scenario; those not measured again stay."""
+    path = RESULTS / f"{name}.json"
     rows = json.loads(path.read_text())["results"] if path.exists() else []
     return {row["name"]: row for row in rows}
 

@@ -25,9 +25,12 @@ TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "throughput-busy": throughput.table,  # throughput.json of another machine
     "throughput-tls": throughput.table,
     "lambda_box": lambda_box.table,
+    "lambda_box-packs": lambda_box.table,
     "large-window": large_window.table,
     "scaling": scaling.table,
+    "scaling-packs": scaling.table,
     "memory": memory.table,
+    "memory-packs": memory.table,
 }
 GOALS = (("floor", "of the floor"), ("obstore", "of obstore"), ("boto3-serial", "of boto3 serial"))
 _PLACE = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -12,54 +12,90 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from harness import BUCKET, HERE, MIB, Server, keep, lost, machine, markdown, measure, server
+from harness import (
+    BUCKET,
+    HERE,
+    MIB,
+    Server,
+    archive_format,
+    archived_content,
+    keep,
+    lost,
+    machine,
+    markdown,
+    measure,
+    named,
+    server,
+)
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 WINDOW_FILES = 100_000
 ENOUGH = 30_000  # small runs are repeated until they reach this number of files
 FIRST = datetime(2025, 10, 21, 13, 57, tzinfo=UTC)
+PRICES = {  # USD a request, as in docs/explanation/scaling.md
+    **dict.fromkeys(("GetObject", "HeadObject"), 0.0004 / 1000),
+    **dict.fromkeys(
+        (
+            *("PutObject", "CopyObject", "ListObjectsV2"),
+            *("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"),
+        ),
+        0.005 / 1000,
+    ),
+}
 PLOT = HERE.parent / "docs" / "images" / "scaling.png"
 SECONDS = 4 * 3600.0
 
 
-def once(store: Server, files: int, windows: int) -> dict[str, float]:
+def once(store: Server, files: int, windows: int, form: str) -> dict[str, float]:
     """Settle this number of files, and check the results."""
     store.control("reset")
-    totals = store.fill(files, [FIRST + timedelta(minutes=5 * each) for each in range(windows)])
+    moments = [FIRST + timedelta(minutes=5 * each) for each in range(windows)]
+    totals = store.fill(files, moments)
+    before = store.control("audit")
     done = measure(
         [sys.executable, str(HERE / "warm.py"), "warm", str(SECONDS)],
-        env=store.settings() | {"ASYNCAGG_LOG_LEVEL": "warning"},
+        env=store.settings() | {"ASYNCAGG_LOG_LEVEL": "warning", "ASYNCAGG_ARCHIVE_FORMAT": form},
         timeout=SECONDS,
     )
     assert done.answer is not None, done.stderr
     audit = store.control("audit")
-    assert done.answer["processed_files"] == audit["buckets"][BUCKET]["archive/"]["keys"] == files
+    sent = Counter(audit["counts"])
+    sent.subtract(before["counts"])
+    assert done.answer["processed_files"] == files
     assert done.answer["total_opportunities"] == totals["total_opportunities"]
-    assert not lost(audit), lost(audit)
+    content = archived_content(store, audit, moments)
+    assert content == before["buckets"][BUCKET]["runs/"]["content"]
+    assert not lost(audit, form), lost(audit, form)
     return {
+        "requests": sum(sent.values()),
+        "price": sum(sent[name] * price for name, price in PRICES.items()) * 1e6 / files,
         "cpu_us": done.answer["cpu_seconds"] / files * 1e6,
         "wall_us": done.answer["wall_seconds"] / files * 1e6,
         "peak_mb": done.answer["peak_bytes"] / MIB,
     }
 
 
-def run(files: int, windows: int, repeat: int) -> dict[str, Any]:
+def run(files: int, windows: int, repeat: int, form: str) -> dict[str, Any]:
     """Measure one size."""
     with server() as store:
-        runs = [once(store, files, windows) for _ in range(max(repeat, ENOUGH // files))]
-    found = {name: round(median(each[name] for each in runs), 1) for name in runs[0]}
+        runs = [once(store, files, windows, form) for _ in range(max(repeat, ENOUGH // files))]
+    found = {name: round(median(each[name] for each in runs), 2) for name in runs[0]}
     return {"files": files, "windows": windows, "runs": len(runs), **found}
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
     """Return the results as a Markdown table."""
-    columns = ("files", "windows", "CPU µs a file", "wall µs a file", "peak RSS", "runs")
+    columns = (
+        *("files", "windows", "CPU µs a file", "wall µs a file", "peak RSS"),
+        *("requests", "USD a million files", "runs"),
+    )
     rows = [
         [
             f"{each['files']:,}",
@@ -67,6 +103,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
             f"{each['cpu_us']:.0f}",
             f"{each['wall_us']:.0f}",
             f"{each['peak_mb']:.0f} MB",
+            f"{each['requests']:,.0f}" if "requests" in each else "",
+            f"{each['price']:.2f}" if "price" in each else "",
             str(each["runs"]),
         ]
         for each in results
@@ -109,13 +147,14 @@ def main() -> None:
         "--repeat", type=int, default=3, help="take the median of at least this number of runs"
     )
     parser.add_argument("--plot", action="store_true", help="draw docs/images/scaling.png")
+    archive_format(parser)
     args = parser.parse_args()
     results = []
     for files in args.sizes:
         for windows in sorted({1, -(-files // WINDOW_FILES)}):
-            results.append(run(files, windows, args.repeat))
+            results.append(run(files, windows, args.repeat, args.archive_format))
             print(table(results[-1:]).splitlines()[-1], flush=True)
-    keep("scaling", {"machine": machine(), "results": results})
+    keep(named("scaling", args.archive_format), {"machine": machine(), "results": results})
     print("\n" + table(results))
     if args.plot:
         plot(results, PLOT)

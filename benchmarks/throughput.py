@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from hashlib import md5
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +31,7 @@ from harness import (
     MIB,
     Measured,
     Server,
+    archived_content,
     keep,
     lost,
     machine,
@@ -151,16 +151,12 @@ def settled(contender: Contender, store: Server, files: int, latency: int = 0) -
         assert sums == expected, (contender.name, sums, expected)
         left = after["buckets"][BUCKET]
         assert "runs/" not in left, (contender.name, left)
-        if "packs" in aggregate:
-            assert sum(pack["files"] for pack in aggregate["packs"]) == files, contender.name
-            return done
-        assert not lost(after), lost(after)
-        keys, content = left["archive/"]["keys"], int(left["archive/"]["content"], 16)
-        if contender.fields is OURS:  # the archive has a copy of the store's record
-            record = md5(store.get("archive/.asyncagg"), usedforsecurity=False)
-            keys, content = keys - 1, (content - int(record.hexdigest(), 16)) % (1 << 128)
-        assert keys == files, (contender.name, left)
-        assert content == int(before["runs/"]["content"], 16), contender.name
+        form = contender.settings.get("ASYNCAGG_ARCHIVE_FORMAT", "files")
+        assert not lost(after, form), lost(after, form)
+        content = left["archive/"]["content"]
+        if contender.fields is OURS:
+            content = archived_content(store, after, [WINDOW])
+        assert content == before["runs/"]["content"], contender.name
     return done
 
 

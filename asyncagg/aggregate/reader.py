@@ -96,7 +96,7 @@ class StoredAggregate:
             async for line, row in self._parsed(table):
                 identity = (row["key"], row["etag"])
                 if identity <= previous:
-                    raise _damaged(self.key, f"a row is out of order: {line[:80]!r}")
+                    raise damaged(self.key, f"a row is out of order: {line[:80]!r}")
                 previous = identity
                 etag = etags.get(row["key"])
                 if etag is None:
@@ -117,14 +117,19 @@ class StoredAggregate:
 
     async def counted_rows(self) -> AsyncIterator[CountedRow]:
         """Yield the rows of its counted files."""
+        async for sources, summaries in self.paired_rows():
+            for source, summary in zip(sources, summaries, strict=True):
+                row = self._parse(source)
+                yield CountedRow(row["key"], row["etag"], source, summary)
+
+    async def paired_rows(self) -> AsyncIterator[tuple[list[bytes], list[bytes]]]:
+        """Yield rows of ``source_files`` and the ``run_summaries`` of the same files, unparsed."""
         summaries: list[bytes] = []
         batches = self._lines(Table.SUMMARIES)
         async for sources in self._lines(Table.SOURCES):
             while len(summaries) < len(sources):
                 summaries += await anext(batches)
-            for source, summary in zip(sources, summaries, strict=False):
-                row = self._parse(source)
-                yield CountedRow(row["key"], row["etag"], source, summary)
+            yield sources, summaries[: len(sources)]
             del summaries[: len(sources)]
 
     async def quarantined_rows(self) -> AsyncIterator[QuarantinedRow]:
@@ -155,16 +160,16 @@ class StoredAggregate:
                 rows = [line.removesuffix(b",") for line in lines]
                 for row in rows:
                     if row[:1] != b"{" or row[-1:] != b"}":
-                        raise _damaged(self.key, f"a row reads {row[:80]!r}")
+                        raise damaged(self.key, f"a row reads {row[:80]!r}")
                 yield rows
         except ValueError as error:
-            raise _damaged(self.key, str(error)) from error
+            raise damaged(self.key, str(error)) from error
 
     def _parse(self, line: bytes) -> dict[str, Any]:
         return _parse_row(self.key, line, ("key", "etag"))
 
 
-def _damaged(key: str, what: str) -> AggregateError:
+def damaged(key: str, what: str) -> AggregateError:
     """Return the error of an object that is not a sound aggregate.
 
     Args:
@@ -185,7 +190,7 @@ def _parse_row(key: str, line: bytes, fields: Sequence[str]) -> dict[str, Any]:
     except (orjson.JSONDecodeError, LookupError, TypeError):
         sound = False
     if not sound:
-        raise _damaged(key, f"a row reads {line[:80]!r}")
+        raise damaged(key, f"a row reads {line[:80]!r}")
     return row
 
 
@@ -210,7 +215,7 @@ async def read_aggregate(
         await spool.append(chunk)
     spans = scanner.finish()
     if spans is None:
-        raise _damaged(key, "its parts are not where they belong")
+        raise damaged(key, "its parts are not where they belong")
     head = await _read_spooled_head(key, window, spool, spans[0].start - len(MARKS[0]))
     # One match at a time: decoded, each may be 30 times as large.
     lazily = head | {"top_matches": map(json.loads, head["top_matches"])}
@@ -218,7 +223,7 @@ async def read_aggregate(
     counts = (total.counted, total.counted, total.quarantined)
     for span, rows in zip(spans, counts, strict=True):
         if span.rows != rows:
-            raise _damaged(key, f"it has {span.rows} rows but its head counts {rows}")
+            raise damaged(key, f"it has {span.rows} rows but its head counts {rows}")
     keys = await _edge_keys(key, spool, spans[Table.SOURCES :])
     return StoredAggregate(
         key=key,
@@ -238,7 +243,7 @@ def _field(key: str, head: dict[str, Any], read: Callable[[dict[str, Any]], T]) 
     try:
         return read(head)
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise _damaged(key, f"its head lacks or garbles {error}") from error
+        raise damaged(key, f"its head lacks or garbles {error}") from error
 
 
 class _Span(NamedTuple):
@@ -315,7 +320,7 @@ async def _edge_keys(key: str, spool: Spool, spans: Iterable[_Span]) -> list[str
 
 async def _read_spooled_head(key: str, window: Window, spool: Spool, end: int) -> dict[str, Any]:
     if end > _LONGEST_HEAD:
-        raise _damaged(key, f"its head is longer than {_LONGEST_HEAD} bytes")
+        raise damaged(key, f"its head is longer than {_LONGEST_HEAD} bytes")
     return _parse_head(key, window, await spool.read(0, end))
 
 
@@ -324,7 +329,7 @@ def _parse_head(key: str, window: Window, text: bytes) -> dict[str, Any]:
     head = _load_head(key, text)
     expected, found = window_member(window), head.get("window")
     if found != expected:
-        raise _damaged(key, f"it belongs to window {found!r}, not to {expected!r}")
+        raise damaged(key, f"it belongs to window {found!r}, not to {expected!r}")
     return head
 
 
@@ -333,13 +338,13 @@ def _load_head(key: str, text: bytes) -> dict[str, Any]:
     try:
         head = json.loads(members + (mark.rstrip() or b'"":[') + b"]}")
     except (ValueError, RecursionError) as error:
-        raise _damaged(key, f"its head is not JSON ({error})") from error
+        raise damaged(key, f"its head is not JSON ({error})") from error
     if not isinstance(head, dict) or head.get("schema_version") != SCHEMA_VERSION:
-        raise _damaged(key, f"its schema_version is not {SCHEMA_VERSION}")
+        raise damaged(key, f"its schema_version is not {SCHEMA_VERSION}")
     matches = [row for row in rows.split(b"\n") if row]
     separated = [row.endswith(b",") for row in matches]
     if not mark or matches[-1:] != [b"],"] or not all(separated[:-2]) or any(separated[-2:-1]):
-        raise _damaged(key, "its matches are not where they belong")
+        raise damaged(key, "its matches are not where they belong")
     head["top_matches"] = [row.removesuffix(b",") for row in matches[:-1]]
     return head
 
@@ -373,7 +378,7 @@ async def read_window(key: str, chunks: AsyncIterator[bytes]) -> Window:
     try:
         return parse_window(head["window"]["name"], head["window"]["minutes"])
     except (LookupError, TypeError, ArithmeticError, UsageError) as error:
-        raise _damaged(key, f"its head lacks or garbles {error}") from error
+        raise damaged(key, f"its head lacks or garbles {error}") from error
 
 
 async def _head_text(key: str, chunks: AsyncIterator[bytes]) -> bytes:
@@ -386,7 +391,7 @@ async def _head_text(key: str, chunks: AsyncIterator[bytes]) -> bytes:
             return bytes(text[:end])
         if len(text) > _LONGEST_HEAD:
             break
-    raise _damaged(key, "its parts are not where they belong")
+    raise damaged(key, "its parts are not where they belong")
 
 
 async def read_quarantined(
@@ -421,4 +426,4 @@ async def read_quarantined(
                 rows.append(_parse_row(key, row, ("key", "reason", "moved_to")))
             if len(rest) > LONGEST_LINE:
                 break
-    raise _damaged(key, "its parts are not where they belong")
+    raise damaged(key, "its parts are not where they belong")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 # Python's own parser reads no leap second, no lower-case z and no 24:00, and which of the rarer
 # forms it reads depends on the version.
@@ -16,6 +16,9 @@ _FORM = re.compile(
     )?""",
     re.ASCII | re.VERBOSE,
 )
+
+_MIDNIGHT = re.compile(r"([Tt ])24")
+_LEAP_SECOND = re.compile(r"([Tt ]\d\d:?\d\d:?)60")
 
 _read = datetime.fromisoformat
 
@@ -44,3 +47,27 @@ def is_common_timestamp(text: str) -> bool:
     except ValueError:
         return False
     return text[10:11] in "T "  # Python accepts any character there
+
+
+def utc_of(text: str) -> datetime | None:
+    """Return the time that a time stamp gives; without a zone it is UTC.
+
+    The end of a day is the start of the next, and a leap second is the second after it. It is None
+    if Python has no such time, such as in the year 0.
+    """
+    later = timedelta(0)
+    try:
+        moment = _read(text)
+    except ValueError:
+        text, midnight = _MIDNIGHT.subn(r"\g<1>00", text.upper(), count=1)
+        text, leap = _LEAP_SECOND.subn(r"\g<1>59", text, count=1)
+        later = timedelta(days=midnight, seconds=leap)
+        try:
+            moment = _read(text)
+        except ValueError:
+            return None
+    try:
+        moment += later
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        return None

@@ -57,10 +57,10 @@ async def list_range(store: Store, prefix: str, keys: KeyRange) -> AsyncIterator
             return
 
 
-async def list_aggregate_windows(
+async def list_aggregates(
     store: Store, settings: Settings, interval: Interval
-) -> AsyncIterator[list[Window]]:
-    """Yield the windows of an interval that have an aggregate, page by page, in order.
+) -> AsyncIterator[dict[Window, RunFile]]:
+    """Yield the aggregates of an interval by their windows, page by page, in order.
 
     No page is empty.
     """
@@ -70,14 +70,25 @@ async def list_aggregate_windows(
         for moment in interval
     )
     async for page in store.list_pages(layout.aggregate_prefix, start_after=start):
-        named = (layout.aggregate_window(file.key) for file in page)
+        named = ((layout.aggregate_window(file.key), file) for file in page)
         # `end` first: the start of the earliest window does not fit in a datetime.
-        windows = [
-            window
-            for window in named
+        found = {
+            window: file
+            for window, file in named
             if window and interval.since < window.end and interval.holds(window)
-        ]
-        if windows:
-            yield windows
+        }
+        if found:
+            yield found
         if page and page[-1].key > f"{end}.json":
             return
+
+
+async def list_aggregate_windows(
+    store: Store, settings: Settings, interval: Interval
+) -> AsyncIterator[list[Window]]:
+    """Yield the windows of an interval that have an aggregate, page by page, in order.
+
+    No page is empty.
+    """
+    async for found in list_aggregates(store, settings, interval):
+        yield list(found)

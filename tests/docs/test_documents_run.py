@@ -4,6 +4,7 @@ A page gets an empty folder and one shell. Comments on the lines above a block c
 
     <!-- exits 3 -->             the block ends with this code
     <!-- not run: REASON -->     only the syntax of the block is checked
+    <!-- needs MODULE -->        likewise, if this module is not installed
     <!-- with sample files in ./data -->   are written before the page begins
 
 If a ``text`` block follows, it is the expected output; ``...`` matches anything.
@@ -22,6 +23,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,9 @@ def blocks(page: Path) -> Iterator[Block]:
         comments = found["comments"]
         exits = re.search(r"<!-- exits (\d+) -->", comments)
         not_run = re.search(r"<!-- not run: (.+) -->", comments)
+        needs = re.search(r"<!-- (needs (\w+)) -->", comments)
+        if needs and find_spec(needs[2]) is None:
+            not_run = needs
         yield Block(
             language=found["language"],
             code=textwrap.dedent(found["code"]),

@@ -14,17 +14,16 @@ import pytest
 from testkit.hooked import HookedStore
 from testkit.leaps import Leaps, deadline
 from testkit.loops import until
+from testkit.producer import Producer, producer_of
 from testkit.promises import (
     RECORD,
     Original,
-    Places,
     Snapshot,
     check_after_clean_run,
     check_at_any_moment,
     final_bytes,
     of_memory,
     of_server,
-    unpacked,
     window_end,
 )
 from testkit.s3server import DropError, Faults, Request, S3Error, S3Server
@@ -46,7 +45,6 @@ import asyncagg.store.memory as memory_store
 from asyncagg.errors import AccessDeniedError, ConfigurationError, TransientError
 from asyncagg.job.pipeline import run
 from asyncagg.settings import Settings
-from asyncagg.store.protocol import ObjectInfo
 from asyncagg.store.retry import RetryPolicy
 from asyncagg.store.s3.http import Limits
 
@@ -243,44 +241,6 @@ async def test_throttling_slows_all_workers_together(plane: str) -> None:
 # ------------------------------------------------------------------------------ other writers
 
 
-class Producer:
-    """Overwrites and adds run files while the job runs, and records every version it wrote."""
-
-    def __init__(
-        self,
-        seed: int,
-        write: Callable[[str, bytes, datetime], Original],
-        see: Callable[[], Snapshot],
-    ) -> None:
-        self.versions = {each.identity: each for each in prepared().originals}
-        self.overwritten: set[tuple[str, str]] = set()
-        self._dice = random.Random(seed)
-        self._write = write
-        self._see = see
-        self._number = 100
-
-    def perhaps(self) -> None:
-        """With a probability of 20 %, write a new file or a new version of an old one."""
-        if self._dice.random() > 0.2:
-            return
-        self._number += 1
-        when = self._dice.choice((moment(14, 3), moment(14, 9, 30), moment(14, 11)))
-        key = f"runs/new-{self._number}.json"
-        if self._dice.random() < 0.7:
-            key = self._dice.choice(["runs/c01.json", "runs/c02.json", "runs/d09-bad.json"])
-        seen = self._see()
-        if key in seen:
-            before = (key, seen[key].etag)
-            saved = any(
-                each.data == seen[key].data and name.startswith(("archive/", "quarantine/"))
-                for name, each in unpacked(seen, Places(), prepared().foreign).items()
-            )
-            if not saved:
-                self.overwritten.add(before)
-        written = self._write(key, run_data(self._number), when)
-        self.versions[written.identity] = written
-
-
 def check_with(producer: Producer, seen: Snapshot, *, at: datetime | None = None) -> None:
     """Check the promises for everything that a producer has written."""
     options: dict[str, Any] = {
@@ -299,16 +259,7 @@ async def test_producer_at_work(seed: int, archive_format: Any) -> None:
     """Each counted version is archived; every other one stays for the next run."""
     inner = fill_memory(prepared().store)
 
-    def write(key: str, data: bytes, when: datetime) -> Original:
-        clock: Any = inner._clock
-        clock.now = when
-        reference = inner._reference(key, data)
-        clock.now = AT
-        info = ObjectInfo(reference, "application/json")
-        inner._objects[key] = memory_store._Object(data, info)
-        return Original(key, data, reference.etag, when)
-
-    producer = Producer(seed, write, lambda: of_memory(inner))
+    producer = producer_of(inner, seed)
 
     async def hook(operation: str, _key: str, when: str) -> None:
         producer.perhaps()

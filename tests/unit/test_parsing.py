@@ -24,7 +24,7 @@ from asyncagg.errors import InvalidRunFileError
 from asyncagg.ingest.gzipped import Inflater, inflate, is_gzip
 from asyncagg.ingest.parsing import is_run_file, parse
 from asyncagg.ingest.shape import ACCEPTED, MAX_MATCH_BYTES
-from asyncagg.ingest.timestamps import is_common_timestamp, is_timestamp
+from asyncagg.ingest.timestamps import is_common_timestamp, is_timestamp, utc_of
 from asyncagg.model import Match, RunFile, RunResult
 
 MODIFIED = "2025-10-21T13:56:00+00:00"
@@ -394,3 +394,28 @@ class TestInflate:
         """Content of exactly the limit is not too large."""
         packed = gzip.compress(b"x" * 1000)
         assert sum(map(len, inflate(packed, 1000))) == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "utc"),
+    [
+        ("2025-10-21T13:56:00Z", "2025-10-21T13:56:00+00:00"),
+        ("2025-10-21t13:56:00.5z", "2025-10-21T13:56:00.500000+00:00"),
+        ("2025-10-21T13:56:00+05:30", "2025-10-21T08:26:00+00:00"),
+        ("2025-10-21", "2025-10-21T00:00:00+00:00"),
+        ("2025-10-21T13:56:00.123456789Z", "2025-10-21T13:56:00.123456+00:00"),
+        ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00+00:00"),
+        ("2017-01-01T05:29:60.25+05:30", "2017-01-01T00:00:00.250000+00:00"),
+        ("2025-12-31T24:00:00Z", "2026-01-01T00:00:00+00:00"),
+        ("20251231T24Z", "2026-01-01T00:00:00+00:00"),
+        ("2025-W43-2T13:56Z", "2025-10-21T13:56:00+00:00"),
+        ("0000-01-01T00:00:00Z", None),
+        ("0001-01-01T00:00:00+01:00", None),
+        ("9999-12-31T24:00:00Z", None),
+    ],
+)
+def test_a_time_stamp_is_a_moment_in_utc(text: str, utc: str | None) -> None:
+    """All that is accepted has a moment, the same on every Python, if `datetime` has that year."""
+    moment = utc_of(text)
+    assert is_timestamp(text)
+    assert (moment and moment.isoformat()) == utc
