@@ -99,11 +99,18 @@ class NotFoundError(StoreError):
 
 
 class PreconditionFailedError(StoreError):
-    """A condition of the request did not hold: another writer came first. Read the object again."""
+    """A condition of the request did not hold: another writer came first. Read the object again.
+
+    Attributes:
+        ignored: Whether the store ignored the condition, and only its response showed that it does
+            not hold.
+    """
+
+    ignored: bool = False
 
 
 class UnsupportedConditionError(StoreError):
-    """The store does not implement a condition (501)."""
+    """The store does not implement a condition (501), or not in this place (MalformedXML)."""
 
 
 class AccessDeniedError(StoreError, ConfigurationError):

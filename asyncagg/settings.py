@@ -6,6 +6,7 @@ documentation are made from this declaration.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -67,6 +68,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     archive_storage_class: Annotated[
         str,
         _text("S3's storage class of archived files and packs; empty for the bucket's default."),
+    ] = ""
+    sse: Annotated[
+        Literal["", "AES256", "aws:kms", "aws:kms:dsse"],
+        _text("Encryption that each write asks S3 for; empty for the bucket's default."),
+    ] = ""
+    sse_kms_key_id: Annotated[
+        str, _text("The KMS key of sse=aws:kms: an ARN or an id; empty for AWS's own key.")
+    ] = ""
+    sse_bucket_key: Annotated[
+        Literal["", "on", "off"],
+        _text("Whether sse=aws:kms uses a bucket key; empty for the bucket's default."),
+    ] = ""
+    expected_bucket_owner: Annotated[
+        str, _text("The account that must own the bucket: S3 refuses all requests otherwise.")
+    ] = ""
+    request_payer: Annotated[
+        Literal["", "requester"], _text("requester pays for the requests to such a bucket.")
     ] = ""
     quarantine_prefix: Annotated[
         str, _text("Where run files are moved to that can never be counted.")
@@ -142,9 +160,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.archive_storage_class not in STORAGE_CLASSES:
             accepted = ", ".join(filter(None, STORAGE_CLASSES))
             raise self._error("archive_storage_class", f"expected one of {accepted}")
+        self._check_encryption()
+        if not re.fullmatch("([0-9]{12})?", self.expected_bucket_owner):
+            raise self._error("expected_bucket_owner", "expected an account's 12 digits")
         self._check_prefixes()
         changed = (each.name for each in all_settings() if getattr(self, each.name) != each.default)
         msgspec.structs.force_setattr(self, "explicit", self.explicit.union(changed))
+
+    def _check_encryption(self) -> None:
+        if self.sse_kms_key_id and not self.sse.startswith("aws:kms"):
+            raise self._error("sse_kms_key_id", "expected only with sse=aws:kms or aws:kms:dsse")
+        if self.sse_bucket_key and self.sse != "aws:kms":
+            raise self._error("sse_bucket_key", "expected only with sse=aws:kms")
 
     def _check_prefixes(self) -> None:
         prefixes = {
@@ -204,7 +231,7 @@ class Setting:
     def accepted(self) -> str:
         """The values that it accepts, in words."""
         if get_origin(self.kind) is Literal:
-            return " or ".join(get_args(self.kind))
+            return " or ".join(filter(None, get_args(self.kind)))
         if self.kind is str:
             return "text"
         least = (self.meta.extra or {}).get("least", self.meta.ge)

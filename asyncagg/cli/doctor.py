@@ -48,7 +48,7 @@ def doctor(
     """Check a set-up: credentials, permissions and the store.
 
     For a bucket, it also checks region, endpoint, clock, guards and prefixes; for a directory, the
-    permissions and the features of the file system. It changes nothing; the two small objects that
+    permissions and the features of the file system. It changes nothing; the small objects that
     it creates below the archive prefix are removed. If permissions are missing, it prints the IAM
     policy that grants them.
 

@@ -1,7 +1,7 @@
 """Runs all checks of a set-up, without changing anything.
 
 A permission is checked by requests for keys that do not exist and with conditions that must fail.
-The guards are probed as in a run, with two objects below the archive prefix that are then removed.
+The guards are probed as in a run, with objects below the archive prefix that are then removed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ from asyncagg.job.outcome import MAX_IGNORED
 from asyncagg.job.record import follow_record
 from asyncagg.settings import Settings
 from asyncagg.store import Store
-from asyncagg.store.guards import PROBE, WITHOUT_GUARDS, GuardedStore, PartsGuard
+from asyncagg.store.guards import (
+    OPTIONAL,
+    PROBE,
+    WITHOUT_GUARDS,
+    GuardedStore,
+    PartsGuard,
+)
 from asyncagg.store.opening import open_store, parse_bucket
 
 if TYPE_CHECKING:
@@ -40,6 +46,10 @@ _ATTEMPTS = 2
 _LATENCY_REQUESTS = 5
 _SLOW_SECONDS = 0.2
 _ORDER_PAGES = 3
+_INSTEAD = {
+    "copy_if_absent": "the archive is checked before each copy",
+    "get_if_match": "the ETag of each response is compared",
+}
 
 
 async def diagnose(
@@ -133,10 +143,15 @@ async def _check_bucket(
     # Imported only when needed: a directory needs no S3.
     from asyncagg.doctor.s3_checks import S3Checks  # noqa: PLC0415
     from asyncagg.store.s3.boto import open_control  # noqa: PLC0415
+    from asyncagg.store.s3.demanded import demanded_parameters  # noqa: PLC0415
 
     bucket, root = parse_bucket(settings.store)
     try:
-        async with open_control(endpoint_url=settings.endpoint_url, connections=2) as control:
+        async with open_control(
+            endpoint_url=settings.endpoint_url,
+            connections=2,
+            parameters=demanded_parameters(settings),
+        ) as control:
             s3 = S3Checks(control, bucket, root, settings, now)
             await s3.check_access(exam)
             if exam.passed("bucket"):
@@ -279,8 +294,9 @@ async def _guards(store: Store, settings: Settings) -> CheckResult:
     if not missing:
         return CheckResult("ok", "conditional writes, copies and deletes are honoured")
     detail = f"not honoured: {', '.join(missing)}"
-    if missing == ["copy_if_absent"]:
-        return CheckResult("warn", f"{detail}; the archive is checked before each copy instead")
+    if set(missing) <= set(OPTIONAL):
+        instead = "; ".join(_INSTEAD[name] for name in missing)
+        return CheckResult("warn", f"{detail}; {instead} instead")
     if settings.conditional_writes == "off":
         return CheckResult(
             "warn",

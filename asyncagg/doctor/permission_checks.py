@@ -21,7 +21,7 @@ from asyncagg.errors import (
     NotFoundError,
     PreconditionFailedError,
     StoreError,
-    UnsupportedConditionError,
+    TransientError,
 )
 from asyncagg.job.layout import PACKS
 from asyncagg.model import RunFile
@@ -37,6 +37,14 @@ _OPTIONAL = {
     "s3:GetObjectTagging": "needed if run files have tags",
     "s3:PutObjectTagging": "needed if run files have tags",
 }
+
+_DEMANDED = {
+    "kms:": "grant kms:Decrypt and kms:GenerateDataKey on the KMS key",
+    "requester pays": "set request_payer=requester",
+    "explicit deny in a resource-based policy": "the bucket's policy denies it: if it demands "
+    "encryption, set sse, and sse_kms_key_id for a certain key",
+}
+"""What a denial asks for, by the words of S3's message."""
 
 RequestFactory: TypeAlias = Callable[[str, str], "Callable[[], Awaitable[S3Response]] | None"]
 """From an action and a key that does not exist to a request, or to None."""
@@ -73,19 +81,20 @@ async def check_permission(store: Store, grant: Grant, request_for: RequestFacto
         await _TRY[grant.action](store, key)
     except AccessDeniedError as error:
         return _denied(grant, str(error))
-    except UnsupportedConditionError:
-        return CheckResult("warn", "cannot be checked: the server rejects conditions")
+    except StoreError as error:
+        if isinstance(error, TransientError):
+            raise
+        return CheckResult("warn", f"cannot be checked: the server rejects conditions ({error})")
     return CheckResult("ok", "granted")
 
 
 def _denied(grant: Grant, detail: str) -> CheckResult:
     optional = _OPTIONAL.get(grant.action, "")
-    return CheckResult(
-        "warn" if optional else "fail",
-        f"denied ({detail})",
-        "grant it, by the policy below" + (f": {optional}" if optional else ""),
-        grant,
-    )
+    advice = "grant it, by the policy below" + (f": {optional}" if optional else "")
+    for words, demanded in _DEMANDED.items():
+        if words in detail:
+            advice = f"{demanded}; or {advice}"
+    return CheckResult("warn" if optional else "fail", f"denied ({detail})", advice, grant)
 
 
 async def _list(store: Store, key: str) -> None:

@@ -153,6 +153,11 @@ class S3Checks:
         await stream.aclose()
 
     def _exists(self, response: S3Response) -> CheckResult:
+        owner = self.settings.expected_bucket_owner
+        if owner and response.code == "AccessDenied":
+            detail = f"denied: {response.message}"
+            advice = f"check that the account {owner} (expected_bucket_owner) owns the bucket"
+            return CheckResult("warn", detail, advice)
         if response.status < 300 or response.code == "AccessDenied":
             return CheckResult("ok", f"{self.bucket} exists")
         if response.code == "NoSuchBucket":

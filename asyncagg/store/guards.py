@@ -13,22 +13,24 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
+    Iterable,
     Mapping,
     Sequence,
 )
-from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
 from msgspec import structs
 
 from asyncagg.errors import (
+    AsyncaggError,
     ConfigurationError,
     NotFoundError,
     PreconditionFailedError,
     StoreError,
-    UnsupportedConditionError,
+    TransientError,
 )
 from asyncagg.model import RunFile
 from asyncagg.runtime.tasks import for_each
@@ -44,6 +46,9 @@ PROBE = "asyncagg-probe-"
 
 WRONG_ETAG = "0" * 32
 """An etag that no object has."""
+
+OPTIONAL = ("get_if_match", "copy_if_absent")
+"""The guards that the job replaces without a loss."""
 
 WITHOUT_GUARDS = (
     "pass --conditional-writes off (or set ASYNCAGG_CONDITIONAL_WRITES=off), which is safe only if "
@@ -63,13 +68,15 @@ class Guards:
     Attributes:
         put_if_absent: ``If-None-Match: *`` of a write.
         put_if_match: ``If-Match`` of a write.
+        get_if_match: ``If-Match`` of a read; optional, because each response's ETag is compared.
         copy_if_match: ``x-amz-copy-source-if-match``.
-        copy_if_absent: ``If-None-Match: *`` of a copy; the only optional one.
+        copy_if_absent: ``If-None-Match: *`` of a copy; optional.
         delete_if_match: The ETag of a deleted object.
     """
 
     put_if_absent: bool
     put_if_match: bool
+    get_if_match: bool
     copy_if_match: bool
     copy_if_absent: bool
     delete_if_match: bool
@@ -82,7 +89,7 @@ class Guards:
     @property
     def missing_required(self) -> tuple[str, ...]:
         """The names of the required guards that the store does not honour."""
-        return tuple(name for name in self.missing if name != "copy_if_absent")
+        return tuple(name for name in self.missing if name not in OPTIONAL)
 
     def supports_put(self, condition: Condition) -> bool:
         """Whether this condition of a write is honoured."""
@@ -95,26 +102,57 @@ class Guards:
 
 
 async def probe(store: Store, prefix: str) -> Guards:
-    """Find out which conditions a store honours, with two objects that are removed afterwards.
+    """Find out which conditions a store honours, with three objects that are removed afterwards.
 
     No run files or aggregates must be listed below the prefix for these objects.
+
+    Raises:
+        ConfigurationError: The store lacks a request without which no run can work.
     """
-    token = uuid.uuid4().hex
-    first, second = f"{prefix}{PROBE}{token}", f"{prefix}{PROBE}{token}-copy"
+    name = f"{prefix}{PROBE}{uuid.uuid4().hex}"
+    keys = (name, f"{name}-copy", f"{name}-second-copy")
+    # Before there is an object: one that cannot be deleted would stay.
+    takes_etags = await _takes_etags_in_deletes(store, name)
+    removed = False
     try:
-        return await _probe(store, first, second)
+        guards = await _probe(store, *keys)
+        removed = takes_etags and await _delete_honoured(store, *keys)
+        return replace(guards, delete_if_match=removed)
     finally:
-        with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
-            await remove_probe(store, first)
-            await remove_probe(store, second)
+        if not removed:
+            with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
+                for key in keys:
+                    await remove_probe(store, key)
 
 
-async def _probe(store: Store, first: str, second: str) -> Guards:
+async def _takes_etags_in_deletes(store: Store, key: str) -> bool:
+    """Return whether a store takes deletes with an ETag, of an object that does not exist.
+
+    Raises:
+        ConfigurationError: It takes none without an ETag either.
+    """
+    failure = await _delete(store, _reference(key, WRONG_ETAG))
+    if failure is None or isinstance(failure, PreconditionFailedError):
+        return True
+    failure = await _delete(store, _reference(key))
+    if failure is not None:
+        raise ConfigurationError(
+            f"store {store.url!r} refuses DeleteObjects ({failure}): expected a server that "
+            "deletes many objects by one request, as Amazon S3 does"
+        ) from failure
+    return False
+
+
+async def _probe(store: Store, first: str, second: str, third: str) -> Guards:
+    """Find out all but how objects are deleted."""
+
     def put(body: bytes, condition: Condition) -> Callable[[], Awaitable[object]]:
         return lambda: store.put(first, body, condition=condition)
 
-    def copy(if_match: str, condition: Absent | None) -> Callable[[], Awaitable[object]]:
-        return lambda: store.copy(first, second, if_match=if_match, condition=condition)
+    def copy(
+        target: str, if_match: str, condition: Absent | None
+    ) -> Callable[[], Awaitable[object]]:
+        return lambda: store.copy(first, target, if_match=if_match, condition=condition)
 
     absent_holds = await _honoured(put(b"1", Absent()), must_hold=True)
     if not absent_holds:
@@ -124,18 +162,22 @@ async def _probe(store: Store, first: str, second: str) -> Guards:
     etag = (await store.head(first)).file.etag
     match_holds = await _honoured(put(b"4", Matches(etag)), must_hold=True)
     etag = (await store.head(first)).file.etag
+    reads_fail = await _reads_honoured(store, first, etag)
 
-    source_fails = await _honoured(copy(WRONG_ETAG, None), must_hold=False)
-    source_holds = await _honoured(copy(etag, None), must_hold=True)
-    await remove_probe(store, second)
-    target_holds = await _honoured(copy(etag, Absent()), must_hold=True)
-    target_fails = await _honoured(copy(etag, Absent()), must_hold=False)
+    source_fails = await _honoured(copy(second, WRONG_ETAG, None), must_hold=False)
+    source_holds = await _honoured(copy(second, etag, None), must_hold=True)
+    if not source_holds:
+        await store.copy(first, second, if_match="", condition=None)
+    if_match = etag if source_holds else ""
+    target_holds = await _honoured(copy(third, if_match, Absent()), must_hold=True)
+    target_fails = await _honoured(copy(third, if_match, Absent()), must_hold=False)
     return Guards(
         put_if_absent=absent_holds and absent_fails,
         put_if_match=match_holds and match_fails,
+        get_if_match=reads_fail,
         copy_if_match=source_holds and source_fails,
         copy_if_absent=target_holds and target_fails,
-        delete_if_match=await _delete_honoured(store, first),
+        delete_if_match=False,
     )
 
 
@@ -144,37 +186,77 @@ async def _honoured(request: Callable[[], Awaitable[object]], *, must_hold: bool
         await request()
     except (PreconditionFailedError, NotFoundError):
         return not must_hold
-    except UnsupportedConditionError:
+    except StoreError as error:
+        if not _is_refusal(error):
+            raise
         return False
     return must_hold
 
 
-async def _delete_honoured(store: Store, key: str) -> bool:
-    file = (await store.head(key)).file
+def _is_refusal(error: StoreError) -> bool:
+    """Whether an error says that the store does not know a kind of request or condition.
+
+    A missing permission or a network that fails says nothing about that.
+    """
+    return not isinstance(error, (ConfigurationError, TransientError))
+
+
+async def _reads_honoured(store: Store, key: str, etag: str) -> bool:
+    """Return whether a condition of a read that must fail does; one that must hold always has to.
+
+    Raises:
+        ConfigurationError: A read with the object's own ETag fails.
+    """
     try:
-        failures = await store.delete([structs.replace(file, etag=WRONG_ETAG)])
-        failure = failures.get(key)
-        if isinstance(failure, ConfigurationError):
-            raise failure  # a missing permission says nothing about the guard
-        if not isinstance(failure, PreconditionFailedError):
-            return False
-        return not await store.delete([file])
-    except UnsupportedConditionError:
+        await store.get(key, if_match=etag)
+    except StoreError as error:
+        if not _is_refusal(error):
+            raise
+        raise ConfigurationError(
+            f"store {store.url!r}: a GET with the object's own ETag in If-Match fails ({error}): "
+            "expected a server that compares ETags as Amazon S3 does"
+        ) from error
+    try:
+        await store.get(key, if_match=WRONG_ETAG)
+    except PreconditionFailedError as error:
+        return not error.ignored
+    return False
+
+
+async def _delete_honoured(store: Store, key: str, *others: str) -> bool:
+    """Return whether the ETag of a deleted object is compared; if it is, all keys are deleted."""
+    if not isinstance(await _delete(store, _reference(key, WRONG_ETAG)), PreconditionFailedError):
         return False
+    etag = (await store.head(key)).file.etag
+    return await _delete(store, _reference(key, etag), *map(_reference, others)) is None
+
+
+async def _delete(store: Store, *files: RunFile) -> StoreError | None:
+    """Delete objects, and return the refusal of one of them, or of the whole request."""
+    try:
+        failures: Iterable[StoreError] = (await store.delete(files)).values()
+    except StoreError as error:
+        failures = [error]
+    for failure in failures:
+        if not _is_refusal(failure):
+            raise failure
+        return failure
+    return None
+
+
+def _reference(key: str, etag: str = "") -> RunFile:
+    return RunFile(key, 0, etag, datetime.fromtimestamp(0, UTC))
 
 
 async def remove_probe(store: Store, key: str) -> None:
-    """Remove a probe's object, if it exists; unconditionally if the store rejects conditions.
+    """Remove a probe's object, if it exists.
 
-    This is safe because no other program writes to the key.
+    No condition is needed, because no other program writes to the key.
     """
     try:
-        file = (await store.head(key)).file
-        with suppress(UnsupportedConditionError):
-            if not await store.delete([file]):
-                return
-        await store.delete([structs.replace(file, etag="")])
-    except StoreError:
+        await store.head(key)  # a delete of nothing would leave a marker in a versioned bucket
+        await store.delete([_reference(key)])
+    except AsyncaggError:
         return  # it does not exist, or a small object stays whose name shows its origin
 
 
@@ -183,8 +265,9 @@ class GuardedStore:
 
     A missing guard is an error if ``required``. Otherwise a HEAD checks the object just before the
     request, which leaves a race with other runners. A missing ``copy_if_absent`` (S3 has it since
-    October 2025) is never an error: the archive is checked before each copy instead. The probe's
-    objects are below ``prefix``.
+    October 2025) is never an error: the archive is checked before each copy instead. Nor is a
+    missing ``get_if_match``: the ETag of each response is compared. The probe's objects are below
+    ``prefix``.
     """
 
     def __init__(self, store: Store, *, prefix: str, required: bool) -> None:
@@ -192,7 +275,7 @@ class GuardedStore:
         self._prefix = prefix
         self._required = required
         self._guards: Guards | None = None
-        self._has_all = False  # until the probe has shown it
+        self._copies_are_guarded = False  # until the probe has shown it
         self._probing = anyio.Lock()
         # Reading needs no guards. A method of this class would cost one more call for each file.
         self.list_pages = store.list_pages
@@ -217,7 +300,8 @@ class GuardedStore:
             async with self._probing:
                 if self._guards is None:
                     self._guards = await self._probe()
-                    self._has_all = not self._guards.missing
+                    found = self._guards
+                    self._copies_are_guarded = found.copy_if_match and found.copy_if_absent
         return self._guards
 
     async def _probe(self) -> Guards:
@@ -261,7 +345,7 @@ class GuardedStore:
     ) -> Coroutine[Any, Any, None]:
         """Copy an object whose etag is ``if_match``."""
         # Not a coroutine function either, for the same reason.
-        copy = self._store.copy if self._has_all else self._copy
+        copy = self._store.copy if self._copies_are_guarded else self._copy
         return copy(source, target, if_match=if_match, condition=condition, metadata=metadata)
 
     async def _copy(

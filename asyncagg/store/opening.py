@@ -58,13 +58,16 @@ async def open_store(settings: Settings, *, retry: Retry | None = None) -> Async
 async def _open_s3(settings: Settings, retry: Retry | None) -> AsyncIterator[Store]:
     # Imported only when needed: a directory needs no S3.
     from asyncagg.store.s3.boto import BotoBucket, BotoMultipart, open_control  # noqa: PLC0415
+    from asyncagg.store.s3.demanded import demanded_parameters  # noqa: PLC0415
     from asyncagg.store.s3.store import S3Store  # noqa: PLC0415
 
     bucket, root = parse_bucket(settings.store)
     retry = retry or Retry(RetryPolicy(attempts=settings.retry_attempts))
     async with (
         open_control(
-            endpoint_url=settings.endpoint_url, connections=settings.concurrency
+            endpoint_url=settings.endpoint_url,
+            connections=settings.concurrency,
+            parameters=demanded_parameters(settings),
         ) as control,
         _open_plane(control, settings, bucket, root) as plane,
     ):
@@ -92,6 +95,7 @@ async def _open_plane(
             storage_class=_storage_class(settings),
         )
         return
+    from asyncagg.store.s3.demanded import demanded_headers  # noqa: PLC0415
     from asyncagg.store.s3.http import Limits, tls_context  # noqa: PLC0415
     from asyncagg.store.s3.http_plane import HttpDataPlane  # noqa: PLC0415
     from asyncagg.store.s3.requester import Requester  # noqa: PLC0415
@@ -100,6 +104,7 @@ async def _open_plane(
     tls = None
     if target.endpoint.tls:
         tls = await to_thread.run_sync(tls_context, control.ca_bundle)
+    demanded = demanded_headers(settings)
     requester = Requester(
         target,
         control.credentials,
@@ -109,9 +114,12 @@ async def _open_plane(
             max_body_bytes=max(settings.stream_bytes, _MAX_PAGE_BYTES),
         ),
         tls=tls,
+        headers=demanded.every,
     )
     try:
-        yield HttpDataPlane(requester, prefix, storage_class=_storage_class(settings))
+        yield HttpDataPlane(
+            requester, prefix, storage_class=_storage_class(settings), demanded=demanded
+        )
     finally:
         with move_on_after(_CLEANUP_SECONDS, shield=True):
             await requester.aclose()

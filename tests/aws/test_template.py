@@ -76,11 +76,12 @@ async def test_the_role_may_do_what_the_program_does_and_no_more(
     assert judged.used == judged.granted()
 
 
-def test_the_key_of_the_bucket_is_granted_where_there_is_one() -> None:
-    """With a KMS key, the role has two more actions, on that key alone."""
+@pytest.mark.parametrize(("parameter", "name"), [("KmsKeyArn", "Key"), ("SseKmsKeyId", "NamedKey")])
+def test_a_key_is_granted_where_there_is_one(parameter: str, name: str) -> None:
+    """With a KMS key, the bucket's or that of each write, the role may use that key alone."""
     key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
-    (more,) = (each for each in role(KmsKeyArn=key) if each not in role())
-    assert more.pop("Sid") == "Key"
+    (more,) = (each for each in role(**{parameter: key}) if each not in role())
+    assert more.pop("Sid") == name
     assert more == {
         "Effect": "Allow",
         "Action": ["kms:Decrypt", "kms:GenerateDataKey"],

@@ -13,8 +13,8 @@ from uuid import uuid4
 import pytest
 from anyio import to_thread
 from testkit.command import asyncagg, sampled
+from testkit.moto_server import moto_endpoint
 from testkit.reports import block
-from testkit.stores import moto_endpoint
 
 from asyncagg.store.s3.boto import open_control
 

@@ -16,8 +16,8 @@ from uuid import uuid4
 import boto3
 import pytest
 from testkit.command import asyncagg, sampled
+from testkit.moto_server import moto_endpoint
 from testkit.promises import final_bytes, of_directory
-from testkit.stores import moto_endpoint
 
 from asyncagg.verify.findings import FindingKind
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from testkit.command import COMMAND, asyncagg, sampled, watched
+from testkit.moto_server import moto_endpoint
 from testkit.promises import (
     check_after_clean_run,
     check_at_any_moment,
@@ -21,7 +22,6 @@ from testkit.promises import (
 )
 from testkit.s3server import Request, S3Server, ThreadedS3Server
 from testkit.scenario import AT, BUCKET, fill_memory, fill_server, in_thread, memory_of, prepared
-from testkit.stores import moto_endpoint
 
 from asyncagg.job.pipeline import run
 from asyncagg.settings import Settings

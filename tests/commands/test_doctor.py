@@ -18,10 +18,10 @@ from anyio import to_thread
 from testkit.certificates import Authority
 from testkit.command import asyncagg
 from testkit.iam import Judge
+from testkit.moto_server import moto_endpoint
 from testkit.promises import PROBE, of_server
 from testkit.s3server import Guard, Pause, Request, S3Server
 from testkit.scenario import AT, BUCKET, PLANES, fill_server, prepared, s3_settings
-from testkit.stores import moto_endpoint
 from testkit.template import role
 
 from asyncagg.doctor import diagnose, directory_checks, s3_checks

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from testkit.command import asyncagg, sampled
 from testkit.hooked import HookedStore
+from testkit.moto_server import moto_endpoint
 from testkit.promises import PROBE, of_directory, of_memory, of_server
 from testkit.quarantined import BAD, BY_NAME, SMALL, counted, holders, settled
 from testkit.s3server import S3Server
@@ -29,7 +30,6 @@ from testkit.scenario import (
     open_s3,
     run_data,
 )
-from testkit.stores import moto_endpoint
 
 from asyncagg.errors import UsageError
 from asyncagg.job.context import JobContext

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 from testkit.promises import PROBE, Snapshot, check_after_clean_run, final_bytes, of_server
-from testkit.s3server import Guard, Request, S3Server
+from testkit.s3server import Guard, Request, S3Error, S3Server
 from testkit.scenario import AT, BUCKET, PLANES, fill_server, open_s3, prepared
 
 import asyncagg.store.s3.store as s3_module
@@ -114,13 +114,68 @@ async def test_a_condition_that_always_fails_never_loops(guard: str, plane: str)
         check_done(of_server(server))
 
 
+@pytest.mark.parametrize("how", ["ignore", "refuse", "malformed", "always_fail"])
+async def test_a_probe_leaves_nothing(how: Guard, plane: str) -> None:
+    """Whatever guard is missing, and if all are: the probe removes its objects."""
+    async with S3Server([BUCKET]) as server:
+        for switch in (*REQUIRED, "copy_if_absent", "delete_etag"):
+            setattr(server.faults.guards, switch, how)
+            async with open_s3(server, plane, conditional_writes="off") as (store, _):
+                guards = await store.guards()
+            assert set(guards.missing) >= {REQUIRED.get(switch, "copy_if_absent")}
+            assert server.keys(BUCKET) == []
+
+
+@pytest.mark.parametrize("mode", ["required", "off"])
+@pytest.mark.parametrize("code", ["MethodNotAllowed", "NotImplemented", "InvalidRequest"])
+async def test_a_server_without_bulk_deletes_is_found_before_any_write(
+    code: str, mode: str, plane: str
+) -> None:
+    """No run could remove what it has counted: the error says so, and nothing is written."""
+
+    def refuse(request: Request) -> None:
+        if request.operation == "DeleteObjects":
+            raise S3Error(code)
+
+    async with S3Server([BUCKET], clock=lambda: AT, on_request=refuse) as server:
+        fill_server(server, prepared().store)
+        before = of_server(server)
+        async with open_s3(server, plane, conditional_writes=mode) as (store, settings):
+            with pytest.raises(ConfigurationError, match="refuses DeleteObjects"):
+                await run(store, settings, at=AT)
+        assert server.audit.counts["PutObject"] == 0
+        assert of_server(server) == before
+
+
+@pytest.mark.parametrize(("how", "missing"), [("ignore", ("get_if_match",)), ("honour", ())])
+async def test_a_read_whose_condition_is_ignored_is_information(
+    how: Guard, missing: tuple[str, ...], plane: str
+) -> None:
+    """The ETag of each response is compared anyway, so the guard is not required."""
+    async with S3Server([BUCKET]) as server:
+        server.faults.guards.get_if_match = how
+        async with open_s3(server, plane) as (store, _):
+            assert (await store.guards()).missing == missing
+
+
+@pytest.mark.parametrize("how", ["refuse", "malformed", "always_fail"])
+async def test_a_read_of_the_right_version_that_fails_is_found(how: Guard, plane: str) -> None:
+    """Without it, no file could be read: no setting accepts that, and nothing stays."""
+    async with S3Server([BUCKET]) as server:
+        server.faults.guards.get_if_match = how
+        async with open_s3(server, plane, conditional_writes="off") as (store, _):
+            with pytest.raises(ConfigurationError, match="a GET with the object's own ETag"):
+                await store.guards()
+        assert server.keys(BUCKET) == []
+
+
 async def test_all_guards_are_probed_with_few_requests(plane: str) -> None:
     """With all guards, the probe is short and leaves no objects."""
     async with S3Server([BUCKET]) as server, open_s3(server, plane) as (store, _):
         guards = await store.guards()
         assert guards.missing == ()
         assert server.keys(BUCKET) == []
-        assert server.ordinal <= 20
+        assert server.ordinal <= 16
 
 
 async def test_commits_in_parts_are_guarded_too(

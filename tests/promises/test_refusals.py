@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from testkit.promises import check_after_clean_run, of_server, originals_of
-from testkit.s3server import Faults, S3Server
+from testkit.s3server import Faults, Request, S3Error, S3Server
 from testkit.scenario import BUCKET, PLANES, open_s3, run_data
 
-from asyncagg.errors import AccessDeniedError
+from asyncagg.errors import AccessDeniedError, ConfigurationError
 from asyncagg.job.pipeline import run
 
 START = datetime(2025, 10, 21, 13, 50, tzinfo=UTC)
@@ -65,3 +65,31 @@ async def test_a_refusal_of_all_objects_fails_the_run(operation: str, plane: str
         async with open_s3(server, plane) as (store, settings):
             with pytest.raises(AccessDeniedError, match=operation.removesuffix("Object").lower()):
                 await run(store, settings, at=AT)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize(
+    ("code", "detail", "advice"),
+    [
+        ("PermanentRedirect", "", "the bucket is elsewhere: set AWS_DEFAULT_REGION"),
+        ("TemporaryRedirect", "", "the bucket is elsewhere: set AWS_DEFAULT_REGION"),
+        ("PermanentRedirect", "<Region>eu-west-1</Region>", "set AWS_DEFAULT_REGION=eu-west-1"),
+        (
+            "AuthorizationHeaderMalformed",
+            "<Region>eu-west-1</Region>",
+            "set AWS_DEFAULT_REGION=eu-west-1",
+        ),
+    ],
+)
+async def test_a_bucket_elsewhere_is_named(code: str, detail: str, advice: str, plane: str) -> None:
+    """A run says the bucket's region, as far as S3 does, and the setting."""
+
+    def redirect(_: Request) -> None:
+        raise S3Error(code, detail=detail)
+
+    async with (
+        S3Server([BUCKET], on_request=redirect) as server,
+        open_s3(server, plane) as (store, settings),
+    ):
+        with pytest.raises(ConfigurationError, match=advice):
+            await run(store, settings, at=AT)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
-import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -14,7 +12,6 @@ from uuid import uuid4
 from anyio import to_thread
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
-from moto.server import ThreadedMotoServer
 
 from asyncagg.runtime.tasks import for_each
 from asyncagg.settings import settings_from
@@ -23,7 +20,10 @@ from asyncagg.store.directory import DirectoryStore
 from asyncagg.store.memory import MemoryStore
 from asyncagg.store.opening import open_store
 from asyncagg.store.s3.boto import open_control
+from testkit.moto_server import moto_endpoint
 from testkit.s3server import S3Server
+from testkit.servers import BUCKET as REAL_BUCKET
+from testkit.servers import endpoint
 
 BUCKET = "conformance"
 PREFIX = "a prefix"
@@ -37,11 +37,14 @@ class Capabilities(NamedTuple):
         holds_any_key: It stores keys with empty, ``.`` and ``..`` parts, and a key below another.
         holds_control_characters: It stores keys with a newline or a tab.
         guards_copies: It honours the conditions of a copy: of several copies at once, one succeeds.
+        is_a_tree: Its keys are paths on its own file system: of names up to 255 bytes, without
+            empty or ``..`` parts, and listed folder by folder.
     """
 
     holds_any_key: bool = True
     holds_control_characters: bool = True
     guards_copies: bool = True
+    is_a_tree: bool = False
 
 
 @asynccontextmanager
@@ -93,16 +96,6 @@ def _s3(plane: str) -> Callable[[Path], AbstractAsyncContextManager[Store]]:
     return own
 
 
-@cache
-def moto_endpoint() -> str:
-    """Start moto's server, once per process, and return its address."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    atexit.register(server.stop)
-    return "http://{}:{}".format(*server.get_host_and_port())
-
-
 def _moto(plane: str) -> Callable[[Path], AbstractAsyncContextManager[Store]]:
     @asynccontextmanager
     async def moto(_root: Path) -> AsyncIterator[Store]:
@@ -122,6 +115,18 @@ def _moto(plane: str) -> Callable[[Path], AbstractAsyncContextManager[Store]]:
     return moto
 
 
+def _real(plane: str) -> Callable[[Path], AbstractAsyncContextManager[Store]]:
+    """SeaweedFS, each time with another prefix of its bucket."""
+
+    @asynccontextmanager
+    async def real(_root: Path) -> AsyncIterator[Store]:
+        url = await to_thread.run_sync(endpoint, "SeaweedFS")
+        async with AsyncExitStack() as stack:
+            yield await _opened(stack, plane, url, f"{REAL_BUCKET}/{uuid4().hex}")
+
+    return real
+
+
 STORES: dict[str, Callable[[Path], AbstractAsyncContextManager[Store]]] = {
     "memory": _memory,
     "directory": _directory,
@@ -129,6 +134,8 @@ STORES: dict[str, Callable[[Path], AbstractAsyncContextManager[Store]]] = {
     "s3-moto-boto": _moto("boto"),
     "s3-own-lean": _s3("lean"),
     "s3-moto-lean": _moto("lean"),
+    "s3-seaweedfs-boto": _real("boto"),
+    "s3-seaweedfs-lean": _real("lean"),
 }
 
 CAPABILITIES: dict[str, Capabilities] = {
@@ -138,4 +145,6 @@ CAPABILITIES: dict[str, Capabilities] = {
     "s3-own-lean": Capabilities(),
     "s3-moto-lean": Capabilities(holds_control_characters=False, guards_copies=False),
     "s3-moto-boto": Capabilities(holds_control_characters=False, guards_copies=False),
+    "s3-seaweedfs-boto": Capabilities(is_a_tree=True),
+    "s3-seaweedfs-lean": Capabilities(is_a_tree=True),
 }

@@ -22,6 +22,7 @@ from asyncagg.errors import NotFoundError, StoreError, TransientError
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Absent, Body, Condition, Matches, ObjectInfo, StreamedBody
 from asyncagg.store.s3 import xml as s3xml
+from asyncagg.store.s3.demanded import NOTHING, Demanded
 from asyncagg.store.s3.http import Response
 from asyncagg.store.s3.plane import (
     DEFAULT_CLASS,
@@ -59,6 +60,7 @@ class HttpDataPlane:
         prefix: str = "",
         *,
         storage_class: StorageClass = DEFAULT_CLASS,
+        demanded: Demanded = NOTHING,
     ) -> None:
         self._bucket = requester.bucket
         self._prefix = prefix
@@ -67,6 +69,7 @@ class HttpDataPlane:
         self._unlike_etag: dict[str, bytes] = {}  # the checksum of a body, by its ETag
         self._requester = requester
         self._storage_class = storage_class
+        self._demanded = demanded
 
     def list_page(
         self, prefix: str, *, start_after: str, token: str | None
@@ -211,6 +214,8 @@ class HttpDataPlane:
             headers["if-none-match"] = "*"
         if name := self._storage_class.of(key):
             headers["x-amz-storage-class"] = name
+        if self._demanded.puts:
+            headers |= self._demanded.puts
         path = self._root + encode_path(key)
         request = S3Request("put", key, "PUT", path, headers, body=data)
         return self._requester.ask(request, _parse_etag)
@@ -237,6 +242,8 @@ class HttpDataPlane:
             )
         if self._storage_class.name and (name := self._storage_class.of(target)):
             headers["x-amz-storage-class"] = name
+        if self._demanded.copies:
+            headers |= self._demanded.copies
         request = S3Request("copy", source, "PUT", self._root + encode_path(target), headers)
         return self._requester.ask(request, self._parse_copied)
 

@@ -121,6 +121,7 @@ _BY_CODE: dict[str, type[AsyncaggError]] = {
     "PreconditionFailed": PreconditionFailedError,
     "ConditionalRequestConflict": PreconditionFailedError,
     "NotImplemented": UnsupportedConditionError,
+    "MalformedXML": UnsupportedConditionError,  # an ETag in DeleteObjects: the XML itself is right
     "AccessDenied": AccessDeniedError,
     "AllAccessDisabled": AccessDeniedError,
     "Forbidden": AccessDeniedError,
@@ -211,11 +212,13 @@ def check_etag(key: str, found: str, expected: str) -> None:
         PreconditionFailedError: The object has another etag.
     """
     if found != expected:
-        raise PreconditionFailedError(
+        error = PreconditionFailedError(
             f"get {key!r}: the response has etag {found!r}, expected {expected!r}",
             operation="get",
             key=key,
         )
+        error.ignored = True
+        raise error
 
 
 def delete_failures(

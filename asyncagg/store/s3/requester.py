@@ -19,6 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from asyncagg.errors import AsyncaggError, TransientError
+from asyncagg.store.s3.demanded import NOTHING
 from asyncagg.store.s3.http import HttpPool, Limits, Response
 from asyncagg.store.s3.plane import make_error, s3_error
 from asyncagg.store.s3.sigv4 import (
@@ -64,10 +65,10 @@ class S3Request(msgspec.Struct, gc=False):
 class _Channel:
     """A target with its signer and its connections."""
 
-    def __init__(self, target: Target, pool: HttpPool) -> None:
+    def __init__(self, target: Target, pool: HttpPool, headers: Mapping[str, str]) -> None:
         self.target = target
         self.pool = pool
-        self._signer = Signer(target.server.authority, target.region)
+        self._signer = Signer(target.server.authority, target.region, headers)
         self._root = target.root
         self._tls = target.endpoint.tls
 
@@ -103,8 +104,9 @@ class _Channel:
 class Requester:
     """Sends requests to one bucket.
 
-    The source of credentials is called every 30 seconds, and when they have expired. ``clock`` is
-    the time for signatures, ``monotonic`` the one for timeouts, both in seconds.
+    The source of credentials is called every 30 seconds, and when they have expired. ``headers``
+    are sent with every request. ``clock`` is the time for signatures, ``monotonic`` the one for
+    timeouts, both in seconds.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Requester:
         *,
         limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
+        headers: Mapping[str, str] = NOTHING.every,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -121,6 +124,7 @@ class Requester:
         self._source = credentials
         self._limits = limits or Limits()
         self._tls = tls
+        self._headers = headers
         self._clock = clock
         self._monotonic = monotonic
         self._channels: dict[Target, _Channel] = {}
@@ -194,7 +198,7 @@ class Requester:
     def _channel_to(self, target: Target) -> _Channel:
         if target not in self._channels:
             pool = HttpPool(target.server, self._limits, tls=self._tls, clock=self._monotonic)
-            self._channels[target] = _Channel(target, pool)
+            self._channels[target] = _Channel(target, pool, self._headers)
         return self._channels[target]
 
     async def _open(
@@ -260,8 +264,10 @@ class Requester:
     async def _refresh_credentials(self) -> None:
         async with self._refreshing:
             if self._clock() >= self._refresh_at:  # otherwise another request has refreshed them
-                self._credentials = await self._source(self._expired)
-                self._expired = None
+                # The mark serves once. If there are no others, the next request asks the server
+                # again: a warm Lambda has the same ones in its environment for ever.
+                expired, self._expired = self._expired, None
+                self._credentials = await self._source(expired)
                 self._refresh_at = self._clock() + _CREDENTIALS_SECONDS
 
 

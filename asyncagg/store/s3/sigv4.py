@@ -60,16 +60,21 @@ def payload_hash(body: bytes) -> str:
     return sha256(body).hexdigest() if body else EMPTY_PAYLOAD
 
 
+_NONE: Mapping[str, str] = {}
+
+
 class Signer:
     """Signs the requests to one host in one region.
 
     It caches what depends only on the credentials and the second, and what requests with the same
     headers share (`_Template`). So signing a request costs little more than one hash and one HMAC.
+    ``fixed`` are headers of all requests.
     """
 
-    def __init__(self, host: str, region: str) -> None:
+    def __init__(self, host: str, region: str, fixed: Mapping[str, str] = _NONE) -> None:
         self._host = host
         self._region = region
+        self._fixed = fixed
         self._second = -1
         self._day = ""
         self._credentials: Credentials | None = None
@@ -129,7 +134,7 @@ class Signer:
         self._authorization = (
             f"authorization:AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}"
         )
-        self._common = {"host": self._host, "x-amz-date": date}
+        self._common = {"host": self._host, "x-amz-date": date, **self._fixed}
         if credentials.token:
             self._common["x-amz-security-token"] = credentials.token
         self._common_is_plain = _is_plain("".join(self._common.values()))

@@ -142,6 +142,7 @@ def without_copy_if_absent(program: Program) -> Program:
     async def work(store: ScheduledStore) -> object:
         guarded: Any = GuardedStore(store, prefix="archive/", required=True)
         guarded._guards = Guards(
+            get_if_match=True,
             put_if_absent=True,
             put_if_match=True,
             copy_if_match=True,

@@ -62,7 +62,7 @@ class Backend:
         if if_none_match is not None:
             if if_none_match != "*":
                 raise S3Error("NotImplemented", "If-None-Match of a write must be *")
-            _judge(absent, holds=old is None)
+            judge(absent, holds=old is None)
         if if_match is not None:
             check_match(match, if_match, old)
 
@@ -76,7 +76,7 @@ class Backend:
         if_none_match = request.header("x-amz-copy-source-if-none-match")
         if if_match is not None:
             guard = self.faults.guards.copy_source_if_match
-            _judge(guard, holds=etag_matches(if_match, source.etag))
+            judge(guard, holds=etag_matches(if_match, source.etag))
         if if_none_match is not None and etag_matches(if_none_match, source.etag):
             raise S3Error("PreconditionFailed")
         return source
@@ -86,10 +86,13 @@ def check_match(guard: Guard, condition: str, old: StoredObject | None) -> None:
     """Check an If-Match of a write, which an absent key answers with 404."""
     if old is None and guard == "honour":
         raise S3Error("NoSuchKey")
-    _judge(guard, holds=old is not None and etag_matches(condition, old.etag))
+    judge(guard, holds=old is not None and etag_matches(condition, old.etag))
 
 
-def _judge(guard: Guard, *, holds: bool) -> None:
+def judge(guard: Guard, *, holds: bool) -> None:
+    """Raise the error for a condition, if there is one."""
+    if guard == "malformed":
+        raise S3Error("InvalidArgument")
     if guard == "refuse":
         raise S3Error("NotImplemented")
     if guard == "always_fail" or (guard == "honour" and not holds):

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from testkit.s3server.wire import Request
 
-Guard = Literal["honour", "ignore", "refuse", "always_fail"]
+Guard = Literal["honour", "ignore", "refuse", "malformed", "always_fail"]
 OnRequest = Callable[[Request], Awaitable[None] | None]
 
 
@@ -26,8 +26,8 @@ class DropError(Exception):
 class Guards:
     """How each condition is treated, to imitate stores that lack some.
 
-    ``honour`` it, ``ignore`` it silently, ``refuse`` it (501 NotImplemented), or ``always_fail``
-    (412).
+    ``honour`` it, ``ignore`` it silently, ``refuse`` it (501 NotImplemented), call the whole
+    request ``malformed`` (400), or ``always_fail`` (412).
     """
 
     get_if_match: Guard = "honour"

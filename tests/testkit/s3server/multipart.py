@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 from testkit.s3server.backend import Backend
 from testkit.s3server.objects import Part, StoredObject, Upload
-from testkit.s3server.payload import kept_headers, read_payload
+from testkit.s3server.payload import encryption, kept_headers, read_payload
 from testkit.s3server.wire import (
     Request,
     Response,
@@ -27,7 +27,9 @@ def create_upload(backend: Backend, request: Request) -> Response:
     """Begin an upload."""
     uploads = backend.bucket(request.bucket).uploads
     upload_id = f"upload-{request.ordinal}"
-    uploads[upload_id] = Upload(request.key, kept_headers(request), backend.state.now(), {})
+    uploads[upload_id] = Upload(
+        request.key, kept_headers(request) + encryption(request)[0], backend.state.now(), {}
+    )
     inner = (
         f"<Bucket>{request.bucket}</Bucket><Key>{escape(request.key)}</Key>"
         f"<UploadId>{upload_id}</UploadId>"

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from testkit.s3server import multipart
-from testkit.s3server.backend import Backend, check_match
+from testkit.s3server.backend import Backend, check_match, judge
 from testkit.s3server.objects import Bucket, Page, StoredObject
-from testkit.s3server.payload import kept_headers, read_payload
+from testkit.s3server.payload import encryption, kept_headers, read_payload
 from testkit.s3server.signing import verify_signature
 from testkit.s3server.wire import (
     XML_TYPE,
@@ -164,9 +164,8 @@ def get_object(backend: Backend, request: Request) -> Response:
     stored, headers = backend.object(request.bucket, request.key), request.headers
     if_match, if_none_match = request.header("if-match"), request.header("if-none-match")
     etag = stored.etag
-    honoured = backend.faults.guards.get_if_match == "honour"
-    if if_match is not None and honoured and not etag_matches(if_match, etag):
-        raise S3Error("PreconditionFailed")
+    if if_match is not None:
+        judge(backend.faults.guards.get_if_match, holds=etag_matches(if_match, etag))
     about = b"etag: %b\r\nlast-modified: %b\r\n" % (
         etag.encode(),
         http_time(stored.last_modified),
@@ -196,8 +195,9 @@ def put_object(backend: Backend, request: Request) -> Response:
         raise S3Error("KeyTooLongError")
     body, checksums = read_payload(request)
     backend.check_write(request, guards.put_if_absent, guards.put_if_match)
-    head = kept_headers(request)
-    stored = StoredObject(bucket.content(body), backend.state.now(), head, checksums=checksums)
+    lines, etag = encryption(request)
+    head = kept_headers(request) + lines
+    stored = StoredObject(bucket.content(body), backend.state.now(), head, etag, checksums)
     backend.state.write(request.bucket, request.key, stored)
     return Response(200, f"etag: {stored.etag}\r\n".encode() + checksums)
 
@@ -215,15 +215,21 @@ def copy_object(backend: Backend, request: Request) -> Response:
         raise S3Error("InvalidRequest", "This copy request changes nothing.")
     if faults.strikes(request, faults.copy_error):
         return Response(200, XML_TYPE, error_body(request, S3Error("InternalError")))
-    head = kept_headers(request) if replaces else source.head
+    lines, etag = encryption(request)
+    head = kept_headers(request) if replaces else _not_encrypted(source.head)
     content = bucket.adopt(source.content)
-    stored = StoredObject(content, backend.state.now(), head, checksums=source.checksums)
+    stored = StoredObject(content, backend.state.now(), head + lines, etag, source.checksums)
     backend.state.write(request.bucket, request.key, stored)
     copied = (
         f"<LastModified>{iso_time(stored.last_modified)}</LastModified>"
         f"<ETag>{escape(stored.etag)}</ETag>"
     )
     return xml_response("CopyObjectResult", copied)
+
+
+def _not_encrypted(head: bytes) -> bytes:
+    lines = head.splitlines(keepends=True)
+    return b"".join(each for each in lines if not each.startswith(b"x-amz-server-side-encryption"))
 
 
 def delete_object(backend: Backend, request: Request) -> Response:
@@ -244,6 +250,8 @@ def delete_objects(backend: Backend, request: Request) -> Response:
     root = parse_xml(read_payload(request)[0])
     wanted = root.findall("Object")
     if root.tag != "Delete" or not 0 < len(wanted) <= MAX_KEYS:
+        raise S3Error("MalformedXML")
+    if backend.faults.guards.delete_etag == "malformed" and root.find("Object/ETag") is not None:
         raise S3Error("MalformedXML")
     quiet = root.findtext("Quiet") == "true"
     results: list[str] = []

@@ -90,6 +90,21 @@ def crc32_headers(body: bytes) -> bytes:
     return b"x-amz-checksum-crc32: %b\r\nx-amz-checksum-type: FULL_OBJECT\r\n" % digest
 
 
+def encryption(request: Request) -> tuple[bytes, str | None]:
+    """Return the header lines of the encryption that an upload asks for, and its ETag.
+
+    The ETag of what a KMS key encrypts looks like an MD5, and is none.
+    """
+    lines = b"".join(
+        b"%b: %b\r\n" % (name, value)
+        for name, value in request.headers.items()
+        if name.startswith(b"x-amz-server-side-encryption")
+    )
+    if b"aws:kms" not in lines:
+        return lines, None
+    return lines, f'"{hashlib.md5(b"%d" % request.ordinal).hexdigest()}"'
+
+
 def kept_headers(request: Request) -> bytes:
     """Render the headers of an upload that are stored with the object."""
     kept = {

@@ -226,6 +226,7 @@ ERRORS = {
     "BucketNotEmpty": (409, "The bucket you tried to delete is not empty"),
     "ConditionalRequestConflict": (409, "A conflicting operation occurred. Try again."),
     "EntityTooSmall": (400, "Your proposed upload is smaller than the minimum allowed size"),
+    "ExpiredToken": (400, "The provided token has expired."),
     "IncompleteBody": (400, "The request body terminated unexpectedly"),
     "InternalError": (500, "We encountered an internal error. Please try again."),
     "InvalidAccessKeyId": (403, "The AWS Access Key Id you provided does not exist."),
@@ -238,6 +239,7 @@ ERRORS = {
     "InvalidURI": (400, "Couldn't parse the specified URI."),
     "KeyTooLongError": (400, "Your key is too long"),
     "MalformedXML": (400, "The XML you provided was not well-formed."),
+    "MethodNotAllowed": (405, "The specified method is not allowed against this resource."),
     "NoSuchBucket": (404, "The specified bucket does not exist"),
     "NoSuchKey": (404, "The specified key does not exist."),
     "NoSuchUpload": (404, "The specified upload does not exist."),
@@ -247,6 +249,7 @@ ERRORS = {
     "PreconditionFailed": (412, "At least one of the pre-conditions you specified did not hold"),
     "RequestTimeTooSkewed": (403, "The difference between request and server time is too large."),
     "SignatureDoesNotMatch": (403, "The request signature we calculated does not match yours."),
+    "TemporaryRedirect": (307, "Please re-send this request to the specified temporary endpoint."),
     "SlowDown": (503, "Please reduce your request rate."),
     "XAmzContentSHA256Mismatch": (400, "x-amz-content-sha256 does not match what was computed."),
 }

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -38,6 +38,8 @@ from asyncagg.store.s3.text import printable
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 30.0
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+_NONE: Mapping[str, str] = {}
 
 _log = logging.getLogger(__name__)
 
@@ -158,10 +160,15 @@ class Control:
 
 
 @asynccontextmanager
-async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[Control]:
+async def open_control(
+    *, endpoint_url: str, connections: int, parameters: Mapping[str, str] = _NONE
+) -> AsyncIterator[Control]:
     """Open an S3 client of aioboto3.
 
-    ``endpoint_url`` is that of an S3 server other than AWS, or empty.
+    Args:
+        endpoint_url: That of an S3 server other than AWS, or empty.
+        connections: The most connections.
+        parameters: Those of every request that knows them.
 
     Raises:
         ConfigurationError: The endpoint is not a URL, or boto rejects its environment.
@@ -198,8 +205,21 @@ async def open_control(*, endpoint_url: str, connections: int) -> AsyncIterator[
         except boto_errors.BotoCoreError as error:
             raise configuration_error(error) from error
         client.meta.events.register("before-call.s3.HeadBucket", _without_redirect)
+        if parameters:
+            client.meta.events.register("provide-client-params.s3", partial(_provide, parameters))
         _warn_of_plain_http(client.meta.endpoint_url)
         yield Control(session, client)
+
+
+def _provide(
+    parameters: Mapping[str, str], params: dict[str, Any], model: Any, **_: Any
+) -> dict[str, Any]:
+    """Return the parameters of a request with those that all requests of its kind have."""
+    known = model.input_shape.members
+    added: dict[str, Any] = {name: each for name, each in parameters.items() if name in known}
+    if "BucketKeyEnabled" in added:
+        added["BucketKeyEnabled"] = added["BucketKeyEnabled"] == "true"
+    return params | added
 
 
 def _without_redirect(*, context: dict[str, Any], **_: Any) -> None:
