@@ -22,7 +22,7 @@ except ImportError as error:
         f"Parquet: {error}; expected the extra 'export' of asyncagg, or --format csv or ndjson"
     ) from error
 
-_ROW_GROUP_BYTES = 16 * 1024 * 1024
+_ROW_GROUP_BYTES = 8 * 1024 * 1024
 """The size of the JSON of the rows in a row group, at most: memory must not depend on the file."""
 
 _ROW_GROUP = 65_536
@@ -82,9 +82,10 @@ async def encode_parquet(
 
 
 def _table(schema: pa.Schema, lines: list[bytes]) -> pa.Table:
+    data = b"\n".join(lines)
     return pajson.read_json(
-        io.BytesIO(b"\n".join(lines)),
-        read_options=pajson.ReadOptions(use_threads=False, block_size=2 * _ROW_GROUP_BYTES),
+        io.BytesIO(data),
+        read_options=pajson.ReadOptions(use_threads=False, block_size=len(data) + 1),
         parse_options=pajson.ParseOptions(
             explicit_schema=schema, unexpected_field_behavior="error"
         ),

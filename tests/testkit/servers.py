@@ -21,12 +21,12 @@ from urllib.request import Request, urlopen
 
 from testkit.moto_server import moto_endpoint
 
-__all__ = ("BUCKET", "SERVERS", "NotInstalledError", "endpoint")
+__all__ = ("BUCKET", "SERVERS", "TOOLS", "NotInstalledError", "endpoint")
 
 BUCKET = "asyncagg"
 """The bucket that each of these servers has."""
 
-_TOOLS = Path(os.environ.get("TEST_SERVERS", "nowhere"))
+TOOLS = Path(os.environ.get("TEST_SERVERS", "nowhere"))
 """The folder in which ``tox -e servers`` installs those that are no dependencies of the tests."""
 
 _PORTS = range(10_000, 32_000)
@@ -96,7 +96,7 @@ def _remove_sockets(ports: Sequence[int]) -> None:
 
 
 def _localstack(folder: Path) -> _Program:
-    python = _TOOLS / "localstack" / "bin" / "python"
+    python = TOOLS / "localstack" / "bin" / "python"
     if not python.exists():
         raise NotInstalledError("localstack-core[runtime] is not installed; tox -e servers does")
     [port] = _free_ports(1)
@@ -114,7 +114,7 @@ def _localstack(folder: Path) -> _Program:
 
 
 def _s3rver(folder: Path) -> _Program:
-    program = _found("s3rver", "npm install s3rver", _TOOLS / "node_modules" / ".bin")
+    program = _found("s3rver", "npm install s3rver", TOOLS / "node_modules" / ".bin")
     [port] = _free_ports(1)
     listening = ("-d", folder, "-p", str(port), "-a", "127.0.0.1")
     return _Program([program, *listening, "--configure-bucket", BUCKET], port)
