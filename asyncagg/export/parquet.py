@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import AsyncIterator, Mapping
-from datetime import datetime
 from typing import Any, get_args, get_type_hints
 
 from anyio import to_thread
 
 from asyncagg.errors import ConfigurationError
-from asyncagg.export.rows import DECIMALS, ROWS, Count, ExactSum, ExportTable, Seconds
+from asyncagg.export.rows import DECIMALS, ROWS, Count, ExactSum, ExportTable, Moment, Seconds
 
 try:
     import pyarrow as pa
@@ -31,7 +30,7 @@ _ROW_GROUP = 65_536
 _SECONDS = pa.decimal128(38, DECIMALS)
 _TYPES: dict[Any, pa.DataType] = {
     str: pa.string(),
-    datetime: pa.timestamp("us", tz="UTC"),
+    Moment: pa.timestamp("us", tz="UTC"),
     float: pa.float64(),
     Count: pa.int64(),
     Seconds: _SECONDS,
