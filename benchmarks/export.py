@@ -167,7 +167,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found += run(windows, options.files, Path(folder))
     print(table(found))
-    keep("export", {"machine": machine(), "results": found})
+    keep("export", {"machine": machine("pyarrow"), "results": found})
 
 
 if __name__ == "__main__":

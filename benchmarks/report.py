@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import export
 import lambda_box
 import large_window
 import memory
@@ -28,6 +29,7 @@ TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "lambda_box-packs": lambda_box.table,
     "large-window": large_window.table,
     "scaling": scaling.table,
+    "export": export.table,
     "scaling-packs": scaling.table,
     "memory": memory.table,
     "memory-packs": memory.table,

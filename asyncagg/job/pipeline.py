@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -146,8 +146,8 @@ async def run_pipeline(
                 context, report, deadline, planner, settler, journal, keys, progress
             )
             await pipeline.work()
-    if scope.cancelled_caught:
-        report.complete = False
+    is_cut_off = scope.cancelled_caught or report.untaken or report.total.left
+    report.complete = report.listed and (dry_run or not is_cut_off)
     report.oldest_deferred_seconds = deferrals.oldest_seconds
     _log.info("run", extra=_summary(report))
     return report
@@ -284,7 +284,6 @@ class _Pipeline:
                 except anyio.BrokenResourceError:
                     return  # the receiver was cancelled first
                 before = perf_counter()
-            self.report.listed = True
 
     async def _pages(self) -> AsyncIterator[Sequence[RunFile]]:
         prefix = self.context.settings.runs_prefix
@@ -298,13 +297,23 @@ class _Pipeline:
         async with pages:
             while more:
                 async with AsyncExitStack() as stack:
-                    chunk: dict[Window, WindowBatch] = {}
+                    chunk = stack.enter_context(self._new_chunk())
                     more = await self._fill(chunk, pages, held, stack)
                     await self._settle_chunk(chunk, careful=self.journal.is_careful)
                 if more and self._is_late():
-                    self.report.complete = more = False
+                    more = False
                     await self._count_rest(pages, held)
+        self.report.listed = True  # and each page is taken or counted
         await self._settle_suspects()
+
+    @contextmanager
+    def _new_chunk(self) -> Iterator[dict[Window, WindowBatch]]:
+        """Yield an empty chunk; then count the files whose turn did not come."""
+        chunk: dict[Window, WindowBatch] = {}
+        try:
+            yield chunk
+        finally:
+            self.report.untaken += sum(map(len, chunk.values()))
 
     def _is_late(self) -> bool:
         return self.deadline.intake_ends() <= anyio.current_time()
@@ -313,11 +322,11 @@ class _Pipeline:
         """Settle what the last run may have died of, and defer what it has died of."""
         window_of = self.context.window_of
         while not self._is_late() and (part := self.journal.next_part()):
-            chunk: dict[Window, WindowBatch] = {}
-            for file in part:
-                batch = chunk.setdefault(window_of(file), WindowBatch(len(part)))
-                batch.held.append(file)
-            await self._settle_chunk(chunk, careful=True)
+            with self._new_chunk() as chunk:
+                for file in part:
+                    batch = chunk.setdefault(window_of(file), WindowBatch(len(part)))
+                    batch.held.append(file)
+                await self._settle_chunk(chunk, careful=True)
         self.report.untaken += self.journal.untried
         for file in self.journal.poisonous:
             await self.settler.defer(
@@ -376,8 +385,8 @@ class _Pipeline:
         at_once = max(1, min(WINDOWS_AT_ONCE, len(chunk), requests))
         workers = requests // at_once
 
-        async def settle(item: tuple[Window, WindowBatch]) -> None:
-            window, files = item
+        async def settle(window: Window) -> None:
+            files = chunk.pop(window)
             if not self.planner.in_order:
                 files.sort()
             report = self.report.window(window, self.context.layout.aggregate_key(window))
@@ -388,4 +397,4 @@ class _Pipeline:
             if self.progress is not None:
                 self.progress(self.report)
 
-        await for_each(sorted(chunk.items()), settle, workers=at_once)
+        await for_each(sorted(chunk), settle, workers=at_once)
