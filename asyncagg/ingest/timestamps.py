@@ -56,7 +56,7 @@ def utc_of(text: str) -> datetime | None:
     """Return the time that a time stamp gives; without a zone it is UTC.
 
     The end of a day is the start of the next, and a leap second is the second after it. It is None
-    if Python has no such time, such as in the year 0.
+    for the rare ones that Python does not read, such as those in the year 0.
     """
     later = timedelta(0)
     try:

@@ -84,7 +84,9 @@ class RunFileReader:
         Raises:
             InvalidRunFileError: It can never be counted.
         """
-        async with self._limiter.hold(file.size):
+        if not self._limiter.take(file.size):
+            await self._limiter.acquire(file.size)
+        try:
             data = await load()
             if not is_gzip(data):
                 return parse(data, file, top_cutoff), data
@@ -92,6 +94,8 @@ class RunFileReader:
             if blocks is not None:
                 return parse_blocks(blocks, file, top_cutoff, None), data
             return await parse_stream(_one_block(data), file, max_bytes=self._max_bytes), data
+        finally:
+            self._limiter.release(file.size)
 
     def _unzip(self, data: bytes) -> list[bytes] | None:
         """Return the unzipped content, or None if it is too large to hold."""
