@@ -8,6 +8,7 @@ tests/docs/test_reference.py fails if a document is out of date.
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -15,11 +16,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pyarrow as pa
 
+from asyncagg.check import check_content
 from asyncagg.export.parquet import arrow_schema
 from asyncagg.export.rows import ExportTable
-from asyncagg.settings import all_settings
+from asyncagg.ingest.schema import schema as run_file_schema
+from asyncagg.ingest.shape import ACCEPTED, MAX_MATCH_BYTES, MAX_MATCH_DEPTH, MAX_TEXT
+from asyncagg.ingest.streaming import MAX_DEPTH
+from asyncagg.model import TOP
+from asyncagg.settings import Settings, all_settings
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -27,6 +34,7 @@ DOCUMENTS = [
     ROOT / "docs" / "reference" / "aggregate.md",
     ROOT / "docs" / "reference" / "rollup.md",
     ROOT / "docs" / "reference" / "export.md",
+    ROOT / "docs" / "reference" / "run-file.md",
     ROOT / "docs" / "how-to" / "query-the-results.md",
 ]
 _PLACE = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -86,6 +94,75 @@ def kind(field: dict[str, Any]) -> str:
     return words
 
 
+def run_file() -> str:
+    """Return the fields of a run file, with the words of its reader."""
+    fields = run_file_schema()["properties"]
+    score = fields["top_matches"]["anyOf"][0]["items"]["properties"]["match_score"]
+    rows = [
+        *((name, ACCEPTED[name], field["description"]) for name, field in fields.items()),
+        ("top_matches[].match_score", "a number", score["description"]),
+    ]
+    lines = ["| field | accepted | meaning |", "| --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| `{name}` | {what} | {why} |" for name, what, why in rows)])
+
+
+def run_file_limits() -> str:
+    """Return the limits of a run file."""
+    rows = {
+        "the file": f"`max_file_bytes`, {Settings().max_file_bytes:,} bytes, also unzipped",
+        "`run_id` and `timestamp`": f"{MAX_TEXT:,} characters",
+        "a match object": f"{MAX_MATCH_BYTES:,} bytes, nested {MAX_MATCH_DEPTH} deep",
+        "anything else": f"nested {MAX_DEPTH:,} deep",
+        "matches in a file": f"any number; the best {TOP} of a window are kept",
+    }
+    lines = ["| what | at most |", "| --- | --- |"]
+    return "\n".join([*lines, *(f"| {what} | {most} |" for what, most in rows.items())])
+
+
+_BAD = {
+    "an object without any field of a run file": b'{"matchesFound": 9}',
+    "a list": b'[{"errors": 1}]',
+    "two objects, such as JSON lines": b'{"errors": 1}\n{"errors": 2}',
+    "empty": b"",
+    "cut short": b'{"errors": 1',
+    "a comma too many": b'{"errors": 1,}',
+    "UTF-16": '{"errors": 1}'.encode("utf-16"),
+    "not UTF-8": '{"run_id": "é"}'.encode("latin-1"),
+    "gzip that is cut short": b"\x1f\x8b\x08",
+    "a string for a number": b'{"errors": "5"}',
+    "a fraction for a count": b'{"errors": 5.5}',
+    "a negative count": b'{"errors": -1}',
+    "`NaN`": b'{"processing_time_seconds": NaN}',
+    "a number that is out of range": b'{"errors": 1e400}',
+    "a time that does not exist": b'{"timestamp": "2025-02-30T12:00:00Z"}',
+    "a text that is too long": b'{"run_id": "%b"}' % (b"x" * (MAX_TEXT + 1)),
+    "matches that are no list": b'{"top_matches": {}}',
+    "a match that is no object": b'{"top_matches": [{}, "a"]}',
+    "a score that is no number": b'{"top_matches": [{"match_score": "high"}]}',
+    "a match that is too large": b'{"top_matches": [{"x": "%b"}]}' % (b"x" * MAX_MATCH_BYTES),
+    "nested too deep": b'{"x": %b}' % (b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1)),
+}
+
+
+_LIMITED = Settings(max_file_bytes=1024)
+_TOO_LARGE = {
+    "larger than `max_file_bytes`, here 1,024": b" " * 1025,
+    "larger when it is unzipped": gzip.compress(b" " * 1025, mtime=0),
+}
+
+
+def run_file_reasons() -> str:
+    """Return the reasons that the reader gives for bad files."""
+
+    async def reasons() -> list[tuple[str, str]]:
+        found = [(what, await check_content(data, Settings())) for what, data in _BAD.items()]
+        found += [(what, await check_content(data, _LIMITED)) for what, data in _TOO_LARGE.items()]
+        return [(what, each.reason or each.verdict) for what, each in found]
+
+    lines = ["| the file is or has | reason |", "| --- | --- |"]
+    return "\n".join([*lines, *(f"| {what} | `{why}` |" for what, why in anyio.run(reasons))])
+
+
 def columns(table: ExportTable) -> str:
     """Return the columns of a table of an export."""
     rows = (
@@ -141,6 +218,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "export-matches": lambda: columns(ExportTable.MATCHES),
     "export-windows": lambda: columns(ExportTable.WINDOWS),
     "athena": athena,
+    "run-file": run_file,
+    "run-file-limits": run_file_limits,
+    "run-file-reasons": run_file_reasons,
 }
 
 

@@ -5,10 +5,10 @@
     tox -e lambda -- --keep            # and write the numbers to docs/how-to/deploy.md
 
 The dependencies are those of requirements.txt, and the build backend is that of
-requirements-build.txt, pinned and hashed. The build is reproducible: the
-same sources give the same bytes. Files that the Lambda never loads are left out. Bytecode is
-included, because Lambda's folder is read-only: without it, every cold start would compile all
-modules.
+requirements-build.txt, pinned and hashed. The build is reproducible: the same sources give the same
+bytes, whatever Python runs this, as long as its zlib and the Lambda's Python are the same. Files
+that the Lambda never loads are left out. Bytecode is included, because Lambda's folder is
+read-only: without it, every cold start would compile all modules.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ def slim(data: Path) -> None:
     (data / "endpoints.json").write_bytes(_compact(endpoints))
     for model in data.glob("*/*/service-2.json.gz"):
         content = json.loads(gzip.decompress(model.read_bytes()))
-        model.write_bytes(gzip.compress(_compact(_undocumented(content)), mtime=0))
+        model.write_bytes(_gzipped(_compact(_undocumented(content))))
 
 
 def _undocumented(value: Any) -> Any:
@@ -192,6 +193,13 @@ def _undocumented(value: Any) -> Any:
     }
 
 
+def _gzipped(data: bytes) -> bytes:
+    """Compress without a time or a system: `gzip` writes another system with each Python."""
+    compressed = bytearray(zlib.compress(data, 9, wbits=31))
+    compressed[9] = 255  # RFC 1952: unknown
+    return bytes(compressed)
+
+
 def _compact(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
@@ -200,8 +208,7 @@ def add_bytecode(folder: Path, version: str) -> None:
     """Compile all modules, to bytecode that Python never checks against the source."""
     python = find_python(version)
     if python is None:
-        print(f"no python{version} found: the zip has no bytecode, and cold starts take longer")
-        return
+        return  # `warn` says so
     words = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
     subprocess.run([python, *words, "-s", folder, "-p", "/var/task", folder], check=True)
 
@@ -212,6 +219,7 @@ def pack(folder: Path, target: Path) -> None:
         for path in sorted(_files(folder)):
             info = zipfile.ZipInfo(path.relative_to(folder).as_posix(), (1980, 1, 1, 0, 0, 0))
             info.compress_type = zipfile.ZIP_DEFLATED
+            info.create_system = 3  # the same on every system
             info.external_attr = 0o644 << 16
             archive.writestr(info, path.read_bytes())
 
@@ -290,6 +298,19 @@ def cold_start(folder: Path, arch: str, version: str = PYTHON) -> tuple[float, i
     return cpu, peak
 
 
+def warn(version: str = PYTHON) -> None:
+    """Say on standard error that the zips have no bytecode, if no Python can compile it."""
+    if find_python(version) is None:
+        print(
+            f"{'*' * 80}\n"
+            f"WARNING: no python{version} found, so the zips contain NO BYTECODE.\n"
+            "Every cold start will compile all modules, which takes several times as long.\n"
+            f"Install Python {version} and build again.\n"
+            f"{'*' * 80}",
+            file=sys.stderr,
+        )
+
+
 def keep(table: str) -> None:
     """Write the table to docs/how-to/deploy.md, between its marks."""
     page = ROOT / "docs" / "how-to" / "deploy.md"
@@ -306,6 +327,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.arch) - set(MACHINES):
         parser.error(f"{', '.join(sorted(unknown))}: expected {' or '.join(MACHINES)}")
+    warn()
     arguments.out.mkdir(parents=True, exist_ok=True)
     arches = arguments.arch or list(MACHINES)
     built = [build(arch, arguments.out / f"lambda-{arch}.zip") for arch in arches]
@@ -316,6 +338,7 @@ def main() -> None:
     print(table)
     if arguments.keep:
         keep(table)
+    warn()
 
 
 if __name__ == "__main__":

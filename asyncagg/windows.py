@@ -40,12 +40,10 @@ def window_of(moment: datetime, minutes: int) -> Window:
 def stamp_of(key: str) -> datetime | None:
     """Return the time stamp that a file's name starts with (``20251021t1302Z_…``), if any."""
     found = _STAMP.match(key, key.rfind("/") + 1)
-    if found is None:
-        return None
-    return _parse_stamp(*found.groups(default="00"))
+    return None if found is None else _parse_stamp(*found.groups(default="00"))
 
 
-@lru_cache(maxsize=4096)  # many names have the same
+@lru_cache(maxsize=1024)  # the files of a window have few stamps, and parsing one is slow
 def _parse_stamp(day: str, minute: str, second: str) -> datetime | None:
     try:
         return datetime.strptime(f"{day}{minute}{second}+0000", "%Y%m%d%H%M%S%z")

@@ -80,7 +80,8 @@ def check(folder: Path, total: Accumulator) -> None:
 
     sums = ", ".join(f"sum({name})" for name in (*COLUMNS, "processing_time"))
     query = f"SELECT {sums} FROM '{folder}/runs/**/*.parquet'"  # noqa: S608 - own words
-    found = duckdb.connect().sql(query).fetchall()[0]
+    with duckdb.connect() as connection:
+        found = connection.sql(query).fetchall()[0]
     assert [*found] == [*(getattr(total, name) for name in COLUMNS), total.seconds], found
     assert isinstance(found[-1], Decimal)
 
@@ -167,7 +168,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found += run(windows, options.files, Path(folder))
     print(table(found))
-    keep("export", {"machine": machine(), "results": found})
+    keep("export", {"machine": machine("pyarrow"), "results": found})
 
 
 if __name__ == "__main__":

@@ -335,8 +335,8 @@ def _watch(
         time.sleep(every)
 
 
-def machine() -> dict[str, Any]:
-    """Return the context of a result: machine, versions, date, command."""
+def machine(*more: str) -> dict[str, Any]:
+    """Return the context of a result: machine, versions (also of more packages), date, command."""
     model = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -350,7 +350,7 @@ def machine() -> dict[str, Any]:
         "processor": model[0] if model else platform.processor(),
         "cores": os.cpu_count(),
         "system": platform.system() + " " + platform.machine(),
-        "versions": {name: metadata.version(name) for name in packages},
+        "versions": {name: metadata.version(name) for name in (*packages, *more)},
     }
 
 

@@ -92,24 +92,21 @@ def run(files: int, windows: int, repeat: int, form: str) -> dict[str, Any]:
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
     """Return the results as a Markdown table."""
-    columns = (
-        *("files", "windows", "CPU µs a file", "wall µs a file", "peak RSS"),
-        *("requests", "USD a million files", "runs"),
-    )
-    rows = [
-        [
+    columns = ["files", "windows", "CPU µs a file", "wall µs a file", "peak RSS", "runs"]
+    counted = all("requests" in each for each in results)  # older results have no such number
+    rows = []
+    for each in results:
+        row = [
             f"{each['files']:,}",
             str(each["windows"]),
             f"{each['cpu_us']:.0f}",
             f"{each['wall_us']:.0f}",
             f"{each['peak_mb']:.0f} MB",
-            f"{each['requests']:,.0f}" if "requests" in each else "",
-            f"{each['price']:.2f}" if "price" in each else "",
             str(each["runs"]),
         ]
-        for each in results
-    ]
-    return markdown(columns, rows)
+        price = [f"{each['requests']:,.0f}", f"{each['price']:.2f}"] if counted else []
+        rows.append([*row, *price])
+    return markdown([*columns, *(["requests", "USD a million files"] if counted else [])], rows)
 
 
 def plot(results: Sequence[Mapping[str, Any]], to: Path) -> None:

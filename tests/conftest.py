@@ -61,8 +61,9 @@ def no_blocked_loop() -> Iterator[None]:
                 "asyncagg/store/opening.py", {"open_store", "_open_s3", "_open_plane"}
             )
             function.can_block_in("asyncagg/sample/demo.py", {"_moto"})
-            # The explorer has no threads: a schedule must not depend on them.
+            # The explorer and the virtual clock have no threads.
             function.can_block_in("testkit/explorer/programs.py", {"_run_here", "run_in_executor"})
+            function.can_block_in("testkit/virtual.py", {"run_in_executor"})
         yield
 
 

@@ -254,13 +254,12 @@ class _Commit:
 
         async def copy(file: CountedFile) -> None:
             async with self._limiter.hold(file.size):
+                await packer.wait()
                 data = await self._read(file) if fits(self._context, file) else None
                 place = packer.add(file, data)
             if place is not None:
                 places[file.key, file.etag] = place
                 self.bytes += file.size
-            del data
-            await packer.wait()
 
         await for_each(single, copy, workers=self._context.settings.concurrency)
         self.last = max(self.last, (rows[-1].key, rows[-1].etag))

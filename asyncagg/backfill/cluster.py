@@ -37,7 +37,7 @@ T = TypeVar("T")
 _SUBMISSIONS = 5
 """How often a task is submitted when its scheduler is restarted."""
 
-_EXPECTED = "expected the same version of asyncagg[cluster] on the scheduler and on every worker"
+_EXPECTED = "expected the same version of asyncagg on the scheduler and on every worker"
 
 _CONNECT_SECONDS = 30
 _CLOSE_SECONDS = 15

@@ -12,6 +12,7 @@ import typer
 from asyncagg.cli import (
     archive,
     backfill,
+    check,
     demo,
     doctor,
     export,
@@ -51,6 +52,7 @@ for _command in (
     report.report,
     export.export,
     doctor.doctor,
+    check.check,
     sample.sample,
     demo.demo,
 ):

@@ -78,7 +78,7 @@ def backfill(
 
     If it is stopped, run it again to continue.
 
-    With --workers or --scheduler (which need the extra "cluster") windows are settled in parallel;
+    With --workers or --scheduler (which need the extra 'cluster') windows are settled in parallel;
     a window with more files than --chunk-files is counted in parts and committed once.
 
     Examples:
@@ -142,8 +142,8 @@ async def _engine(
         from asyncagg.backfill import cluster  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ConfigurationError(
-            f"Dask: {error}; expected the extra: pip install 'asyncagg[cluster]', or neither "
-            "--workers nor --scheduler"
+            f"Dask: {error}; expected the extra 'cluster' of asyncagg, or neither --workers "
+            "nor --scheduler"
         ) from error
     opening = (
         cluster.start_cluster(settings, workers)

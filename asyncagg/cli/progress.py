@@ -97,7 +97,7 @@ async def shown(bar: Bar, console: Console, *, json: bool) -> AsyncIterator[Bar]
         TextColumn("{task.fields[details]}"),
     )
     with Progress(*columns, console=console, transient=True) as line, _few_named(bar):
-        task = line.add_task("", counts="", details="")
+        task = line.add_task("", counts=bar.counts(), details=bar.details())
 
         async def follow() -> None:
             while True:

@@ -39,7 +39,7 @@ def watch(
         str | None,
         typer.Option(
             help="Serve /healthz and /metrics there; default HOST: 127.0.0.1. "
-            'Needs the extra "watch".',
+            "Needs the extra 'watch'.",
             metavar="[HOST:]PORT",
         ),
     ] = None,
@@ -113,7 +113,7 @@ async def _endpoint(
         from asyncagg.watch.health import Health  # noqa: PLC0415 - only for these two
     except ImportError as error:
         raise ConfigurationError(
-            f"--listen: {error}; expected the extra: pip install 'asyncagg[watch]', or no --listen"
+            f"--listen: {error}; expected the extra 'watch' of asyncagg, or no --listen"
         ) from error
     health, exporter = Health(settings.window_minutes, delay), Exporter(retry)
     url = await stack.enter_async_context(serve(address_of(listen), health, exporter))

@@ -18,6 +18,7 @@ from asyncagg.doctor.checks import CheckResult
 from asyncagg.doctor.permissions import Grant
 from asyncagg.errors import (
     AccessDeniedError,
+    ConfigurationError,
     NotFoundError,
     PreconditionFailedError,
     StoreError,
@@ -126,7 +127,7 @@ async def _put(store: Store, key: str) -> None:
             await remove_probe(store, key)
     with suppress(NotFoundError):
         await store.head(key)
-        raise StoreError(
+        raise ConfigurationError(
             f"the store ignored a condition and wrote {key!r}, and this user may not delete it: "
             "delete it by hand"
         )

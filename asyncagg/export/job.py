@@ -205,9 +205,11 @@ class _Job:
 
     async def _find(self, key: str) -> ObjectInfo | None:
         try:
-            return await self._target.head(key)
+            found = await self._target.head(key)
         except NotFoundError:
-            return None
+            found = None
+        self.refusals.accept("head")
+        return found
 
     async def _read(self, part: _Part, spool: Spool) -> tuple[dict[str, str], int]:
         """Append the rows of a file to a spool; return the etags of what was read, and how many."""

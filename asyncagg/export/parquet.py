@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import AsyncIterator, Mapping
-from datetime import datetime
 from typing import Any, get_args, get_type_hints
 
 from anyio import to_thread
 
 from asyncagg.errors import ConfigurationError
-from asyncagg.export.rows import DECIMALS, ROWS, Count, ExactSum, ExportTable, Seconds
+from asyncagg.export.rows import DECIMALS, ROWS, Count, ExactSum, ExportTable, Moment, Seconds
 
 try:
     import pyarrow as pa
@@ -22,7 +21,7 @@ except ImportError as error:
         f"Parquet: {error}; expected the extra 'export' of asyncagg, or --format csv or ndjson"
     ) from error
 
-_ROW_GROUP_BYTES = 16 * 1024 * 1024
+_ROW_GROUP_BYTES = 8 * 1024 * 1024
 """The size of the JSON of the rows in a row group, at most: memory must not depend on the file."""
 
 _ROW_GROUP = 65_536
@@ -31,7 +30,7 @@ _ROW_GROUP = 65_536
 _SECONDS = pa.decimal128(38, DECIMALS)
 _TYPES: dict[Any, pa.DataType] = {
     str: pa.string(),
-    datetime: pa.timestamp("us", tz="UTC"),
+    Moment: pa.timestamp("us", tz="UTC"),
     float: pa.float64(),
     Count: pa.int64(),
     Seconds: _SECONDS,
@@ -82,9 +81,10 @@ async def encode_parquet(
 
 
 def _table(schema: pa.Schema, lines: list[bytes]) -> pa.Table:
+    data = b"\n".join(lines)
     return pajson.read_json(
-        io.BytesIO(b"\n".join(lines)),
-        read_options=pajson.ReadOptions(use_threads=False, block_size=2 * _ROW_GROUP_BYTES),
+        io.BytesIO(data),
+        read_options=pajson.ReadOptions(use_threads=False, block_size=len(data) + 1),
         parse_options=pajson.ParseOptions(
             explicit_schema=schema, unexpected_field_behavior="error"
         ),

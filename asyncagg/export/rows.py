@@ -29,6 +29,7 @@ _MAX_SECONDS = 10**14  # 38 digits, the most that Parquet readers have, with 24 
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=_MAX_COUNT)]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0, lt=_MAX_SECONDS)]
+Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
 ExactSum: TypeAlias = Annotated[str, Meta(description="A decimal number.")]
 
 
@@ -46,7 +47,7 @@ class _Source(msgspec.Struct, gc=False):
     key: str
     etag: str
     size: Count
-    last_modified: datetime
+    last_modified: Moment
 
 
 class _Summary(msgspec.Struct, gc=False):
@@ -65,13 +66,13 @@ class RunRow(msgspec.Struct, gc=False):
     """A counted run file: its summary, and the object that it was read from."""
 
     window_name: str
-    window_start: datetime
+    window_start: Moment
     key: str
     etag: str
     size: Count
-    last_modified: datetime
+    last_modified: Moment
     run_id: str
-    timestamp: datetime | None
+    timestamp: Moment | None
     timestamp_text: str
     opportunities: Count
     matches: Count
@@ -84,7 +85,7 @@ class MatchRow(msgspec.Struct, gc=False):
     """One of the best ten matches of a window."""
 
     window_name: str
-    window_start: datetime
+    window_start: Moment
     rank: Count
     match_score: float
     source_key: str
@@ -96,11 +97,11 @@ class WindowRow(msgspec.Struct, gc=False):
     """The totals of a window."""
 
     window_name: str
-    window_start: datetime
-    window_end: datetime
+    window_start: Moment
+    window_end: Moment
     aggregate_key: str
     aggregate_etag: str
-    aggregation_timestamp: datetime
+    aggregation_timestamp: Moment
     revision: Count
     files_counted: Count
     files_quarantined: Count
@@ -195,7 +196,9 @@ def head_lines(
 
 def _match_rows(window: Window, total: Accumulator) -> Iterator[MatchRow]:
     for rank, (score, key, position, body) in enumerate(total.top, 1):
-        yield MatchRow(window.name, window.start, rank, -score, key, position, body.decode())
+        values = (window.name, window.start, rank, -score, key, position, body.decode())
+        names = MatchRow.__struct_fields__
+        yield msgspec.convert(dict(zip(names, values, strict=True)), MatchRow)
 
 
 def _window_row(

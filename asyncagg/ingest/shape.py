@@ -17,32 +17,51 @@ MAX_MATCH_BYTES = 256 * 1024
 MAX_MATCH_DEPTH = 254
 """How deep a match object may be nested: orjson reads deeper objects, but does not write them."""
 
+MAX_TEXT = 1024
+"""The longest text, in characters."""
+
 _MAX_COUNT = 2**53 - 1
 """The largest count that every JSON reader can represent exactly (RFC 7493, section 2.2)."""
 _MAX_SECONDS = 10**12
-_MAX_TEXT = 1024
 
 _Count = Annotated[int, Meta(ge=0, le=_MAX_COUNT)] | None
-_Text = Annotated[str, Meta(max_length=_MAX_TEXT)] | None
+_Text = Annotated[str, Meta(max_length=MAX_TEXT)] | None
 
 
 class MatchShape(msgspec.Struct, gc=False):
     """The field of a match object that is read."""
 
-    match_score: int | float | None = 0
+    match_score: Annotated[
+        int | float | None, Meta(description="What the top ten are chosen by; 0 if it has none.")
+    ] = 0
 
 
 class RunShape(msgspec.Struct, gc=False):
     """The fields of a run file that are read. All others are ignored, and null is missing."""
 
-    run_id: _Text = None
-    timestamp: _Text = None
-    total_opportunities: _Count = None
-    matches_found: _Count = None
-    no_matches: _Count = None
-    errors: _Count = None
-    processing_time_seconds: Annotated[float, Meta(ge=0, le=_MAX_SECONDS)] | None = None
-    top_matches: list[MatchShape] | None = None
+    run_id: Annotated[_Text, Meta(description="The run's name; the file's key if it has none.")] = (
+        None
+    )
+    timestamp: Annotated[
+        _Text,
+        Meta(description="When the run took place; the file's last_modified if it has none."),
+    ] = None
+    total_opportunities: Annotated[
+        _Count, Meta(description="How many opportunities the run examined; 0 if missing.")
+    ] = None
+    matches_found: Annotated[
+        _Count, Meta(description="How many of them matched; 0 if missing.")
+    ] = None
+    no_matches: Annotated[_Count, Meta(description="How many did not match; 0 if missing.")] = None
+    errors: Annotated[_Count, Meta(description="How many failed; 0 if missing.")] = None
+    processing_time_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=_MAX_SECONDS)] | None,
+        Meta(description="How long the run took; unknown if missing, and in no quantile."),
+    ] = None
+    top_matches: Annotated[
+        list[MatchShape] | None,
+        Meta(description="Its best matches. Each is kept as it is, if it is in the top ten."),
+    ] = None
 
 
 _TYPES: dict[str, Any] = get_type_hints(RunShape, include_extras=True)
@@ -50,7 +69,7 @@ _TYPES: dict[str, Any] = get_type_hints(RunShape, include_extras=True)
 _WHOLE_NUMBER = f"a whole number from 0 to {_MAX_COUNT}"
 
 ACCEPTED = {
-    "run_id": f"a string of at most {_MAX_TEXT} characters",
+    "run_id": f"a string of at most {MAX_TEXT} characters",
     "timestamp": "an RFC 3339 time such as 2025-10-21T13:56:00Z",
     "total_opportunities": _WHOLE_NUMBER,
     "matches_found": _WHOLE_NUMBER,

@@ -36,7 +36,9 @@ _MAX_VALUE_BYTES = MAX_MATCH_BYTES
 _MAX_SKIPPED_BYTES = 64 * 1024
 """Likewise, if it is only checked."""
 
-_MAX_DEPTH = 1024  # as orjson
+MAX_DEPTH = 1024
+"""How deep a file may be nested, as for orjson; match objects less."""
+
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 _MAX_GROWTH = 4
 """How many times longer JSON can be when it is written again: 1e15 as 1000000000000000.0."""
@@ -399,8 +401,8 @@ class RunFileParser:
         while pos < min(len(data), limit) and data[pos] != _QUOTE:
             if data[pos] in b"[{":
                 opened.append(self._base + pos)
-                if len(opened) > _MAX_DEPTH:
-                    self._fail(f"nested deeper than {_MAX_DEPTH}")
+                if len(opened) > MAX_DEPTH:
+                    self._fail(f"nested deeper than {MAX_DEPTH}")
             else:
                 opened.pop()
             pos += 1
@@ -443,8 +445,8 @@ class RunFileParser:
             self._fail(f"expected {self._accepted()}, got {self._excerpt(-1)}")
         else:
             opened.append(opening)
-            if len(opened) > _MAX_DEPTH:
-                self._fail(f"nested deeper than {_MAX_DEPTH}")
+            if len(opened) > MAX_DEPTH:
+                self._fail(f"nested deeper than {MAX_DEPTH}")
             self._pos += 1
             yield from self._skip_white()
             if not self._take(_CLOSING[opening]):
@@ -509,8 +511,8 @@ class RunFileParser:
         orjson reads no number that a double cannot hold. That is valid JSON; in a field that is not
         read it does not matter, and in a match it is written as null, as JavaScript does.
         """
-        if _nesting(data) > _MAX_DEPTH:  # what json accepts depends on the version of Python
-            self._fail(f"nested deeper than {_MAX_DEPTH}")
+        if _nesting(data) > MAX_DEPTH:  # what json accepts depends on the version of Python
+            self._fail(f"nested deeper than {MAX_DEPTH}")
         try:
             text = data.decode()
             value = json.loads(text, parse_int=_integer, parse_constant=_refuse_constant)
@@ -520,7 +522,7 @@ class RunFileParser:
         except UnicodeEncodeError:
             self._fail("expected UTF-8, got half a surrogate pair")
         except RecursionError:
-            self._fail(f"nested deeper than {_MAX_DEPTH}")
+            self._fail(f"nested deeper than {MAX_DEPTH}")
         except _ConstantError as error:
             found = _CONSTANT.finditer(data)
             place = next(each.start() for each in found if each[0][:1] != b'"')

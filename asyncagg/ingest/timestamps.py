@@ -9,13 +9,16 @@ from datetime import UTC, date, datetime, timedelta
 # forms it reads depends on the version.
 _FORM = re.compile(
     r"""(\d{4}) -? (?: (\d\d) -? (\d\d) | W (\d\d) (?: -? ([1-7]) )? )
-    (?: [Tt ]
+    (?: [Tt\x20]
         (?: (?: [01]\d | 2[0-3] ) (?: :? [0-5]\d (?: :? (?: [0-5]\d | 60 ) (?: [.,] \d* )? )? )?
           | 24 (?: :? 00 (?: :? 00 (?: [.,] 0* )? )? )? )
         (?: [Zz] | [+-] (?: [01]\d | 2[0-3] ) (?: :? [0-5]\d (?: :? [0-5]\d (?: \.\d* )? )? )? )?
     )?""",
     re.ASCII | re.VERBOSE,
 )
+
+PATTERN = re.sub(r"\s+", "", _FORM.pattern)
+"""The forms of a time stamp, as a regular expression that other languages read, too."""
 
 _MIDNIGHT = re.compile(r"([Tt ])24")
 _LEAP_SECOND = re.compile(r"([Tt ]\d\d:?\d\d:?)60")
@@ -53,7 +56,7 @@ def utc_of(text: str) -> datetime | None:
     """Return the time that a time stamp gives; without a zone it is UTC.
 
     The end of a day is the start of the next, and a leap second is the second after it. It is None
-    if Python has no such time, such as in the year 0.
+    for the rare ones that Python does not read, such as those in the year 0.
     """
     later = timedelta(0)
     try:

@@ -33,6 +33,9 @@ class Deadline:
         return self.ends - self.reserve
 
     def intake_ends(self) -> float:
-        """Return when to stop fetching: half-way, because archiving takes about as long."""
+        """Return when to stop fetching: half-way, because archiving takes about as long.
+
+        As long as the reserve is left over, to list on and count the rest of the inbox.
+        """
         now = anyio.current_time()
-        return now + max(0.0, self.work_ends - now) / 2
+        return now + max(0.0, self.work_ends - self.reserve - now) / 2

@@ -39,17 +39,8 @@ class Read(Protocol):
 class Packs(Protocol):
     """Knows the packs that files are in; `asyncagg.job.packing.Packer` writes them."""
 
-    @property
-    def is_full(self) -> bool:
-        """Whether `wait` should be called before another file is read."""
-        ...
-
     def add(self, file: RunFile, data: bytes | None) -> Place | None:
         """Return the place of a file with these bytes; None if it is in no pack."""
-        ...
-
-    async def wait(self) -> None:
-        """Wait until there is memory for more files."""
         ...
 
 
@@ -106,8 +97,6 @@ class Fetcher:
             self._done[index] = row
             if index == self._next:
                 await self._keep(index + 1)
-            if self._packs is not None and self._packs.is_full:
-                await self._packs.wait()
 
         with anyio.CancelScope(deadline=until):
             await slots.for_each(range(len(files)), fetch_one)

@@ -63,7 +63,7 @@ class Packer:
     """Writes files into packs; see `open_packer`.
 
     Attributes:
-        is_full: Whether `wait` should be called before another file is fetched.
+        is_full: Whether to call `wait` before another file is fetched.
     """
 
     def __init__(self, context: JobContext, window: Window, group: TaskGroup) -> None:
@@ -93,6 +93,8 @@ class Packer:
         place = Place(pack.id, pack.writer.add(file, data))
         if before < _BLOCK <= pack.writer.pending:
             self._notify()
+        elif pack.writer.pending >= _MAX_PENDING:
+            self.is_full = True
         return place
 
     async def wait(self) -> None:
@@ -152,7 +154,7 @@ class Packer:
             if writer.pending < _BLOCK and not pack.tail:
                 await self._changed.wait()
                 continue
-            block = b"".join(writer.take())
+            block = writer.take(_BLOCK)
             self._notify()
             yield block
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
@@ -149,8 +149,8 @@ async def run_pipeline(
                 await pipeline.work()
             finally:
                 report.oldest_deferred_seconds = deferrals.oldest_seconds
-    if scope.cancelled_caught:
-        report.complete = False
+    is_cut_off = scope.cancelled_caught or report.untaken or report.total.left
+    report.complete = report.listed and (dry_run or not is_cut_off)
     _log.info("run", extra=_summary(report))
     return report
 
@@ -215,27 +215,32 @@ class _Pipeline:
             async with task_group() as group:
                 while await group.start(self._settle_chunk):
                     if self._is_late():
-                        self._report.complete = False
                         await self._intake.count_rest()
                         break
         await self._settle_suspects()
+
+    @contextmanager
+    def _new_chunk(self) -> Iterator[Chunk]:
+        """Yield an empty chunk; then count the files whose turn did not come."""
+        chunk: Chunk = {}
+        try:
+            yield chunk
+        finally:
+            self._report.untaken += count_files(chunk)
 
     def _is_late(self) -> bool:
         return self._deadline.intake_ends() <= anyio.current_time()
 
     async def _settle_chunk(self, *, task_status: TaskStatus[bool]) -> None:
         """Fill a chunk and settle it; the status is whether there may be another one."""
-        chunk: Chunk = {}
-        try:
-            async with AsyncExitStack() as stack:
-                more = await self._intake.fill(chunk, stack)
-                if self._journal.is_careful:
-                    await self._settle_carefully(chunk)
-                    task_status.started(more)
-                else:
-                    await self._settle_at_once(chunk, partial(task_status.started, more))
-        finally:  # also on cancellation: report the files whose turn did not come
-            self._report.untaken += count_files(chunk)
+        async with AsyncExitStack() as stack:
+            chunk = stack.enter_context(self._new_chunk())
+            more = await self._intake.fill(chunk, stack)
+            if self._journal.is_careful:
+                await self._settle_carefully(chunk)
+                task_status.started(more)
+            else:
+                await self._settle_at_once(chunk, partial(task_status.started, more))
 
     async def _settle_at_once(self, chunk: Chunk, begun: Callable[[], object]) -> None:
         """Settle the windows of a chunk side by side; call ``begun`` once all are in progress."""
@@ -290,11 +295,11 @@ class _Pipeline:
         """Settle what the last run may have died of, and defer what it has died of."""
         window_of = self._context.window_of
         while not self._is_late() and (part := self._journal.next_part()):
-            chunk: Chunk = {}
-            for file in part:
-                batch = chunk.setdefault(window_of(file), WindowBatch(len(part)))
-                batch.held.append(file)
-            await self._settle_carefully(chunk)
+            with self._new_chunk() as chunk:
+                for file in part:
+                    batch = chunk.setdefault(window_of(file), WindowBatch(len(part)))
+                    batch.held.append(file)
+                await self._settle_carefully(chunk)
         self._report.untaken += self._journal.untried
         for file in self._journal.poisonous:
             await self._settler.defer(

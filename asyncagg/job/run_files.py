@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
 
 from asyncagg.errors import InvalidRunFileError
 from asyncagg.ingest.gzipped import inflate, is_gzip
@@ -17,6 +18,19 @@ from asyncagg.store import Store
 
 _STREAM_COST = 6 * 1024 * 1024
 """The most memory that a streamed file takes: mostly for its ten longest matches."""
+
+
+class Gate(Protocol):
+    """Says when there is memory for another file; `asyncagg.job.packing.Packer` is one."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether to call `wait`."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait until there is memory."""
+        ...
 
 
 class RunFileReader:
@@ -40,6 +54,7 @@ class RunFileReader:
         key: str = "",
         top_cutoff: float = -math.inf,
         unknown: Counter[str] | None = None,
+        gate: Gate | None = None,
     ) -> tuple[RunResult, bytes | None]:
         """Return the content of a run file, and its bytes if they were read whole.
 
@@ -48,6 +63,7 @@ class RunFileReader:
             key: Read from this key instead of ``file.key``, if the file was moved.
             top_cutoff: Matches with a lower score may be left out.
             unknown: Counts the names of fields that are not read.
+            gate: Waited for before a file is read whole, because its bytes are kept.
 
         Raises:
             InvalidRunFileError: It can never be counted.
@@ -62,6 +78,8 @@ class RunFileReader:
         if not self._limiter.take(file.size):
             await self._limiter.acquire(file.size)
         try:
+            if gate is not None and gate.is_full:
+                await gate.wait()
             body = await self._store.get(key or file.key, if_match=file.etag)
             if not is_gzip(body.data):
                 return parse(body.data, file, top_cutoff, unknown), body.data
@@ -84,7 +102,9 @@ class RunFileReader:
         Raises:
             InvalidRunFileError: It can never be counted.
         """
-        async with self._limiter.hold(file.size):
+        if not self._limiter.take(file.size):
+            await self._limiter.acquire(file.size)
+        try:
             data = await load()
             if not is_gzip(data):
                 return parse(data, file, top_cutoff), data
@@ -92,6 +112,8 @@ class RunFileReader:
             if blocks is not None:
                 return parse_blocks(blocks, file, top_cutoff, None), data
             return await parse_stream(_one_block(data), file, max_bytes=self._max_bytes), data
+        finally:
+            self._limiter.release(file.size)
 
     def _unzip(self, data: bytes) -> list[bytes] | None:
         """Return the unzipped content, or None if it is too large to hold."""

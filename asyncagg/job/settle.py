@@ -190,9 +190,9 @@ class Settlement:
         """Fetch files, and return what was folded."""
         mover = Mover(self.context, tally, self.slots, self.deferrals)
         quarantine, unknown = mover.copy_to_quarantine, Counter[str]()
-        read: Read = self.reader.read
+        read: Read = partial(self.reader.read, gate=packer) if packer else self.reader.read
         if _log.isEnabledFor(logging.DEBUG):
-            read = partial(self.reader.read, unknown=unknown)
+            read = partial(self.reader.read, gate=packer, unknown=unknown)
         fetcher = Fetcher(read, quarantine, rows, tally, self.deferrals, packs=packer)
         with self.run_report.timed("fetch"):
             await fetcher.fetch(files, slots=self.slots, until=until)

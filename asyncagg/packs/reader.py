@@ -91,6 +91,8 @@ class PackReader:
     async def _load(self, pack: Pack, start: int, end: int) -> tuple[list[Body], int]:
         """Return the blocks that hold a range, and where the first begins."""
         first, last = start // self._block, (end - 1) // self._block
+        if first == last and (pack.id, first) in self._blocks:  # mostly
+            return [self._take(pack, first)], first * self._block
         async with self._lock:  # the tasks that wait need the same blocks
             bodies = [await self._load_block(pack, number) for number in range(first, last + 1)]
             while len(self._blocks) > max(_KEPT, len(bodies)):
@@ -98,12 +100,16 @@ class PackReader:
         return bodies, first * self._block
 
     async def _load_block(self, pack: Pack, number: int) -> Body:
-        body = self._blocks.pop((pack.id, number), None)
-        if body is None:
+        if (pack.id, number) not in self._blocks:
             start = number * self._block
             length = min(self._block, pack.bytes - start)
-            body = await self._store.get_range(pack.key, start, length)
-        self._blocks[pack.id, number] = body  # the last one used is the last one removed
+            self._blocks[pack.id, number] = await self._store.get_range(pack.key, start, length)
+        return self._take(pack, number)
+
+    def _take(self, pack: Pack, number: int) -> Body:
+        """Return a block that is held; the last one used is the last one removed."""
+        body = self._blocks.pop((pack.id, number))
+        self._blocks[pack.id, number] = body
         return body
 
 

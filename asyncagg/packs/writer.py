@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
 from zlib import crc32
 
 import msgspec
@@ -53,7 +53,7 @@ class PackWriter:
         self._skip = runs_prefix
         self._max_members = max_members
         self._max_bytes = max_bytes - END_RECORD.size
-        self._blocks: list[bytes] = []
+        self._blocks: deque[bytes] = deque()
         self._directory = bytearray()
         self._names: set[int] = set()  # hashes take a fraction of the memory
 
@@ -91,10 +91,15 @@ class PackWriter:
         self.pending += len(end)
         return end
 
-    def take(self) -> Sequence[bytes]:
-        """Return the bytes that were written since the last call."""
-        blocks, self._blocks, self.pending = self._blocks, [], 0
-        return blocks
+    def take(self, size: int) -> bytes:
+        """Return the next bytes: about this many, or all that there are."""
+        taken: list[bytes] = []
+        while self._blocks and size > 0:
+            taken.append(self._blocks.popleft())
+            size -= len(taken[-1])
+        block = b"".join(taken)
+        self.pending -= len(block)
+        return block
 
     def _name(self, file: RunFile) -> str:
         """Return a name for a member that no other member has."""

@@ -16,7 +16,7 @@ from string import Template
 from typing import Any
 
 _STYLES = ("uplot/uPlot.min.css", "style.css")
-_SCRIPTS = ("uplot/uPlot.iife.min.js", "format.js", "tables.js", "charts.js", "app.js")
+_SCRIPTS = ("uplot/uPlot.iife.min.js", "format.js", "view.js", "tables.js", "charts.js", "app.js")
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
 
 

@@ -153,8 +153,8 @@ async def _moto() -> AsyncIterator[Settings]:
         from moto.server import ThreadedMotoServer  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ConfigurationError(
-            f"the demo's S3 server: {error}; expected the extra: pip install 'asyncagg[demo]', "
-            "or run the demo on a directory"
+            f"the demo's S3 server: {error}; expected the extra 'demo' of asyncagg, or run "
+            "the demo on a directory"
         ) from error
     from asyncagg.store.s3.boto import open_control  # noqa: PLC0415 - only for S3
 

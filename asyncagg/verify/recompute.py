@@ -248,16 +248,11 @@ async def _batches(stored: StoredAggregate, size: int) -> AsyncIterator[list[Run
 class _Places:
     """Files stay where they are; see `asyncagg.job.fetch.Packs`."""
 
-    is_full = False
-
     def add(self, file: RunFile, _data: bytes | None) -> Place | None:
         """Return the place that the row of a file names."""
         if isinstance(file, CountedFile) and file.pack:
             return Place(file.pack, file.offset)
         return None
-
-    async def wait(self) -> None:
-        """Do nothing: there is nothing to wait for."""
 
 
 class _Archive:

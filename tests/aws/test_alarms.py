@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
+import anyio
 import pytest
 from testkit.alarms import Metrics, alarm_states
+from testkit.backlog import cut_off
+from testkit.hooked import Hook, HookedStore
+from testkit.scenario import AT, moment
 from testkit.template import Resolver, template
+
+from asyncagg.aws.metrics import Usage, measurements
+from asyncagg.errors import ThrottledError
+from asyncagg.job.outcome import RunReport
+from asyncagg.job.pipeline import run
+from asyncagg.settings import Settings
+from asyncagg.store.memory import MemoryStore
 
 Run: TypeAlias = Mapping[str, float | None]
 """What a run publishes instead of a healthy one; None is nothing."""
 
+AGGREGATE = "aggregates/20251021t1400Z.json"
 RUNS = 24
 DELAY = 40.0
 """Seconds after the start of a period at which a run reports."""
@@ -92,6 +105,51 @@ def test_the_right_alarm_fires_within_two_schedules(minutes: int, scenario: str)
     found = raised(minutes, published(minutes, runs), after=10)
     assert set(found) == {expected}
     assert found[expected] <= 2
+
+
+async def report_of(hook: Hook, **objects: bytes) -> RunReport:
+    """Run over three run files, and what else there is."""
+    store = MemoryStore(clock=lambda: moment(13, 57))
+    files = {f"runs/{number}.json": b'{"run_id": "a"}' for number in range(3)}
+    for key, data in {**files, **objects}.items():
+        await store.put(key, data)
+    return await run(HookedStore(store, hook), Settings(), at=AT)
+
+
+async def no_trouble(*_: str) -> None:
+    """Let everything succeed."""
+
+
+async def throttle(operation: str, key: str, _when: str) -> None:
+    """Answer 503 for each run file, whatever the retries."""
+    if operation == "get" and key.startswith("runs/"):
+        raise ThrottledError("503 SlowDown", operation=operation, key=key)
+
+
+@pytest.mark.parametrize(
+    ("happens", "expected"),
+    [
+        (lambda: anyio.run(report_of, no_trouble), set()),
+        (
+            lambda: anyio.run(partial(report_of, no_trouble, **{AGGREGATE: b"somebody else's"})),
+            {"FailedWindowsAlarm"},
+        ),
+        (lambda: anyio.run(report_of, throttle), {"DeferredAlarm"}),
+        (lambda: cut_off(30, page_seconds=0.005).report, {"BacklogAlarm"}),
+    ],
+    ids=["healthy", "a failed window", "throttled by S3", "a backlog of 60,000"],
+)
+def test_what_a_real_run_publishes_raises_the_right_alarm(
+    happens: Callable[[], RunReport], expected: set[str]
+) -> None:
+    """If it happens twice in a row: within two schedules, whatever they are, and no other."""
+    nothing = Usage(0.0, 0, {}, {})
+    trouble = {name: value for name, _, value in measurements(happens(), nothing)}
+    for minutes in SCHEDULES:
+        runs = dict.fromkeys((10, 11), trouble)
+        found = raised(minutes, published(minutes, runs), after=10)
+        assert set(found) == expected
+        assert all(after <= 2 for after in found.values())
 
 
 @pytest.mark.parametrize("minutes", SCHEDULES)

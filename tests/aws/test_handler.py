@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from testkit.invocations import BUCKET, EVENT, Context, put, run_file
 from testkit.promises import RECORD
-from testkit.s3server import Request, S3Server, ThreadedS3Server
+from testkit.s3server import Request, S3Error, S3Server, ThreadedS3Server
 
 from asyncagg import handler
 from asyncagg.errors import AsyncaggError, ConfigurationError, UsageError
@@ -67,6 +67,28 @@ def test_a_warm_invocation_uses_the_same_loop_and_client(server: ThreadedS3Serve
         server.call(lambda: server.server.get(BUCKET, "aggregates/20251021t1400Z.json").body)
     )
     assert (document["revision"], document["total_opportunities"]) == (2, 10)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET", "PUT"])
+def test_a_warm_environment_heals(
+    method: str, server: ThreadedS3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One answer that calls the credentials expired fails its invocation, and not the next."""
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    answers = 0
+
+    def expire(request: Request) -> None:
+        nonlocal answers
+        if request.method == method and not answers:
+            answers += 1
+            raise S3Error("ExpiredToken")
+
+    server.server.on_request = expire
+    with pytest.raises(ConfigurationError, match="credentials: expired"):
+        handler.lambda_handler(EVENT, Context())
+    assert answers == 1
+    answer = handler.lambda_handler(EVENT, Context(aws_request_id="second"))
+    assert json.loads(answer["body"])["results"]["processed_files"] == 3
 
 
 def test_the_same_event_twice_does_the_work_once(server: ThreadedS3Server) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import subprocess
 import sys
 import tomllib
 import zipfile
@@ -117,6 +118,49 @@ def test_the_same_files_make_the_same_zip(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "one.zip") as archive:
         assert archive.namelist() == ["a.py", "b/c.py"]
         assert {info.external_attr >> 16 for info in archive.infolist()} == {0o644}
+
+
+BUILD = """
+import hashlib, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import lambda_zip
+folder = Path(sys.argv[2])
+lambda_zip.slim(folder / "data")
+lambda_zip.pack(folder, folder.with_suffix(".zip"))
+print(hashlib.sha256(folder.with_suffix(".zip").read_bytes()).hexdigest())
+"""
+
+
+def test_every_python_makes_the_same_bytes(tmp_path: Path) -> None:
+    """The models of botocore and the zip do not depend on the Python that builds them."""
+    found: dict[str, str] = {}
+    for minor in (11, 12, 13, 14):
+        python = lambda_zip.find_python(f"3.{minor}")
+        if python is None:
+            continue
+        data = tmp_path / str(minor) / "data"
+        model = data / "s3" / "2006-03-01" / "service-2.json.gz"
+        model.parent.mkdir(parents=True)
+        model.write_bytes(gzip.compress(json.dumps({"shapes": list(range(9999))}).encode()))
+        (data / "endpoints.json").write_text('{"partitions": []}')
+        words = [python, "-c", BUILD, str(lambda_zip.HERE), str(data.parent)]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        found[python] = done.stdout
+    assert len(set(found.values())) == 1, found
+
+
+def test_a_zip_without_bytecode_is_loud(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Without the Lambda's Python, the build says so, first and last; with it, nothing."""
+    built = lambda_zip.Built("arm64", tmp_path / "zip", "digest", 1, 2, None)
+    monkeypatch.setattr(lambda_zip, "build", lambda *_: built)
+    monkeypatch.setattr(sys, "argv", ["lambda_zip.py", "arm64", "--out", str(tmp_path)])
+    for python, warnings in ((None, 2), (sys.executable, 0)):
+        monkeypatch.setattr(lambda_zip, "find_python", lambda _, found=python: found)
+        lambda_zip.main()
+        assert capsys.readouterr().err.count("NO BYTECODE") == warnings
 
 
 def test_an_interpreter_is_found_by_its_version() -> None:

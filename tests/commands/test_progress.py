@@ -18,6 +18,7 @@ from rich.console import Console
 from testkit.s3server import Pause, S3Server, ThreadedS3Server
 from testkit.scenario import AT, BUCKET, moment, run_data
 
+from asyncagg.cli import _exit_code, base
 from asyncagg.cli.progress import Bar, CountedStore, shown
 from asyncagg.ingest.parsing import is_run_file
 from asyncagg.job.pipeline import run
@@ -129,3 +130,33 @@ def test_it_moves_in_the_middle_of_a_window(tmp_path: Path) -> None:
                     break
             assert process.wait(60) == 0
         os.close(main)
+
+
+LONG_COMMANDS = {
+    "sample {store} --files 20 --windows 2": "0 files",
+    "backfill {store} --since 20200101 --dry-run": "0 files",
+    "run {store}": "0 files",
+    "verify {store}": "0 files read",
+    "report {store} --out {store}/report.html": "0 aggregates",
+    "rollup {store} --period day": "0 rollups",
+    "archive extract {store} --since 20200101 --to {store}/restored": "0 files",
+    "archive pack {store}": "0 files",
+    "export {store} --to {store}/tables --format csv": "0 files",
+    "demo --on directory --files 10": "0:00:00",
+}
+
+
+@pytest.mark.parametrize("json", [False, True])
+def test_every_long_command_has_the_line(
+    json: bool,  # noqa: FBT001 - a parameter of the test
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is on a terminal from the start of the work, and not there with --json."""
+    for command, beginning in LONG_COMMANDS.items():
+        written = io.StringIO()
+        terminal = Console(file=written, force_terminal=True, width=80)
+        monkeypatch.setattr(base, "err", terminal)
+        words = [each.format(store=tmp_path) for each in command.split()]
+        assert _exit_code([*words, *(["--json"] if json else [])], debug=False) in {0, 3}
+        assert (beginning in written.getvalue()) != json, command

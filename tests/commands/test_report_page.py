@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from testkit.browser import MISSING, Browser, open_browser
@@ -28,6 +29,10 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 PHONE = (390, 844)
 DESKTOP = (1280, 900)
 USER = {"prefers_color_scheme": "light", "prefers_reduced_motion": "reduce"}
+PARTIAL = {
+    "totals": {"total_opportunities": 8, "total_matches": 2, "total_no_matches": 3},
+    "packs": {"count": 3, "bytes": 12_000_000},
+}
 ATTACK = "<img src=x onerror=window.harmed=1><script>window.harmed=1</script>"
 
 
@@ -50,14 +55,16 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "many": page_of({number: [entry("a", matches=1)] for number in range(MAX_POINTS + 1)}),
         "huge": page_of({0: [entry("a", matches=2**53 - 1), entry("b", matches=2**53 - 1)]}),
         "empty": page_of({}),
+        "sparse": page_of({0: [entry("a", matches=1)], 100_000: [entry("b", matches=1)]}),
+        "partial": page_of({0: [entry("a", matches=1)]}, **PARTIAL),
     }
     for name, page in made.items():
         (folder / f"{name}.html").write_bytes(page)
     return {name: folder / f"{name}.html" for name in made}
 
 
-def page_of(aggregates: dict[int, list[Entry]]) -> bytes:
-    """Return the page of a store with these aggregates."""
+def page_of(aggregates: dict[int, list[Entry]], **more: dict[str, Any]) -> bytes:
+    """Return the page of a store with these aggregates, and with other numbers if given."""
 
     async def gather() -> dict[str, Any]:
         store = await stored(aggregates)
@@ -66,6 +73,8 @@ def page_of(aggregates: dict[int, list[Entry]]) -> bytes:
         return (await gathered(store)).as_dict()
 
     data: dict[str, Any] = in_thread(gather)
+    for name, values in more.items():
+        data[name] |= values
     return build_page(data)
 
 
@@ -108,7 +117,7 @@ def cells(browser: Browser, table: str, column: int) -> list[str]:
     return texts(browser, f"#{table} tbody tr td:nth-child({column})")
 
 
-EVERY = ("usual", "hostile", "one", "bare", "many", "huge", "empty")
+EVERY = ("usual", "hostile", "one", "bare", "many", "huge", "empty", "sparse")
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -242,7 +251,7 @@ def test_hostile_values_are_shown_as_text(look: Callable[..., Browser]) -> None:
     for summary in browser.driver.find_elements(By.CSS_SELECTOR, "details > summary"):
         summary.click()
     assert browser.run("return window.harmed") is None
-    assert browser.run("return document.querySelectorAll('img, body script:not([id])').length") == 5
+    assert browser.run("return document.querySelectorAll('img, body script:not([id])').length") == 6
     titles = texts(browser, "#top-matches details.match > summary")
     assert ATTACK in titles
     assert f"runs/{ATTACK}\\u202e.json" in cells(browser, "top-matches", 4)
@@ -345,7 +354,7 @@ def test_pointing_at_a_chart_shows_its_values(
     browser.settle()
     assert texts(browser, "#chart-files .value") == [f"{points['counted'][-1]:,}"]
     assert texts(browser, "#chart-errors .value") == [f"{points['errors'][-1]:,}"]
-    assert texts(browser, "#chart-files .when") == ["21 Oct 2025, 11:55 \N{EN DASH} 12:00"]
+    assert texts(browser, "#chart-files .when") == ["window 21 Oct 2025, 12:00"]
     browser.run(move, ["mouseleave"])
     browser.settle()
     assert texts(browser, "#chart-files .when") == ["whole interval"]
@@ -395,3 +404,150 @@ def test_the_rest_of_a_long_table_is_shown_on_demand(look: Callable[..., Browser
     assert len(cells(browser, "top-matches", 1)) == 200
     assert browser.run("return document.activeElement.cells[0].textContent") == "26"
     assert not more.is_displayed()
+
+
+# ------------------------------------------------------------------------------ a part of it
+
+PART = "#from=20251021t0220Z&to=20251021t0340Z"
+
+
+def dragged(browser: Browser, chart: str, start: float, end: float, *, shift: bool = False) -> None:
+    """Drag across a chart, from one part of its width to another."""
+    over = browser.driver.find_element(By.CSS_SELECTOR, f"#{chart} .u-over")
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", over)
+    width = over.size["width"]
+    actions = ActionChains(browser.driver, duration=0)
+    if shift:
+        actions.key_down(Keys.SHIFT)
+    actions.move_to_element_with_offset(over, round((start - 0.5) * width), 0).click_and_hold()
+    actions.move_to_element_with_offset(over, round((end - 0.5) * width), 0).release()
+    actions.key_up(Keys.SHIFT).perform()
+    browser.settle()
+
+
+def shown(browser: Browser) -> str:
+    """Return the part after the # of the URL."""
+    browser.settle()
+    return str(browser.run("return location.hash"))
+
+
+def pressed(browser: Browser, label: str) -> str:
+    """Press a button of the view by keyboard; return the part after the # of the URL."""
+    browser.driver.find_element(By.XPATH, f"//button[.='{label}']").send_keys(Keys.ENTER)
+    return shown(browser)
+
+
+def test_dragging_zooms_and_pans_all_charts(look: Callable[..., Browser]) -> None:
+    """To whole windows; with the shift key it moves, a double click shows everything."""
+    browser = look("usual")
+    dragged(browser, "chart-files", 0.251, 0.499)
+    assert shown(browser) == "#from=20251021t0300Z&to=20251021t0600Z"
+    move = """const over = document.querySelector("#chart-matches .u-over");
+        const box = over.getBoundingClientRect();
+        const at = {bubbles: true, clientX: box.right - 1, clientY: box.top + 20};
+        for (const name of arguments[0]) over.dispatchEvent(new MouseEvent(name, at));"""
+    browser.run(move, ["mouseenter", "mousemove"])
+    browser.settle()
+    assert texts(browser, "#chart-errors .when") == ["window 21 Oct 2025, 06:00"]
+    dragged(browser, "chart-matches", 0.75, 0.251, shift=True)  # to the left: later
+    assert shown(browser) == "#from=20251021t0430Z&to=20251021t0730Z"
+    ActionChains(browser.driver).double_click().perform()
+    assert shown(browser) == ""
+    assert texts(browser, "#view") == ["Shown: the whole interval"]
+    assert browser.console() == []
+
+
+def test_the_buttons_zoom_and_pan_without_a_mouse(look: Callable[..., Browser]) -> None:
+    """They stop at the ends; "back" in the browser shows what was shown before."""
+    browser = look("usual")
+    assert [
+        button.text
+        for button in browser.driver.find_elements(By.CSS_SELECTOR, ".view button")
+        if button.is_enabled()
+    ] == ["Zoom in"]
+    assert pressed(browser, "Zoom in") == "#from=20251021t0300Z&to=20251021t0900Z"
+    assert pressed(browser, "Later") == "#from=20251021t0600Z&to=20251021t1200Z"
+    assert pressed(browser, "Later") == "#from=20251021t0600Z&to=20251021t1200Z"
+    assert pressed(browser, "Earlier") == "#from=20251021t0300Z&to=20251021t0900Z"
+    browser.driver.back()
+    assert shown(browser) == "#from=20251021t0600Z&to=20251021t1200Z"
+    assert texts(browser, "#view") == [
+        "Shown: 21 Oct 2025, 06:00 \N{EN DASH} 12:00; the tables, too"
+    ]
+    assert pressed(browser, "Zoom out") == ""
+
+
+def test_the_tables_show_the_part_in_the_url(
+    look: Callable[..., Browser], pages: dict[str, Path]
+) -> None:
+    """A link to a part opens it; searching works within it, and links within the page keep it."""
+    browser = look("usual")
+    data = block(pages["usual"].read_bytes())
+    browser.run("location.hash = arguments[0]", PART)
+    browser.settle()
+    browser.driver.refresh()
+    browser.settle()
+
+    def inside(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row for row in rows if "20251021t0225Z" <= row["window"] <= "20251021t0340Z"]
+
+    matches = [row["key"] for row in inside(data["top_matches"]["shown"])]
+    assert 25 >= len(matches) > 0
+    assert cells(browser, "top-matches", 4) == matches
+    quarantined = [row["key"] for row in inside(data["quarantined"]["shown"])]
+    assert cells(browser, "quarantined-files", 1) == quarantined
+    assert cells(browser, "missing-windows", 1) == ["21 Oct 2025, 03:10"]
+    assert cells(browser, "missing-windows", 2) == ["21 Oct 2025, 03:20"]
+    assert texts(browser, "#matches [role=status]") == [f"{len(matches)} of 200 matches"]
+    browser.driver.find_element(By.ID, "matches-search").send_keys("nasa")
+    assert cells(browser, "top-matches", 4) == [key for key in matches if "NASA" in key]
+    browser.driver.find_element(By.CSS_SELECTOR, "#notes a[href='#quarantine']").click()
+    assert shown(browser) == PART
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["#from=x&to=y", "#from=20251021t0400Z&to=20251021t0200Z", "#from=19990101t0000Z", "#gaps"],
+)
+def test_a_part_that_does_not_exist_shows_everything(
+    look: Callable[..., Browser], part: str
+) -> None:
+    """A wrong link is no error."""
+    browser = look("usual")
+    browser.run("location.hash = arguments[0]", part)
+    browser.driver.refresh()
+    assert texts(browser, "#view") == ["Shown: the whole interval"]
+    assert browser.console() == []
+
+
+def test_a_window_in_a_year_is_seen_and_a_gap_is_shaded(look: Callable[..., Browser]) -> None:
+    """A bar has at least three pixels, at both ends, and the time between has another ground."""
+    browser = look("sparse")
+    row = browser.run("""
+        const canvas = document.querySelector("#chart-matches canvas");
+        const bottom = canvas.height - 48, context = canvas.getContext("2d");
+        const rgb = (name) => {
+          const [, ...parts] = color(name).match(/#(..)(..)(..)/);
+          return parts.map((each) => parseInt(each, 16)).join();
+        };
+        const pixels = context.getImageData(0, bottom, canvas.width, 1).data;
+        const names = {[rgb("match")]: "bar", [rgb("gap")]: "gap"};
+        return Array.from({length: canvas.width}, (_, x) =>
+          names[pixels.slice(4 * x, 4 * x + 3).join()] ?? "").filter(Boolean);
+    """)
+    assert row[:3] == row[-3:] == ["bar"] * 3
+    assert row.count("bar") <= 8
+    assert row.count("gap") > 1000
+
+
+def test_matched_means_the_same_everywhere(look: Callable[..., Browser]) -> None:
+    """The share of the opportunities, also if some have no outcome; packs are shown, too."""
+    browser = look("partial")
+    assert texts(browser, "#outcome .legend li") == [
+        "25 % matched",
+        "37.5 % no match",
+        "0 % errors",
+    ]
+    assert texts(browser, '[data-field="total_matches"] + .more') == ["25 % of opportunities"]
+    assert texts(browser, "#chart-matches .description")[0].startswith("25 % of 8 opportunities")
+    assert "in 3 packs of 12.0 MB" in texts(browser, '[data-field="files.bytes"] + .more')[0]

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from configparser import ConfigParser
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from asyncagg.cli.application import application
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
+PACKAGE = ROOT / "asyncagg"
 
 pytestmark = pytest.mark.skipif(
     not EXAMPLES.is_dir(), reason="the tests of an installed wheel come without docs"
@@ -136,3 +138,19 @@ def test_systemd_finds_nothing(tmp_path: Path) -> None:
         [analyze, "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_extra_is_explained_and_every_extra_that_is_named_exists() -> None:
+    """The package is not on PyPI, so no page or message says to install it by its name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    page = (ROOT / "docs" / "how-to" / "install.md").read_text("utf-8")
+    assert not [name for name in project["optional-dependencies"] if f"`{name}`" not in page]
+    texts = {
+        path: path.read_text("utf-8")
+        for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.*"), *PACKAGE.rglob("*.py"))
+        if path.suffix in {".md", ".py", ".service"} and path.name != "install.md"
+    }
+    for path, text in texts.items():
+        assert not re.search(r"pip install '?asyncagg\b", text), path
+        named = set(re.findall(r"the extra ['`](\w+)['`]", text))
+        assert named <= project["optional-dependencies"].keys(), path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -298,6 +299,40 @@ async def test_fetching_waits_for_the_upload(blocks: int, monkeypatch: pytest.Mo
     store = fill_memory(prepared().store)
     await run(store, PACKS, at=AT)
     check_done(of_memory(store))
+
+
+async def test_a_slow_upload_does_not_fill_the_memory() -> None:
+    """While a part is sent, only as many bodies are fetched as may be in flight, and a few more."""
+    clock = Clock(moment(14, 1))
+    inner = MemoryStore(clock)
+    for number in range(60):
+        await inner.put(f"runs/n{number}.json", run_data(number, padding="x" * 100_000))
+    clock.now = AT
+    fetched = 0
+    most: list[int] = []
+
+    class Slow(HookedStore):
+        """A store whose uploads take blocks slowly."""
+
+        async def put(self, key: str, body: Any, **options: Any) -> str:
+            if not key.endswith(".zip"):
+                return await super().put(key, body, **options)
+            taken = b""
+            async for block in body:
+                taken += block
+                for _ in range(500):
+                    await asyncio.sleep(0)
+                most.append(fetched - len(taken))
+            return await super().put(key, taken, **options)
+
+    async def count(operation: str, key: str, when: str) -> None:
+        nonlocal fetched
+        fetched += 100_000 * (operation == "get" and key.startswith("runs/") and when == "before")
+
+    settings = Settings(archive_format="packs", concurrency=32, max_inflight_bytes=800_000)
+    report = await run(Slow(inner, count), settings, at=AT)
+    assert report.total.archived == 60
+    assert max(most) < packing_module._MAX_PENDING + 800_000 + packing_module._BLOCK
 
 
 SMALL_PART = 200

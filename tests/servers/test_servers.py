@@ -11,7 +11,7 @@ from testkit.killing_proxy import KillingProxy
 from testkit.places import Place, fill, seen_in, soon
 from testkit.promises import check_after_clean_run, check_at_any_moment
 from testkit.scenario import FORMATS
-from testkit.servers import SERVERS, NotInstalledError, endpoint
+from testkit.servers import SERVERS, NotInstalledError, credentials, endpoint
 
 import asyncagg.store.s3.store as s3_module
 from asyncagg.errors import PreconditionFailedError
@@ -26,8 +26,8 @@ STRICT = "SeaweedFS"
 @pytest.fixture(params=[STRICT])
 async def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
     """An empty part of a server's bucket."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "S3RVER")  # s3rver accepts no others
+    for name, value in credentials(request.param).items():
+        monkeypatch.setenv(name, value)
     try:
         return Place(await to_thread.run_sync(endpoint, request.param))
     except NotInstalledError as error:

@@ -13,7 +13,7 @@ from asyncagg.store import Store
 from asyncagg.store.memory import MemoryStore
 from asyncagg.store.protocol import Absent, Body, Condition, ObjectInfo, StreamedBody
 
-__all__ = ("HookedStore", "Stopped")
+__all__ = ("Hook", "HookedStore", "Stopped")
 
 Hook = Callable[[str, str, str], Awaitable[None]]
 

@@ -43,16 +43,21 @@ class Producer:
         if self._dice.random() < 0.7:
             key = self._dice.choice(["runs/c01.json", "runs/c02.json", "runs/d09-bad.json"])
         seen = self._see()
-        if key in seen:
-            before = (key, seen[key].etag)
-            saved = any(
-                each.data == seen[key].data and name.startswith(("archive/", "quarantine/"))
-                for name, each in unpacked(seen, Places(), prepared().foreign).items()
-            )
-            if not saved:
-                self.overwritten.add(before)
+        if key in seen and not _is_saved(seen, key):
+            self.overwritten.add((key, seen[key].etag))
         written = self._write(key, run_data(self._number), when)
         self.versions[written.identity] = written
+
+
+def _is_saved(seen: Snapshot, key: str) -> bool:
+    """Return whether a file of the inbox is archived, or in quarantine and named there."""
+    places, file = Places(), seen[key]
+    named = any(
+        places.is_aggregate(name) and file.etag.encode() in each.data for name, each in seen.items()
+    )
+    saved = (places.archive, places.quarantine) if named else (places.archive,)
+    archive = unpacked(seen, places, prepared().foreign)
+    return any(each.data == file.data and name.startswith(saved) for name, each in archive.items())
 
 
 def producer_of(store: MemoryStore, seed: int, *, likely: float = 0.2) -> Producer:

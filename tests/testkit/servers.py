@@ -16,24 +16,26 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 from testkit.moto_server import moto_endpoint
+from testkit.swift import prepare
 
-__all__ = ("BUCKET", "SERVERS", "NotInstalledError", "endpoint")
+__all__ = ("BUCKET", "SERVERS", "TOOLS", "NotInstalledError", "credentials", "endpoint")
 
 BUCKET = "asyncagg"
 """The bucket that each of these servers has."""
 
-_TOOLS = Path(os.environ.get("TEST_SERVERS", "nowhere"))
+TOOLS = Path(os.environ.get("TEST_SERVERS", "nowhere"))
 """The folder in which ``tox -e servers`` installs those that are no dependencies of the tests."""
 
 _PORTS = range(10_000, 32_000)
 """Below those that systems give to connections."""
 
 _START_SECONDS = 60.0
-_HAVE_BUCKET = (200, 409)
 
 
 class NotInstalledError(Exception):
@@ -41,11 +43,12 @@ class NotInstalledError(Exception):
 
 
 class _Program(NamedTuple):
-    """A server's command, the port that it serves S3 on, and variables that it needs."""
+    """A server's command, its port, variables that it needs, and commands of servers behind it."""
 
     words: Sequence[str | Path]
     port: int
     environment: Mapping[str, str] = {}
+    backends: Sequence[Sequence[str | Path]] = ()
 
 
 def _found(name: str, how: str, *folders: Path) -> str:
@@ -96,7 +99,7 @@ def _remove_sockets(ports: Sequence[int]) -> None:
 
 
 def _localstack(folder: Path) -> _Program:
-    python = _TOOLS / "localstack" / "bin" / "python"
+    python = TOOLS / "localstack" / "bin" / "python"
     if not python.exists():
         raise NotInstalledError("localstack-core[runtime] is not installed; tox -e servers does")
     [port] = _free_ports(1)
@@ -114,20 +117,36 @@ def _localstack(folder: Path) -> _Program:
 
 
 def _s3rver(folder: Path) -> _Program:
-    program = _found("s3rver", "npm install s3rver", _TOOLS / "node_modules" / ".bin")
+    program = _found("s3rver", "npm install s3rver", TOOLS / "node_modules" / ".bin")
     [port] = _free_ports(1)
     listening = ("-d", folder, "-p", str(port), "-a", "127.0.0.1")
-    return _Program([program, *listening, "--configure-bucket", BUCKET], port)
+    return _Program([program, *listening], port)
+
+
+def _swift(folder: Path) -> _Program:
+    programs = TOOLS / "swift" / "bin"
+    if not programs.exists():
+        raise NotInstalledError("swift is not installed; tox -e servers does")
+    ports = _free_ports(4)
+    proxy, *backends = prepare(folder, programs, ports)
+    return _Program(proxy, ports[0], backends=backends)
 
 
 _PROGRAMS: dict[str, Callable[[Path], _Program]] = {
     "SeaweedFS": _seaweedfs,
     "LocalStack": _localstack,
     "s3rver": _s3rver,
+    "Swift": _swift,
 }
 
 SERVERS = (*_PROGRAMS, "moto")
 """Their names."""
+
+
+def credentials(name: str) -> dict[str, str]:
+    """Return the environment variables of a server's user; most take any user."""
+    key, secret = ("test:tester", "testing") if name == "Swift" else ("S3RVER", "S3RVER")
+    return {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
 
 
 @cache
@@ -139,39 +158,47 @@ def endpoint(name: str) -> str:
     """
     if name == "moto":
         url = moto_endpoint()
-        _create_bucket(url, time.monotonic())
+        _create_bucket(name, url, time.monotonic())
         return url
     folder = TemporaryDirectory(prefix="asyncagg-server-")
     program = _PROGRAMS[name](Path(folder.name))
-    process = subprocess.Popen(
-        program.words,
-        cwd=folder.name,
-        env={"HOME": folder.name, "TMPDIR": folder.name, "PATH": os.environ["PATH"]}
-        | dict(program.environment),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
     atexit.register(folder.cleanup)
-    atexit.register(process.wait)  # what is registered last comes first
-    atexit.register(process.kill)  # some take ten seconds to stop when asked
+    for words in (*program.backends, program.words):
+        process = subprocess.Popen(
+            words,
+            cwd=folder.name,
+            env={"HOME": folder.name, "TMPDIR": folder.name, "PATH": os.environ["PATH"]}
+            | dict(program.environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        atexit.register(process.wait)  # what is registered last comes first
+        atexit.register(process.kill)  # some take ten seconds to stop when asked
     url = f"http://127.0.0.1:{program.port}"
-    _create_bucket(url, time.monotonic() + _START_SECONDS)
+    _create_bucket(name, url, time.monotonic() + _START_SECONDS)
     return url
 
 
-def _create_bucket(url: str, deadline: float) -> None:
+def _create_bucket(name: str, url: str, deadline: float) -> None:
     """Create the bucket, as soon as the server answers."""
+    user = credentials(name)
+    client = boto3.client(
+        "s3",
+        endpoint_url=url,
+        region_name="us-east-1",
+        aws_access_key_id=user["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=user["AWS_SECRET_ACCESS_KEY"],
+        config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
+    )
     while True:
         try:
-            with urlopen(Request(f"{url}/{BUCKET}", method="PUT"), timeout=5):  # noqa: S310
-                return
-        except HTTPError as error:
-            if error.code in _HAVE_BUCKET:
-                return
-            last: OSError = error
-        except (URLError, OSError) as error:
-            last = error
-        if time.monotonic() > deadline:
-            raise last
-        time.sleep(0.1)
+            client.create_bucket(Bucket=BUCKET)
+        except client.exceptions.BucketAlreadyOwnedByYou:
+            return
+        except (BotoCoreError, ClientError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return

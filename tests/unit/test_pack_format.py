@@ -55,7 +55,7 @@ def write(files: list[tuple[RunFile, bytes]]) -> tuple[bytes, list[int]]:
     pack = PackWriter("runs/")
     offsets = [pack.add(file, data) for file, data in files]
     pack.finish()
-    data = b"".join(pack.take())
+    data = pack.take(pack.pending)
     assert pack.bytes == len(data)
     assert pack.files == len(files)
     return data, offsets

@@ -42,7 +42,7 @@ async def packed() -> tuple[MemoryStore, Pack, dict[CountedFile, bytes]]:
         )
     writer.finish()
     store = MemoryStore()
-    etag = await store.put("p.zip", b"".join(writer.take()))
+    etag = await store.put("p.zip", writer.take(writer.pending))
     return store, Pack("p", "p.zip", etag, writer.files, writer.bytes), contents
 
 

@@ -53,6 +53,7 @@ function showNotes() {
 function showCards() {
   const { totals, windows } = DATA;
   const time = totals.processing_time;
+  const packs = DATA.packs.count ? `, in ${counted(DATA.packs.count, "pack")} of ${bytes(DATA.packs.bytes)}` : "";
   const card = (field, label, value, more = "") => {
     const shown = make("dd", { class: "figure", "data-field": field }, value);
     append("cards", make("div", {}, make("dt", {}, label), shown, make("dd", { class: "more" }, more)));
@@ -67,7 +68,7 @@ function showCards() {
   card("processing_time.p50", "Half of the runs (p50)", seconds(time.p50), `mean ${seconds(time.mean)}`);
   card("processing_time.p90", "90 % of the runs (p90)", seconds(time.p90), `shortest ${seconds(time.min)}`);
   card("processing_time.p99", "99 % of the runs (p99)", seconds(time.p99), `longest ${seconds(time.max)}`);
-  card("files.bytes", "Data read", bytes(totals.files.bytes), counted(totals.files.bytes, "byte"));
+  card("files.bytes", "Data read", bytes(totals.files.bytes), `${counted(totals.files.bytes, "byte")}${packs}`);
   card("files.late", "Late files", count(totals.files.late), "added to their windows");
   card("files.quarantined", "Quarantined files", count(totals.files.quarantined), "not in the totals");
   card("windows.missing", "Missing windows", count(windows.missing), `in ${counted(DATA.gaps.count, "gap")}`);
@@ -93,11 +94,12 @@ function strip(label, parts) {
 function showOutcome() {
   const { total_matches, total_no_matches, total_errors } = DATA.totals;
   const ends = [["match", "matched", total_matches], ["none", "no match", total_no_matches], ["error", "errors", total_errors]];
-  const whole = ends.reduce((sum, [, , value]) => sum + Number(value), 0);
+  const whole = Number(DATA.totals.total_opportunities);
+  const known = ends.reduce((sum, [, , value]) => sum + Number(value), 0);
   const parts = [];
   let from = 0;
   for (const [name, , value] of ends) {
-    const to = from + (1000 * Number(value)) / whole;
+    const to = from + (1000 * Number(value)) / Math.max(whole, known);
     if (Number(value)) parts.push([name, from, to]);
     from = to;
   }
@@ -136,22 +138,22 @@ function peak(values, format) {
   });
   const one = DATA.points.minutes === DATA.window_minutes ? "window" : minutes(DATA.points.minutes);
   return Number(values[best])
-    ? `Maximum in one ${one}: ${format(values[best])} (${moment(DATA.points.start[best])}).`
+    ? `Maximum in one ${one}: ${format(values[best])} (${pointName(DATA.points, best)}).`
     : "";
 }
 
 function showCharts() {
   const { points, totals } = DATA;
   const time = totals.processing_time;
-  const interval = [epochOf(DATA.start), epochOf(DATA.end)];
   const merged = points.minutes !== DATA.window_minutes;
   append(
     "charts-text",
     merged
       ? `There are too many windows for one point each: each point covers ${minutes(points.minutes)}, with the sums and the quantiles of all its runs.`
       : `Each point is one window of ${minutes(DATA.window_minutes)}.`,
-    " Point at a chart to read its values, or open the table below it.",
+    " Shaded: no aggregate. Point at a chart to read its values, or open the table below it. Drag across a chart to zoom in, with the shift key to move; double-click to see everything.",
   );
+  append("view-bar", viewBar());
   const sum = (field, label, color, overall, format = count, exact = count) =>
     ({ label, color, values: points[field], overall: format(overall), format, exact });
   const quantile = (field, dash) => ({
@@ -206,7 +208,7 @@ function showCharts() {
     },
   ];
   const scale = (value) => (Number.isInteger(value) ? short(value) : "");
-  append("figures", ...figures.map((each) => chart({ format: scale, points, interval, ...each })));
+  append("figures", ...figures.map((each) => chart({ format: scale, points, ...each })));
 }
 
 const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
@@ -232,6 +234,7 @@ function showMatches() {
   );
   const made = table({
     name: "top-matches",
+    span: windowSpan,
     caption: "The best matches and their run files",
     rows,
     columns: [
@@ -243,7 +246,7 @@ function showMatches() {
       { label: "Match", value: (row) => row.label, cell: matchOf },
       { label: "Run file", value: (row) => row.key, cell: (row) => key(row.key) },
       {
-        label: "Window", value: (row) => windowEnd(row.window), cell: (row) => windowOf(row.window),
+        label: "Window", value: (row) => epochOfStamp(row.window), cell: (row) => windowOf(row.window),
       },
     ],
   });
@@ -256,8 +259,13 @@ function showMatches() {
   made.element.querySelector("th").setAttribute("aria-sort", "ascending");
 }
 
+function windowSpan({ window }) {
+  const end = epochOfStamp(window);
+  return [end - DATA.window_minutes * 60, end];
+}
+
 function windowOf(name) {
-  return make("time", { datetime: new Date(windowEnd(name) * 1000).toISOString() }, moment(windowEnd(name)));
+  return make("time", { datetime: new Date(epochOfStamp(name) * 1000).toISOString() }, moment(epochOfStamp(name)));
 }
 
 /* The label of a match, and all its fields on demand. */
@@ -297,6 +305,7 @@ function showQuarantine() {
   };
   const made = table({
     name: "quarantined-files",
+    span: windowSpan,
     caption: "Quarantined files, the newest window first",
     rows: shown,
     columns: [
@@ -304,7 +313,7 @@ function showQuarantine() {
       { label: "Reason", value: (row) => row.reason, cell: (row) => untrusted(row.reason) },
       { label: "Where it is now", value: (row) => row.moved_to, cell: whereNow },
       {
-        label: "Window", value: (row) => windowEnd(row.window), cell: (row) => windowOf(row.window),
+        label: "Window", value: (row) => epochOfStamp(row.window), cell: (row) => windowOf(row.window),
       },
     ],
   });
@@ -327,13 +336,15 @@ function showGaps() {
     "These windows have no aggregate: no run file arrived, or they are not settled yet.",
     all > shown.length ? ` These are the ${count(shown.length)} longest of ${count(all)} gaps.` : "",
   );
+  const firstOf = (row) => epochOf(row.start) + DATA.window_minutes * 60;
   const made = table({
     name: "missing-windows",
+    span: (row) => [epochOf(row.start), epochOf(row.end)],
     caption: "Gaps between the first and the last window",
     rows: shown,
     columns: [
-      { label: "From", value: (row) => epochOf(row.start), cell: (row) => moment(epochOf(row.start)) },
-      { label: "To", value: (row) => epochOf(row.end), cell: (row) => moment(epochOf(row.end)) },
+      { label: "First window", value: firstOf, cell: (row) => moment(firstOf(row)) },
+      { label: "Last window", value: (row) => epochOf(row.end), cell: (row) => moment(epochOf(row.end)) },
       { label: "Windows", numeric: true, value: (row) => row.windows, cell: (row) => count(row.windows) },
       {
         label: "Length", numeric: true, value: (row) => row.windows,
@@ -401,6 +412,7 @@ function start() {
   showQuarantine();
   showGaps();
   startTheme(drawAll());
+  startView([epochOf(DATA.start), epochOf(DATA.end)], DATA.points.minutes * 60);
 }
 
 start();

@@ -2,6 +2,8 @@
 /* Charts over time: a title, a description in words, the drawing, and a table of its data. */
 
 const HEIGHT = 220;
+const LEAST_BAR = 3; // pixels: a window in a year is still seen
+const AXES = 78; // pixels left and right of the drawing
 const charts = [];
 
 function color(name) {
@@ -14,7 +16,7 @@ function color(name) {
  * series: {color, label, values, format, dash, overall}. bars: "stacked" draws the first series on
  * top of the second. points: {start: [epoch], minutes}.
  */
-function chart({ name, title, description, series, points, interval, bars = "", format }) {
+function chart({ name, title, description, series, points, bars = "", format }) {
   const legend = make("ul", { class: "legend" });
   const when = make("span", { class: "when" }, "whole interval");
   const values = series.map((each) => {
@@ -40,16 +42,20 @@ function chart({ name, title, description, series, points, interval, bars = "", 
     const at = plot.cursor.idxs[1];
     const index = at == null ? null : drawn.origin[at];
     const here = index != null;
-    when.textContent = here
-      ? period(points.start[index], points.start[index] + points.minutes * 60)
-      : "whole interval";
+    when.textContent = here ? pointName(points, index) : "whole interval";
     series.forEach((each, place) => {
       values[place].textContent = here ? each.format(each.values[index]) : each.overall;
     });
   }
 
-  charts.push({ area, options: { series, interval, points, bars, format, read }, data });
+  charts.push({ area, options: { series, points, bars, format, read }, data });
   return figure;
+}
+
+/* A window is named by its end, as its aggregate is; a point of several windows is a period. */
+function pointName({ start, minutes: length }, index) {
+  const end = start[index] + length * 60;
+  return length === DATA.window_minutes ? `window ${moment(end)}` : period(start[index], end);
 }
 
 function plain(value) {
@@ -80,10 +86,9 @@ function stacked([times, top, bottom]) {
 }
 
 function draw({ area, options, data }) {
-  const { series, interval, points, bars, format, read } = options;
-  const [start, end] = interval;
+  const { series, points, bars, format, read } = options;
   const shape = bars
-    ? { paths: uPlot.paths.bars({ size: [1, Infinity, 1], align: 1, gap: data[0].length > 120 ? 0 : 1 }) }
+    ? { paths: uPlot.paths.bars({ size: [1, Infinity, LEAST_BAR], align: 1, gap: data[0].length > 120 ? 0 : 1 }) }
     : { paths: uPlot.paths.linear() };
   const axis = {
     stroke: () => color("muted"),
@@ -100,13 +105,15 @@ function draw({ area, options, data }) {
       padding: [8, 20, 0, 0],
       cursor: {
         y: false,
-        drag: { x: false, y: false },
-        sync: { key: "report", setSeries: false },
+        drag: { x: true, y: false, setScale: false },
+        bind: { mousedown: panWithShift, dblclick: () => () => setView(null) },
+        // Only one chart is dragged.
+        sync: { key: "report", setSeries: false, filters: { pub: (type) => type.startsWith("mouse") && !/down|up/.test(type) } },
         points: { show: !bars },
-        ...(bars && { dataIdx: (_, __, ___, value) => under(data[0], value) }),
+        ...(bars && { dataIdx: (_, __, ___, value) => under(data[0], Math.min(value, shownRange()[1] - 1)) }),
       },
       scales: {
-        x: { range: () => [start, end] },
+        x: { range: () => drawnRange(area, points) },
         y: { range: (_, __, greatest) => [0, greatest > 0 ? greatest * 1.08 : 1] },
       },
       series: [
@@ -124,13 +131,53 @@ function draw({ area, options, data }) {
         { ...axis, space: 70, size: 42, values: (_, splits, __, ___, step) => times(splits, step) },
         { ...axis, size: 58, values: (_, splits) => splits.map(format) },
       ],
-      hooks: { setCursor: [read] },
+      hooks: { setCursor: [read], setSelect: [zoomToSelection], drawClear: [(u) => drawGaps(u, points)] },
     },
     data,
     area,
   );
   new ResizeObserver(() => plot.setSize({ width: area.clientWidth, height: HEIGHT })).observe(area);
   return plot;
+}
+
+/* The shown range, and room for the last bar if a window is narrower than the least bar. */
+function drawnRange(area, points) {
+  const [from, to] = shownRange();
+  const leastBar = (LEAST_BAR * (to - from)) / Math.max(1, area.clientWidth - AXES);
+  return [from, to + Math.max(0, leastBar - points.minutes * 60)];
+}
+
+function zoomToSelection(plot) {
+  const { left, width } = plot.select;
+  if (width < 3) return; // a click
+  const range = [plot.posToVal(left, "x"), plot.posToVal(left + width, "x")];
+  plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+  setView(range);
+}
+
+/* Dragging with the shift key moves the range. */
+function panWithShift(plot, _, begin) {
+  return (event) => {
+    if (!event.shiftKey) return begin(event);
+    const end = (last) => pan((event.clientX - last.clientX) / plot.over.clientWidth);
+    document.addEventListener("mouseup", end, { once: true });
+    return null;
+  };
+}
+
+/* Shade the time without aggregates, so that it does not look like zeros. */
+function drawGaps(plot, points) {
+  const step = points.minutes * 60;
+  const { ctx, bbox } = plot;
+  ctx.save();
+  ctx.fillStyle = color("gap");
+  points.start.forEach((start, index) => {
+    const end = points.start[index - 1] + step;
+    if (!index || end >= start) return;
+    const [from, to] = [end, start].map((time) => Math.max(bbox.left, Math.min(bbox.left + bbox.width, plot.valToPos(time, "x", true))));
+    if (to > from) ctx.fillRect(from, bbox.top, to - from, bbox.height);
+  });
+  ctx.restore();
 }
 
 /* The point whose bar is under the cursor: the last that starts before it. */
@@ -156,11 +203,13 @@ function dataTable({ name, title, series, points }) {
   const details = make("details", {}, make("summary", {}, `${title}, as a table`));
   details.addEventListener("toggle", () => {
     if (!details.open || details.querySelector("table")) return;
+    const step = points.minutes * 60;
+    const merged = points.minutes !== DATA.window_minutes;
     const columns = [
       {
-        label: "Start (UTC)",
+        label: merged ? "Period (UTC)" : "Window (UTC)",
         value: (index) => points.start[index],
-        cell: (index) => moment(points.start[index]),
+        cell: (index) => merged ? pointName(points, index) : moment(points.start[index] + step),
       },
       ...series.map((each) => ({
         label: each.label,
@@ -174,6 +223,7 @@ function dataTable({ name, title, series, points }) {
       columns,
       rows: points.start.map((_, index) => index),
       name: `${name}-numbers`,
+      span: (index) => [points.start[index], points.start[index] + step],
       whole: true,
     });
     made.element.classList.add("narrow");
@@ -185,5 +235,11 @@ function dataTable({ name, title, series, points }) {
 /* Draw the charts, once they are in the page and have a width. */
 function drawAll() {
   const plots = charts.map(draw);
+  VIEW.changed.push(() => {
+    plots.forEach((plot, place) => {
+      const [min, max] = drawnRange(charts[place].area, charts[place].options.points);
+      plot.setScale("x", { min, max });
+    });
+  });
   return () => plots.forEach((plot) => plot.redraw());
 }

@@ -86,10 +86,17 @@ function epochOf(iso) {
   return Date.parse(iso) / 1000;
 }
 
-/* The end of a window from its name: 20251021t1400Z. */
-function windowEnd(name) {
-  const [, year, month, date, hour, minute] = name.match(/^(\d{4})(\d\d)(\d\d)t(\d\d)(\d\d)Z$/);
+/* The time in the name of a window, 20251021t1400Z: its end. NaN if it is not such a name. */
+function epochOfStamp(name) {
+  const found = name?.match(/^(\d{4})(\d\d)(\d\d)t(\d\d)(\d\d)Z$/);
+  if (!found) return NaN;
+  const [, year, month, date, hour, minute] = found;
   return Date.UTC(year, month - 1, date, hour, minute) / 1000;
+}
+
+function stamp(epoch) {
+  const digits = new Date(epoch * 1000).toISOString().replace(/[-:]/g, "");
+  return `${digits.slice(0, 8)}t${digits.slice(9, 13)}Z`;
 }
 
 function make(tag, attributes = {}, ...children) {

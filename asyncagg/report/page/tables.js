@@ -15,17 +15,19 @@ const FIRST_ROWS = 25;
  * Make a table.
  *
  * columns: {label, cell(row) → node or text, value(row) → sort key, numeric}; a column without a
- * value cannot be sorted. Returns the elements, and a function that shows only the rows that match
- * a condition and returns their number. Roles are explicit, because a narrow page lays out the rows
+ * value cannot be sorted. span(row) → [start, end]: the row is only shown if that is in view. Returns
+ * the elements, and a function that shows only the rows that match a condition, and returns their
+ * number. Roles are explicit, because a narrow page lays out the rows
  * as cards, which removes the native roles.
  */
-function table({ caption, columns, rows, name, whole = false }) {
+function table({ caption, columns, rows, name, span, whole = false }) {
   const heads = columns.map(head);
   const body = make("tbody", { role: "rowgroup" });
   const lines = rows.map((row) => [row, line(columns, row)]);
   const more = make("button", { type: "button", class: "more-rows" });
   let limit = whole ? Infinity : FIRST_ROWS;
   let matches = () => true;
+  const isWanted = (row) => matches(row) && (!span || inView(...span(row)));
 
   function head(column) {
     const cell = make("th", { scope: "col", role: "columnheader" });
@@ -55,7 +57,7 @@ function table({ caption, columns, rows, name, whole = false }) {
   function show() {
     let found = 0;
     for (const [row, element] of lines) {
-      const wanted = matches(row);
+      const wanted = isWanted(row);
       element.hidden = !wanted || found >= limit;
       found += wanted;
     }
@@ -66,13 +68,14 @@ function table({ caption, columns, rows, name, whole = false }) {
   }
 
   more.addEventListener("click", () => {
-    const next = lines.filter(([row]) => matches(row))[limit][1];
+    const next = lines.filter(([row]) => isWanted(row))[limit][1];
     limit = Infinity;
     show();
     next.tabIndex = -1; // the button is gone: move the focus to the first new row
     next.focus();
   });
   show();
+  if (span) VIEW.changed.push(show);
 
   const element = make(
     "table", { role: "table", id: name },
@@ -103,13 +106,15 @@ function search({ label, noun, plural, rows, filter, textOf, name }) {
     type: "search", id: name, autocomplete: "off", spellcheck: "false",
   });
   const status = make("p", { class: "found", role: "status" }, counted(rows.length, noun, plural));
-  field.addEventListener("input", () => {
+  const update = () => {
     const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
     const shown = filter((row) => words.every((word) => texts.get(row).includes(word)));
-    status.textContent = words.length
+    status.textContent = words.length || VIEW.range
       ? `${count(shown)} of ${counted(rows.length, noun, plural)}`
       : counted(rows.length, noun, plural);
-  });
+  };
+  field.addEventListener("input", update);
+  VIEW.changed.push(update);
   return make("div", { class: "search" }, make("label", { for: name }, label), field, status);
 }
 

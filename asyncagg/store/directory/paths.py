@@ -126,6 +126,11 @@ def is_hidden(name: bytes) -> bool:
     return name.startswith(_HIDDEN)
 
 
+def is_unfinished(name: bytes) -> bool:
+    """Return whether a name is one that writers use for files that are not complete yet."""
+    return name.startswith((b".", b"~", b"#")) or name.endswith((b"~", b".tmp", b".part"))
+
+
 def is_temp(name: bytes) -> bool:
     """Whether a name is that of a temporary file."""
     return name.startswith(_TEMP)

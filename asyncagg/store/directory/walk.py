@@ -15,7 +15,7 @@ from itertools import groupby, islice
 
 from asyncagg.errors import ConfigurationError
 from asyncagg.model import RunFile
-from asyncagg.store.directory.paths import KeyPath, is_hidden, is_temp, reference
+from asyncagg.store.directory.paths import KeyPath, is_hidden, is_temp, is_unfinished, reference
 from asyncagg.store.directory.removal import restore
 from asyncagg.store.directory.tree import Tree, find
 
@@ -38,9 +38,8 @@ class _KeyRange:
 
     def hides(self, path: bytes) -> bool:
         """Whether a path in the inbox has a name for files that are not complete yet."""
-        name = path.rpartition(b"/")[2]
-        temporary = name.startswith((b".", b"~", b"#")) or name.endswith((b"~", b".tmp", b".part"))
-        return temporary and self.inbox is not None and path.startswith(self.inbox)
+        unfinished = is_unfinished(path.rpartition(b"/")[2])
+        return unfinished and self.inbox is not None and path.startswith(self.inbox)
 
     def overlaps(self, path: bytes) -> bool:
         if path.endswith(b"/"):

@@ -264,8 +264,10 @@ class Requester:
     async def _refresh_credentials(self) -> None:
         async with self._refreshing:
             if self._clock() >= self._refresh_at:  # otherwise another request has refreshed them
-                self._credentials = await self._source(self._expired)
-                self._expired = None
+                # The mark serves once. If there are no others, the next request asks the server
+                # again: a warm Lambda has the same ones in its environment for ever.
+                expired, self._expired = self._expired, None
+                self._credentials = await self._source(expired)
                 self._refresh_at = self._clock() + _CREDENTIALS_SECONDS
 
 

@@ -65,8 +65,8 @@ locals {
       dimensions  = local.of_service
       statistic   = "Sum"
       comparison  = "GreaterThanOrEqualToThreshold"
-      periods     = 3
-      datapoints  = 3
+      periods     = 2
+      datapoints  = 2
     }
     DeadLetters = {
       description = "Events went to the dead-letter queue; see \"dead letters\"."

@@ -185,6 +185,9 @@ resource "aws_lambda_function" "this" {
       ASYNCAGG_ARCHIVE_PREFIX        = var.archive_prefix
       ASYNCAGG_ARCHIVE_FORMAT        = var.archive_format
       ASYNCAGG_ARCHIVE_STORAGE_CLASS = var.archive_storage_class
+      ASYNCAGG_SSE                   = var.sse
+      ASYNCAGG_SSE_KMS_KEY_ID        = var.sse_kms_key_id
+      ASYNCAGG_EXPECTED_BUCKET_OWNER = var.expected_bucket_owner
       ASYNCAGG_QUARANTINE_PREFIX     = var.quarantine_prefix
       ASYNCAGG_WINDOW_MINUTES        = var.window_minutes
       ASYNCAGG_WINDOW_BY             = var.window_by

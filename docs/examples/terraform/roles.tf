@@ -128,6 +128,14 @@ data "aws_iam_policy_document" "objects" {
       resources = [var.kms_key_arn]
     }
   }
+  dynamic "statement" {
+    for_each = var.sse_kms_key_id == "" ? [] : [1]
+    content {
+      sid       = "NamedKey"
+      actions   = ["kms:Decrypt", "kms:GenerateDataKey"]
+      resources = [var.sse_kms_key_id]
+    }
+  }
 }
 
 # If the bucket is deleted and its name is taken by another account, nothing is sent there.

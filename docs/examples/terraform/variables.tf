@@ -49,6 +49,24 @@ variable "kms_key_arn" {
   default     = ""
 }
 
+variable "sse" {
+  description = "Encryption that each write asks for, if the bucket's policy demands it: AES256, aws:kms or aws:kms:dsse."
+  type        = string
+  default     = ""
+}
+
+variable "sse_kms_key_id" {
+  description = "ARN of the KMS key that each write names with sse aws:kms or aws:kms:dsse."
+  type        = string
+  default     = ""
+}
+
+variable "expected_bucket_owner" {
+  description = "The account that each request names as the owner of the bucket; S3 refuses it otherwise."
+  type        = string
+  default     = ""
+}
+
 variable "runs_prefix" {
   type    = string
   default = "runs/"
