@@ -57,9 +57,8 @@ def no_blocked_loop() -> Iterator[None]:
                 "asyncagg/store/s3/boto/control.py",
                 {"open_control", "locate", "identity", "credentials"},
             )
-            function.can_block_in(
-                "asyncagg/store/opening.py", {"open_store", "_open_s3", "_open_plane"}
-            )
+            function.can_block_in("asyncagg/store/opening.py", {"open_store"})
+            function.can_block_in("asyncagg/store/s3/opening.py", {"_open_planes"})
             function.can_block_in("asyncagg/sample/demo.py", {"_moto"})
             # The explorer and the virtual clock have no threads.
             function.can_block_in("testkit/explorer/programs.py", {"_run_here", "run_in_executor"})

@@ -109,7 +109,7 @@ async def test_retries_are_counted_by_their_reason(
     plane: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In the report and the log: throttled, timed out, reset and others; keys do not confuse it."""
-    monkeypatch.setattr("asyncagg.store.s3.http.Limits", partial(Limits, read=0.1))
+    monkeypatch.setattr("asyncagg.store.s3.opening.Limits", partial(Limits, read=0.1))
     monkeypatch.setattr("asyncagg.store.s3.boto.control._READ_SECONDS", 0.1)
     troubles: dict[str, Callable[[], object]] = {
         "runs/is reset.json": lambda: _raise(S3Error("SlowDown")),

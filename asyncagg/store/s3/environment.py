@@ -7,6 +7,7 @@ So boto decides only if the environment has anything that this module does not k
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def _files(variables: Mapping[str, str]) -> list[Path]:
 
 def _exists(path: Path) -> bool:
     try:
-        return path.expanduser().exists()
+        return str(path) != os.devnull and path.expanduser().exists()
     except RuntimeError:  # there is no home
         return False
 

@@ -1,7 +1,7 @@
 """The control plane, through aioboto3. No other part of the package imports it.
 
-It finds credentials, region and endpoint, and sends multipart uploads. With ``data_plane=boto`` it
-sends all other requests, too.
+It finds credentials, region and endpoint where the environment variables alone do not say. With
+``data_plane=boto`` it sends all requests.
 """
 
 from __future__ import annotations
