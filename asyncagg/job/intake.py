@@ -172,11 +172,11 @@ class Intake:
             if window.end > self._at:
                 self._report.waiting += 1
             elif self._only is None or self._only(window):
+                if file.last_modified < self._oldest:
+                    self._note_age(file)
                 if watched and (file.key, file.etag) in watched:
                     self._journal.hold_back(file)
                     continue
-                if file.last_modified < self._oldest:
-                    self._note_age(file)
                 if window is not held_window:  # usually the same as for the previous file
                     if window not in chunk:
                         chunk[window] = WindowBatch(self._chunk_files)

@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 import anyio
 import msgspec
 
-from asyncagg.errors import StoreError
+from asyncagg.errors import NotFoundError, StoreError
 from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
 from asyncagg.model import RunFile
@@ -103,6 +103,8 @@ class Journal:
         if not self._is_kept:
             return
         last = await self._read()
+        if last is None:
+            return
         self._poison, self._suspects = last.poison, last.suspects
         was_killed = await last.was_killed(self._context.now())
         self._is_ours = was_killed or not last.running  # else another runner is at work
@@ -162,8 +164,8 @@ class Journal:
 
     @property
     def untried(self) -> int:
-        """How many suspects were held back and not tried."""
-        return len(self._held)
+        """How many files were held back, and neither tried nor deferred."""
+        return len(self._held) + len(self.poisonous)
 
     async def end(self) -> None:
         """Say that the run has ended."""
@@ -171,12 +173,17 @@ class Journal:
             left = [{file.key: file.etag for file in self._held.values()}] if self._held else []
             await self._write(_Entry(suspects=left, poison=self._poison))
 
-    async def _read(self) -> _Entry:
+    async def _read(self) -> _Entry | None:
+        key = self._context.layout.journal_key
         try:
-            data = (await self._context.store.get(self._context.layout.journal_key)).data
+            data = (await self._context.store.get(key)).data
             return msgspec.json.decode(data, type=_Entry)
-        except (StoreError, msgspec.MsgspecError):  # the work does not depend on it
+        except (NotFoundError, msgspec.MsgspecError):
             return _Entry()
+        except StoreError as error:
+            # The work does not depend on it, but what it says must not be overwritten.
+            _log.warning("journal not read", extra={"key": key, "reason": str(error)})
+            return None
 
     async def _write(self, entry: _Entry) -> None:
         if not self._is_ours:
@@ -198,5 +205,6 @@ async def open_journal(
     try:
         yield journal
     finally:
-        with anyio.move_on_after(_END_SECONDS, shield=True):
+        left = (deadline.ends - anyio.current_time()) / 2  # the report needs some time, too
+        with anyio.move_on_after(max(0.0, min(_END_SECONDS, left)), shield=True):
             await journal.end()

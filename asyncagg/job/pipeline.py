@@ -210,14 +210,17 @@ class _Pipeline:
             group.start_soon(self._settle_all)
 
     async def _settle_all(self) -> None:
-        with self._intake:
-            await self._journal.open()  # while the first page is listed
-            async with task_group() as group:
-                while await group.start(self._settle_chunk):
-                    if self._is_late():
-                        await self._intake.count_rest()
-                        break
-        await self._settle_suspects()
+        try:
+            with self._intake:
+                await self._journal.open()  # while the first page is listed
+                async with task_group() as group:
+                    while await group.start(self._settle_chunk):
+                        if self._is_late():
+                            await self._intake.count_rest()
+                            break
+            await self._settle_suspects()
+        finally:
+            self._report.untaken += self._journal.untried
 
     @contextmanager
     def _new_chunk(self) -> Iterator[Chunk]:
@@ -300,11 +303,12 @@ class _Pipeline:
                     batch = chunk.setdefault(window_of(file), WindowBatch(len(part)))
                     batch.held.append(file)
                 await self._settle_carefully(chunk)
-        self._report.untaken += self._journal.untried
-        for file in self._journal.poisonous:
+        while self._journal.poisonous:
+            file = self._journal.poisonous[-1]
             await self._settler.defer(
                 window_of(file),
                 file,
                 "runs died while they read it: expected a file that can be read. Replace or remove "
                 f"it, or remove {self._context.layout.journal_key!r} to try it again",
             )
+            self._journal.poisonous.pop()

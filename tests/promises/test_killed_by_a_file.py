@@ -184,6 +184,22 @@ async def test_a_journal_that_cannot_be_used_stops_no_run(error: StoreError) -> 
     assert (report.total.archived, report.exit_code) == (1, 0)
 
 
+async def test_a_journal_that_cannot_be_read_once_is_kept() -> None:
+    """What earlier runs have learned is not overwritten by a run that does not know it."""
+    store = MemoryStore(Clock(AT - timedelta(hours=1)))
+    await store.put("runs/20251021t1350Z-a.json", run_data(1))
+    known = b'{"poison":{"runs/20251021t1350Z-b.json":"etag"}}'
+    await store.put(JOURNAL, known)
+
+    async def fail(operation: str, key: str, when: str) -> None:
+        if (operation, key, when) == ("get", JOURNAL, "before"):
+            raise TransientError("the store is away", operation="get", key=key)
+
+    report = await run(HookedStore(store, fail), Settings(), at=AT)
+    assert report.total.archived == 1
+    assert (await store.get(JOURNAL)).data == known
+
+
 @pytest.mark.parametrize("content", [b"", b"no json", b'{"running": "perhaps"}'])
 async def test_a_damaged_journal_is_replaced(content: bytes) -> None:
     """It is a help, not a promise."""

@@ -89,7 +89,7 @@ def test_what_is_not_known_is_left_to_boto(change: dict[str, str]) -> None:
     assert read_environment(variables, bucket="bucket", endpoint_url="") is None
 
 
-@pytest.mark.parametrize("place", ["variable", "home"])
+@pytest.mark.parametrize("place", ["variable", "home", "named by a variable"])
 @pytest.mark.parametrize("name", ["config", "credentials"])
 def test_files_of_boto_are_left_to_boto(
     name: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -99,8 +99,8 @@ def test_files_of_boto_are_left_to_boto(
     path = tmp_path / ".aws" / name
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv(variable)
-    if place == "variable":
-        monkeypatch.setenv(variable, str(path))
+    if place != "home":
+        monkeypatch.setenv(variable, str(path) if place == "variable" else f"$HOME/.aws/{name}")
     assert read_environment(os.environ, bucket="bucket", endpoint_url="") is not None
     path.parent.mkdir()
     path.touch()

@@ -161,8 +161,8 @@ def endpoint(name: str) -> str:
         _create_bucket(name, url, time.monotonic())
         return url
     folder = TemporaryDirectory(prefix="asyncagg-server-")
-    program = _PROGRAMS[name](Path(folder.name))
     atexit.register(folder.cleanup)
+    program = _PROGRAMS[name](Path(folder.name))
     for words in (*program.backends, program.words):
         process = subprocess.Popen(
             words,

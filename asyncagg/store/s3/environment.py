@@ -1,4 +1,4 @@
-"""Credentials, region and endpoint from environment variables alone, as a Lambda has them.
+"""Credentials, region and endpoint from the environment variables of a Lambda, without boto.
 
 Loading boto and opening its client take half of the CPU time of a start and a third of the memory.
 So boto decides only if the environment has anything that this module does not know.
@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import ip_address
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from asyncagg.errors import ConfigurationError
@@ -44,7 +43,7 @@ _KNOWN = frozenset(
 )
 _OF_LAMBDA = ("AWS_LAMBDA_", "AWS_XRAY_")
 _PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
-# The regions of the partition "aws", and the names of buckets that are nothing but buckets.
+# The regions of the partition "aws", and the names that have the usual host: buckets, and aliases.
 _AWS_REGION = re.compile(r"(us|eu|ap|sa|ca|me|af|il|mx)-\w+-\d+")
 _BUCKET = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _REGION = re.compile(r"[a-z0-9-]*")
@@ -104,15 +103,13 @@ def _is_known(name: str) -> bool:
     return name.lower() not in _PROXIES
 
 
-def _files(variables: Mapping[str, str]) -> list[Path]:
-    return [Path(variables.get(name) or default) for name, default in _FILES.items()]
+def _files(variables: Mapping[str, str]) -> list[str]:
+    return [variables.get(name) or default for name, default in _FILES.items()]
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return str(path) != os.devnull and path.expanduser().exists()
-    except RuntimeError:  # there is no home
-        return False
+def _exists(path: str) -> bool:
+    # As boto does; unlike those of `pathlib`, these functions never raise.
+    return path != os.devnull and os.path.exists(os.path.expanduser(os.path.expandvars(path)))  # noqa: PTH110, PTH111
 
 
 def _target(bucket: str, endpoint_url: str, region: str) -> Target | None:

@@ -1,4 +1,4 @@
-"""S3's XML: pages of a listing, errors, and the body of DeleteObjects.
+"""S3's XML: pages of a listing, errors, results, and the bodies of requests.
 
 A response that is incomplete or not the expected one raises a `TransientError` without context.
 """
@@ -138,8 +138,11 @@ def parse_result_etag(body: bytes, name: str) -> str | ErrorResponse:
     body = body.lstrip()  # S3 sends white space while it works
     try:
         root = _parse(body, name)
-    except TransientError:
-        return _error(_parse(body, "Error"))
+    except TransientError as unexpected:
+        try:
+            return _error(_parse(body, "Error"))
+        except TransientError:
+            raise unexpected from None
     etag = root.findtext("{*}ETag") or ""
     if not etag:
         raise TransientError(f"the {name} has no ETag")
