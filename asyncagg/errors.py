@@ -129,3 +129,11 @@ class TransientError(StoreError):
 
 class ThrottledError(TransientError):
     """The store asks for fewer requests (503 SlowDown, 429): all workers back off together."""
+
+
+class TimedOutError(TransientError):
+    """The server did not respond in time."""
+
+
+class ConnectionLostError(TransientError):
+    """The connection was refused or reset, or closed before the response was complete."""

@@ -108,7 +108,7 @@ class MemoryStore:
     ) -> str:
         """Write an object in one atomic step and return its etag."""
         await anyio.lowlevel.checkpoint()
-        data = body if isinstance(body, bytes) else b"".join([block async for block in body])
+        data = await whole(body)
         info = ObjectInfo(self._reference(key, data), content_type, "", lower_keys(metadata or {}))
         self._write("put", _Object(data, info), condition)
         return info.file.etag
@@ -180,3 +180,8 @@ async def _blocks(data: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(data), _BLOCK):
         await anyio.lowlevel.checkpoint()
         yield data[start : start + _BLOCK]
+
+
+async def whole(body: bytes | AsyncIterable[bytes]) -> bytes:
+    """Return the bytes of a body that is to be written."""
+    return body if isinstance(body, bytes) else b"".join([block async for block in body])

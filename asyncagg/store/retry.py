@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -13,20 +12,19 @@ from typing import TypeVar
 
 import anyio
 
-from asyncagg.errors import ThrottledError, TransientError
+from asyncagg.errors import ConnectionLostError, ThrottledError, TimedOutError, TransientError
 
 T = TypeVar("T")
 
-REASONS = ("throttled", "timed_out", "reset", "other")
-"""Why a request is sent again. *reset*: the connection was refused, reset or closed too early."""
+_REASONS: dict[str, type[TransientError]] = {
+    "throttled": ThrottledError,
+    "timed_out": TimedOutError,
+    "reset": ConnectionLostError,
+    "other": TransientError,
+}
 
-_URL = re.compile(r"https?://\S+")
-_TIMED_OUT = re.compile(r"timed? ?out|no .* (in|for) [\d.]+ seconds", re.IGNORECASE)
-_RESET = re.compile(
-    r"reset|refused|closed|cut short|disconnected|broken pipe|could not connect|incomplete|"
-    r"not completed",
-    re.IGNORECASE,
-)
+REASONS = tuple(_REASONS)
+"""Why a request is sent again. *reset*: the connection was refused, reset or closed too early."""
 
 _counts: ContextVar[dict[str, int] | None] = ContextVar("retries_of_run", default=None)
 
@@ -109,7 +107,7 @@ class Retry:
             await self._sleep(pause)
 
     def _count_retry(self, operation: str, error: TransientError) -> None:
-        reason = retry_reason(error)
+        reason = next(name for name, kind in _REASONS.items() if isinstance(error, kind))
         self.retries[operation, reason] += 1
         counts = _counts.get()
         if counts is not None:
@@ -141,15 +139,3 @@ def counting_retries(counts: dict[str, int]) -> Iterator[None]:
         yield
     finally:
         _counts.reset(token)
-
-
-def retry_reason(error: TransientError) -> str:
-    """Return which of `REASONS` an error is, by the words that the data planes use for it."""
-    if isinstance(error, ThrottledError):
-        return "throttled"
-    # Without the names, which may contain any word.
-    text = str(error).replace(repr(error.key), "").replace(repr(error.bucket), "")
-    text = _URL.sub("", text)
-    if _TIMED_OUT.search(text):
-        return "timed_out"
-    return "reset" if _RESET.search(text) else "other"

@@ -10,7 +10,7 @@ import pytest
 from testkit.emf import RATES, UNITS, check_emf
 
 from asyncagg.aws.metrics import Meter, Usage, emit, measurements
-from asyncagg.errors import TransientError
+from asyncagg.errors import ConnectionLostError
 from asyncagg.job.outcome import RunReport, Tally, WindowReport
 from asyncagg.store.retry import Retry, RetryPolicy
 
@@ -135,7 +135,7 @@ def test_the_meter_counts_tries_from_the_start_of_the_invocation() -> None:
 
         async def request() -> None:
             if not next(answers):
-                raise TransientError("reset")
+                raise ConnectionLostError("reset")
 
         retry = Retry(RetryPolicy(attempts=2), sleep=no_sleep)
         await retry.call("get", request)

@@ -47,12 +47,13 @@ import asyncagg.store.s3.store as s3_store
 from asyncagg.backfill import LocalEngine, backfill
 from asyncagg.errors import PreconditionFailedError, TransientError
 from asyncagg.job.context import JobContext
+from asyncagg.job.outcome import RunReport
 from asyncagg.job.pipeline import run
 from asyncagg.model import Interval
 from asyncagg.packs.writer import PackWriter
 from asyncagg.settings import Settings
 from asyncagg.store.directory import DirectoryStore
-from asyncagg.store.memory import MemoryStore
+from asyncagg.store.memory import MemoryStore, whole
 from asyncagg.store.protocol import Condition
 
 PACKS = Settings(archive_format="packs", concurrency=4)
@@ -112,7 +113,7 @@ class LateCommits(MemoryStore):
         metadata: Mapping[str, str] | None = None,
     ) -> str:
         """As `Store.put`, but a commit is held back."""
-        data = body if isinstance(body, bytes) else b"".join([block async for block in body])
+        data = await whole(body)
         write = partial(
             super().put,
             key,
@@ -339,29 +340,39 @@ SMALL_PART = 200
 """Bytes of a part, so that the packs of the scenario are multipart uploads."""
 
 
-@pytest.mark.parametrize("plane", PLANES)
-@pytest.mark.parametrize("part", [SMALL_PART, s3_store.PART_BYTES], ids=["multipart", "one put"])
-async def test_the_answer_of_an_upload_is_lost(
-    part: int, plane: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A pack whose upload was executed is recognised when its retry is refused."""
+@pytest.fixture(params=[SMALL_PART, s3_store.PART_BYTES], ids=["multipart", "one put"])
+def completing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The operation that completes the upload of a pack, in parts or at once."""
+    part: int = request.param
     monkeypatch.setattr(s3_store, "PART_BYTES", part)
     monkeypatch.setattr(packing_module, "_BLOCK", min(part, packing_module._BLOCK))
-    operation = "CompleteMultipartUpload" if part == SMALL_PART else "PutObject"
+    return "CompleteMultipartUpload" if part == SMALL_PART else "PutObject"
+
+
+async def run_on_server(
+    plane: str, faults: Faults, on_request: Callable[[Request], None]
+) -> tuple[RunReport, Snapshot]:
+    """Run on a server with the scenario; return the report and what is there then."""
+    async with S3Server([BUCKET], clock=lambda: AT, faults=faults, on_request=on_request) as server:
+        fill_server(server, prepared().store)
+        async with open_s3(server, plane, archive_format="packs") as (store, settings):
+            report = await run(store, settings, at=AT)
+        return report, of_server(server)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+async def test_the_answer_of_an_upload_is_lost(plane: str, completing: str) -> None:
+    """A pack whose upload was executed is recognised when its retry is refused."""
     faults = Faults(allow_small_parts=True)
     lost: list[str] = []
 
     def lose(request: Request) -> None:
-        mine = request.operation == operation and request.key.endswith(".zip")
+        mine = request.operation == completing and request.key.endswith(".zip")
         faults.lose_response = 1.0 if mine and request.key not in lost else 0.0
         if mine:
             lost.append(request.key)
 
-    async with S3Server([BUCKET], clock=lambda: AT, faults=faults, on_request=lose) as server:
-        fill_server(server, prepared().store)
-        async with open_s3(server, plane, archive_format="packs") as (store, settings):
-            report = await run(store, settings, at=AT)
-        seen = of_server(server)
+    report, seen = await run_on_server(plane, faults, lose)
     assert len(lost) > len(set(lost))
     assert report.total.deferred == 0
     check_done(seen)
@@ -369,28 +380,18 @@ async def test_the_answer_of_an_upload_is_lost(
 
 
 @pytest.mark.parametrize("plane", PLANES)
-@pytest.mark.parametrize("part", [SMALL_PART, s3_store.PART_BYTES], ids=["multipart", "one put"])
-async def test_an_upload_is_refused_by_a_conflict(
-    part: int, plane: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_upload_is_refused_by_a_conflict(plane: str, completing: str) -> None:
     """S3 answers 409 while something else happens to the key: the next pack has another one."""
-    monkeypatch.setattr(s3_store, "PART_BYTES", part)
-    monkeypatch.setattr(packing_module, "_BLOCK", min(part, packing_module._BLOCK))
-    operation = "CompleteMultipartUpload" if part == SMALL_PART else "PutObject"
     faults = Faults(allow_small_parts=True)
     refused: list[str] = []
 
     def refuse(request: Request) -> None:
-        mine = request.operation == operation and request.key.endswith(".zip")
+        mine = request.operation == completing and request.key.endswith(".zip")
         faults.conflict = 1.0 if mine and len(refused) < 3 else 0.0
         if faults.conflict:
             refused.append(request.key)
 
-    async with S3Server([BUCKET], clock=lambda: AT, faults=faults, on_request=refuse) as server:
-        fill_server(server, prepared().store)
-        async with open_s3(server, plane, archive_format="packs") as (store, settings):
-            report = await run(store, settings, at=AT)
-        seen = of_server(server)
+    report, seen = await run_on_server(plane, faults, refuse)
     assert report.total.deferred == 0
     check_done(seen)
     assert packs_in(seen) == named_in(seen)

@@ -26,7 +26,7 @@ from asyncagg.job.context import JobContext
 from asyncagg.job.pipeline import run
 from asyncagg.model import RunFile
 from asyncagg.settings import Settings
-from asyncagg.store.memory import MemoryStore
+from asyncagg.store.memory import MemoryStore, whole
 from asyncagg.store.protocol import Condition
 from asyncagg.verify.audit import verify
 from asyncagg.verify.repair import repair
@@ -86,7 +86,7 @@ class _Unreliable(HookedStore):
         metadata: Mapping[str, str] | None = None,
     ) -> str:
         """As `Store.put`."""
-        data = body if isinstance(body, bytes) else b"".join([block async for block in body])
+        data = await whole(body)
         options: dict[str, Any] = {"condition": condition, "metadata": metadata}
         options["content_type"] = content_type
         self._perhaps_later(key, partial(self.inner.put, key, data, **options))

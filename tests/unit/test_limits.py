@@ -17,6 +17,7 @@ from testkit.virtual import run_virtually
 
 from asyncagg.errors import (
     AccessDeniedError,
+    ConnectionLostError,
     NotFoundError,
     PreconditionFailedError,
     ThrottledError,
@@ -391,7 +392,7 @@ class TestRetry:
         """The longest pauses are 1, 2, 4, 5, 5 seconds with a base of 1 and a cap of 5."""
         policy = RetryPolicy(attempts=6, base_seconds=1, cap_seconds=5, budget_seconds=100)
         retry = Retry(policy, uniform=longest)
-        request = Requests(*[TransientError("reset") for _ in range(5)])
+        request = Requests(*[ConnectionLostError("reset") for _ in range(5)])
         assert run_virtually(lambda: retry.call("get", request)) == "answer"
         assert request.tried == [0, 1, 3, 7, 12, 17]
         assert retry.retries == {("get", "reset"): 5}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Coroutine, Mapping, Sequence
-from hashlib import md5
 from io import BytesIO
 from typing import Any
 
@@ -13,8 +11,13 @@ from asyncagg.store.protocol import Condition
 from asyncagg.store.s3 import xml as s3xml
 from asyncagg.store.s3.demanded import NOTHING, Demanded
 from asyncagg.store.s3.http import Response
-from asyncagg.store.s3.http_plane import condition_headers, etag_of, object_headers
-from asyncagg.store.s3.plane import DEFAULT_CLASS, StorageClass, s3_error
+from asyncagg.store.s3.http_plane import (
+    condition_headers,
+    content_md5,
+    etag_of,
+    object_headers,
+)
+from asyncagg.store.s3.plane import DEFAULT_CLASS, StorageClass
 from asyncagg.store.s3.requester import Requester, S3Request
 from asyncagg.store.s3.sigv4 import canonical_query, encode_path
 
@@ -50,9 +53,7 @@ class HttpMultipart:
     ) -> Coroutine[Any, Any, str]:
         """UploadPart; returns the part's etag."""
         body = data.getvalue()
-        # A bucket with Object Lock requires a checksum; MD5 is the one that every server supports.
-        digest = b64encode(md5(body, usedforsecurity=False).digest()).decode()
-        headers = {"content-md5": digest}
+        headers = {"content-md5": content_md5(body)}  # a bucket with Object Lock requires it
         query = _part(upload, number)
         request = S3Request("put", key, "PUT", self._path(key), headers, query, body)
         return self._requester.ask(request, lambda _, response: etag_of(response.headers))
@@ -101,14 +102,7 @@ class HttpMultipart:
         etag = s3xml.parse_result_etag(response.body, result)
         if isinstance(etag, str):
             return etag
-        raise s3_error(
-            request.operation,
-            request.key,
-            bucket=self._bucket,
-            status=200,
-            code=etag.code,
-            message=etag.message,
-        )
+        raise self._requester.error_in_result(request, etag)
 
 
 def _part(upload: str, number: int) -> str:

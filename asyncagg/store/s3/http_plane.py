@@ -30,7 +30,6 @@ from asyncagg.store.s3.plane import (
     StorageClass,
     check_etag,
     delete_failures,
-    s3_error,
 )
 from asyncagg.store.s3.requester import Requester, S3Request
 from asyncagg.store.s3.sigv4 import canonical_query, encode_path
@@ -246,15 +245,8 @@ class HttpDataPlane:
 
     def _parse_copied(self, request: S3Request, response: Response) -> None:
         error = s3xml.parse_copy_error(response.body)
-        if error is not None:  # S3 may fail after it has begun to respond 200
-            raise s3_error(
-                "copy",
-                request.key,
-                bucket=self._bucket,
-                status=200,
-                code=error.code,
-                message=error.message,
-            )
+        if error is not None:
+            raise self._requester.error_in_result(request, error)
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """DeleteObjects with each object's ETag; returns the failures by key."""
@@ -269,9 +261,7 @@ class HttpDataPlane:
 
     def _delete_batch(self, files: Sequence[RunFile]) -> Coroutine[Any, Any, dict[str, StoreError]]:
         body = s3xml.delete_body([(self._prefix + file.key, file.etag) for file in files])
-        # S3 requires a checksum; MD5 is the one that every server supports.
-        digest = b64encode(md5(body, usedforsecurity=False).digest()).decode()
-        headers = {"content-type": "application/xml", "content-md5": digest}
+        headers = {"content-type": "application/xml", "content-md5": content_md5(body)}
         request = S3Request("delete", files[0].key, "POST", "/", headers, "delete=", body)
         return self._requester.ask(request, partial(self._parse_deleted, files))
 
@@ -362,6 +352,14 @@ def _first_byte(status: int, headers: Mapping[bytes, bytes]) -> int:
 
 def _crc32(data: bytes) -> bytes:
     return b2a_base64(zlib.crc32(data).to_bytes(4, "big"), newline=False)
+
+
+def content_md5(body: bytes) -> str:
+    """Return the header of a request that S3 requires a checksum of.
+
+    MD5 is the one that every server supports.
+    """
+    return b64encode(md5(body, usedforsecurity=False).digest()).decode()
 
 
 def condition_headers(condition: Condition | None) -> dict[str, str]:

@@ -31,7 +31,7 @@ from asyncagg.store.s3.sigv4 import (
 )
 from asyncagg.store.s3.target import Target, redirected
 from asyncagg.store.s3.text import in_utc
-from asyncagg.store.s3.xml import parse_error
+from asyncagg.store.s3.xml import ErrorResponse, parse_error
 
 T = TypeVar("T")
 
@@ -187,7 +187,18 @@ class Requester:
     def with_context(self, request: S3Request, error: TransientError) -> AsyncaggError:
         """Return the same error with the request's operation, key and bucket."""
         return make_error(
-            TransientError, request.operation, request.key, bucket=self.bucket, detail=str(error)
+            type(error), request.operation, request.key, bucket=self.bucket, detail=str(error)
+        )
+
+    def error_in_result(self, request: S3Request, error: ErrorResponse) -> AsyncaggError:
+        """Return the error for an error in a 200: S3 may fail after it has begun to respond."""
+        return s3_error(
+            request.operation,
+            request.key,
+            bucket=self.bucket,
+            status=200,
+            code=error.code,
+            message=error.message,
         )
 
     async def aclose(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from asyncagg.errors import StoreError
 from asyncagg.model import RunFile
-from asyncagg.store.memory import MemoryStore
+from asyncagg.store.memory import MemoryStore, whole
 from asyncagg.store.protocol import Absent, Body, Condition, ObjectInfo, StreamedBody
 
 __all__ = ("Answer", "Request", "ScheduledStore")
@@ -149,7 +149,7 @@ class ScheduledStore:
         metadata: Mapping[str, str] | None = None,
     ) -> str:
         """See `asyncagg.store.Store.put`."""
-        data = body if isinstance(body, bytes) else b"".join([block async for block in body])
+        data = await whole(body)
 
         def execute(store: MemoryStore) -> Coroutine[Any, Any, str]:
             return store.put(

@@ -11,7 +11,14 @@ import aiohttp
 from botocore import exceptions as boto_errors
 from botocore.parsers import ResponseParserError
 
-from asyncagg.errors import AsyncaggError, ConfigurationError, StoreError, TransientError
+from asyncagg.errors import (
+    AsyncaggError,
+    ConfigurationError,
+    ConnectionLostError,
+    StoreError,
+    TimedOutError,
+    TransientError,
+)
 from asyncagg.store.protocol import Condition, Matches
 from asyncagg.store.s3.environment import CREDENTIALS_ADVICE
 from asyncagg.store.s3.plane import StorageClass, make_error, s3_error
@@ -31,6 +38,15 @@ _TRANSIENT = (
     TimeoutError,
     ConnectionError,
     RuntimeError,  # credentials that were refreshed and are still expired
+)
+_TIMED_OUT = (boto_errors.ConnectTimeoutError, boto_errors.ReadTimeoutError, TimeoutError)
+_CONNECTION_LOST = (
+    boto_errors.ConnectionError,
+    boto_errors.ResponseStreamingError,
+    boto_errors.IncompleteReadError,
+    aiohttp.ClientConnectionError,
+    aiohttp.ClientPayloadError,
+    ConnectionError,
 )
 _CREDENTIALS = (
     boto_errors.NoCredentialsError,
@@ -106,7 +122,12 @@ class BotoBucket:
             endpoint = getattr(error, "kwargs", {}).get("endpoint_url", "the endpoint")
             return ConfigurationError(f"{printable(endpoint)}: {certificate.verify_message}")
         detail = f"{type(error).__name__}: {error}"
-        return self.error(TransientError, operation, key, detail)
+        kind = TransientError
+        if isinstance(error, _TIMED_OUT) or isinstance(cause, _TIMED_OUT):
+            kind = TimedOutError
+        elif isinstance(error, _CONNECTION_LOST) or isinstance(cause, _CONNECTION_LOST):
+            kind = ConnectionLostError
+        return self.error(kind, operation, key, detail)
 
     def _credentials_error(self, operation: str, key: str, error: Exception) -> AsyncaggError:
         """Return the error for credentials that are missing, or whose service does not respond."""

@@ -16,7 +16,7 @@ from typing import Protocol, cast
 import httptools
 import msgspec
 
-from asyncagg.errors import TransientError
+from asyncagg.errors import ConnectionLostError, TransientError
 
 _MAX_HEAD_BYTES = 64 * 1024
 _ONE_WRITE_BYTES = 64 * 1024
@@ -174,7 +174,7 @@ class Connection(asyncio.BufferedProtocol):
         self._waiter = waiter = self._loop.create_future()
         transport = self._transport
         if self.closing or transport is None:
-            waiter.set_exception(TransientError("the server closed the connection"))
+            waiter.set_exception(ConnectionLostError("the server closed the connection"))
             waiter.exception()  # as in `fail`
             return waiter
         self.busy = True
@@ -194,9 +194,8 @@ class Connection(asyncio.BufferedProtocol):
         if self.busy and waiter is self._waiter:
             self.abort()
 
-    def fail(self, reason: str, cause: BaseException | None = None) -> None:
-        """Close the connection and end the exchange with a `TransientError`."""
-        error = TransientError(reason)
+    def fail(self, error: TransientError, cause: BaseException | None = None) -> None:
+        """Close the connection and end the exchange with an error."""
         error.__cause__ = cause
         self.busy = False
         if self._response is not None and self._response.stream is not None:
@@ -253,7 +252,7 @@ class Connection(asyncio.BufferedProtocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self._complete:
-                self.fail("the response is not HTTP", error)
+                self.fail(TransientError("the response is not HTTP"), error)
                 return
             self._reusable = False
         if self._complete:
@@ -263,9 +262,11 @@ class Connection(asyncio.BufferedProtocol):
         if self._response is None:
             self._head_bytes += nbytes
             if self._head_bytes > _MAX_HEAD_BYTES:
-                self.fail(f"the response's headers exceed {_MAX_HEAD_BYTES} bytes")
+                detail = f"the response's headers exceed {_MAX_HEAD_BYTES} bytes"
+                self.fail(TransientError(detail))
         elif self._body_bytes > self._max_body_bytes:
-            self.fail(f"the response's body exceeds {self._max_body_bytes} bytes")
+            detail = f"the response's body exceeds {self._max_body_bytes} bytes"
+            self.fail(TransientError(detail))
 
     def eof_received(self) -> None:
         """Mark the connection as closing; the transport closes it."""
@@ -281,12 +282,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def _end_of_input(self, cause: Exception | None) -> None:
         if self._response is None:
-            self.fail("the server closed the connection before it responded", cause)
+            detail = "the server closed the connection before it responded"
+            self.fail(ConnectionLostError(detail), cause)
         elif cause is None and not self._response.framed:
             self._reusable = False
             self._finish()  # the end of the connection is the end of the body
         else:
-            self.fail("the response was cut short", cause)
+            self.fail(ConnectionLostError("the response was cut short"), cause)
 
     # Callbacks of the parser
 

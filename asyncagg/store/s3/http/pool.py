@@ -12,7 +12,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from asyncagg.errors import ConfigurationError, TransientError
+from asyncagg.errors import (
+    ConfigurationError,
+    ConnectionLostError,
+    TimedOutError,
+    TransientError,
+)
 from asyncagg.store.s3.http.connection import Connection, Response
 
 _RECEIVE_BYTES = 64 * 1024
@@ -160,9 +165,9 @@ class HttpPool:
             self._closed = asyncio.Event()
             for waiter in self._waiters:
                 if not waiter.done():
-                    waiter.set_exception(TransientError("the connection pool is closed"))
+                    waiter.set_exception(ConnectionLostError("the connection pool is closed"))
             for connection in tuple(self._connections):
-                connection.fail("the connection pool is closed")
+                connection.fail(ConnectionLostError("the connection pool is closed"))
         if not self._connections:
             self._closed.set()
         await self._closed.wait()
@@ -183,7 +188,7 @@ class HttpPool:
 
     async def _free_connection(self) -> Connection:
         if self._closed is not None:
-            raise TransientError("the connection pool is closed")
+            raise ConnectionLostError("the connection pool is closed")
         if self._slots:
             self._slots -= 1
             return await self._open()
@@ -228,15 +233,16 @@ class HttpPool:
             raise ConfigurationError(f"{endpoint}: {error.verify_message}") from error
         except TimeoutError as error:
             detail = f"no connection in {limits.connect:g} seconds"
-            raise TransientError(f"{endpoint}: {detail}") from error
+            raise TimedOutError(f"{endpoint}: {detail}") from error
         except socket.gaierror as error:
             advice = "check AWS_DEFAULT_REGION, the endpoint_url and the DNS"
             raise TransientError(f"{endpoint}: {error.strerror}; {advice}") from error
         except OSError as error:
-            raise TransientError(f"{endpoint}: {error}") from error
+            raise ConnectionLostError(f"{endpoint}: {error}") from error
         if connection.closing or self._closed is not None:
             connection.abort()
-            raise TransientError(f"{endpoint}: the connection was closed as soon as it was open")
+            detail = "the connection was closed as soon as it was open"
+            raise ConnectionLostError(f"{endpoint}: {detail}")
         return connection
 
     # Releasing a connection
@@ -288,7 +294,7 @@ class HttpPool:
         now, limits = self._clock(), self._limits
         for connection in tuple(self._connections):
             if reason := connection.overdue(now, read=limits.read, total=limits.total):
-                connection.fail(reason)
+                connection.fail(TimedOutError(reason))
         for connection in tuple(self._idle):
             if now - connection.last_received > limits.idle:
                 connection.abort()
