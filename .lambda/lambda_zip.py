@@ -104,15 +104,20 @@ def find_python(version: str) -> str | None:
     """Return an interpreter of a version: this one, or one on the path or of pyenv; else None."""
     homes = (Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python{version}")
     for candidate in (sys.executable, shutil.which(f"python{version}"), *map(str, homes)):
-        if candidate and _version(candidate) == version:
-            return candidate
+        if candidate and (python := _executable(candidate, version)):
+            return python
     return None
 
 
-def _version(python: str) -> str:
-    command = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+def _executable(candidate: str, version: str) -> str:
+    """Return the interpreter that a command starts, or an empty string if it has another version.
+
+    pyenv's commands find one by the environment, which is another one where the zip is tried.
+    """
+    code = "import sys; print('%d.%d' % sys.version_info[:2], sys.executable)"
+    done = subprocess.run([candidate, "-c", code], capture_output=True, text=True, check=False)
+    found, _, python = done.stdout.strip().partition(" ")
+    return python if found == version else ""
 
 
 def install(folder: Path, requirements: Path, arch: str, version: str = PYTHON) -> None:
