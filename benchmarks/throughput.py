@@ -167,6 +167,7 @@ def settled(contender: Contender, store: Server, files: int, latency: int = 0) -
         assert not lost(after, form), lost(after, form)
         content = left["archive/"]["content"]
         if contender.fields is OURS:
+            assert done.answer["archived_files"] == files, (contender.name, done.answer)
             content = archived_content(store, after, moments(contender.windows))
         assert content == before["runs/"]["content"], contender.name
     return done

@@ -144,7 +144,8 @@ class _Work:
         after: tuple[str, str] | None = ("", "")
         while after is not None:
             after = await self._pack_some(window, after, written)
-        self.report.deleted += await self._copies.delete(window, written)
+        deleted = await self._copies.delete(window, written)
+        self.report.deleted += deleted
         if self._copies.is_full:
             await self.delete_held()
 

@@ -72,7 +72,8 @@ class Mover:
         """Delete files that a commit has counted and whose content is in a pack that it names."""
 
         async def delete(start: int) -> None:
-            self._tally.archived += await self._delete(files[start : start + DELETE_BATCH])
+            removed = await self._delete(files[start : start + DELETE_BATCH])
+            self._tally.archived += removed
 
         batches = range(0, len(files), DELETE_BATCH)
         await for_each(batches, delete, workers=_DELETES_AT_ONCE)

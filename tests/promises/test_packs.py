@@ -42,6 +42,7 @@ from testkit.scenario import (
     run_data,
 )
 
+import asyncagg.job.archive as archive_module
 import asyncagg.job.packing as packing_module
 import asyncagg.store.s3.store as s3_store
 from asyncagg.backfill import LocalEngine, backfill
@@ -300,6 +301,26 @@ async def test_fetching_waits_for_the_upload(blocks: int, monkeypatch: pytest.Mo
     store = fill_memory(prepared().store)
     await run(store, PACKS, at=AT)
     check_done(of_memory(store))
+
+
+@pytest.mark.parametrize("archive_format", FORMATS)
+async def test_files_deleted_in_several_batches_are_all_reported(
+    archive_format: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are deleted at the same time, and each adds to the same numbers."""
+
+    async def wait(_operation: str, _key: str, _when: str) -> None:
+        await asyncio.sleep(0)
+
+    async def archived() -> tuple[int, int, bool]:
+        store = HookedStore(fill_memory(prepared().store), wait)
+        report = await run(store, Settings(archive_format=archive_format), at=AT)
+        return report.total.archived, report.total.left, report.complete
+
+    in_one_batch = await archived()
+    monkeypatch.setattr(archive_module, "DELETE_BATCH", 2)
+    assert await archived() == in_one_batch
+    assert in_one_batch[1:] == (0, True)
 
 
 async def test_a_slow_upload_does_not_fill_the_memory() -> None:

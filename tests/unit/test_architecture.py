@@ -75,6 +75,19 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module or ''}.{each.name}" for each in node.names)
 
 
+def test_no_counter_is_read_before_an_await() -> None:
+    """``self.count += await f()`` reads first: what others add during the await is lost."""
+    lost = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.AugAssign)
+        and not isinstance(node.target, ast.Name)
+        and any(isinstance(each, ast.Await) for each in ast.walk(node.value))
+    ]
+    assert lost == []
+
+
 def test_no_test_module_is_imported() -> None:
     """What two test modules share is in `testkit`."""
     tests = Path(__file__).parents[1]
