@@ -87,7 +87,8 @@ class Intake:
                     return  # the receiver was cancelled first
                 before = perf_counter()
             self._report.listed = True
-            self._journal.has_all = tuple(self._keys) == (KeyRange(),)
+            has_all = tuple(self._keys) == (KeyRange(),)
+            self._journal.may_forget = has_all and not self._report.dry_run
 
     async def _list(self) -> AsyncIterator[Sequence[RunFile]]:
         prefix = self._context.settings.runs_prefix

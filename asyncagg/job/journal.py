@@ -71,21 +71,22 @@ class Journal:
 
     Attributes:
         is_careful: Whether to settle few files at a time.
-        has_all: Whether all keys of the inbox were listed, so that other watched files are gone.
+        may_forget: Whether this run may write that other files are gone: it has listed all keys of
+            the inbox, and is no dry run.
         watched: Keys and etags of the files that are not to be settled with the others.
         poisonous: Files to be deferred.
     """
 
     def __init__(self, context: JobContext, deadline: Deadline, *, is_kept: bool) -> None:
         self.is_careful = False
-        self.has_all = False
+        self.may_forget = False
         self._is_kept = is_kept
         self.watched: frozenset[tuple[str, str]] = frozenset()
         self.poisonous: list[RunFile] = []
         self._context = context
         self._deadline = deadline
         self._is_ours = False
-        self._has_begun = False
+        self._has_begun = self._has_learned = False
         self._runner: Process | None = None
         self._written: _Entry | None = None
         self._poison: dict[str, str] = {}
@@ -122,6 +123,7 @@ class Journal:
 
     def _narrow_down(self, working: dict[str, str]) -> None:
         """Learn from the files that a run worked on when it was killed."""
+        self._has_learned = True
         _log.warning("the last run was killed", extra={"files": len(working)})
         if not working:
             self.is_careful = True
@@ -179,9 +181,9 @@ class Journal:
         If this cannot be written, the next run takes this one for killed. That costs a good file no
         more than being tried alone: it is not deferred unless a run dies of it once more.
         """
-        if not self._has_begun:
-            return
-        if self.has_all:
+        if not (self._has_begun or (self._has_learned and self.may_forget)):
+            return  # nothing is new, or the next run is to learn the same
+        if self.may_forget:
             groups = (self._poison, *self._suspects)
             self._poison, *self._suspects = (
                 {key: etag for key, etag in group.items() if (key, etag) in self._listed}
