@@ -92,6 +92,7 @@ class Journal:
         self._poison: dict[str, str] = {}
         self._struck: dict[str, str] = {}
         self._suspects: list[dict[str, str]] = []
+        self._part: dict[str, str] = {}
         self._listed: set[tuple[str, str]] = set()
         self._held: dict[tuple[str, str], RunFile] = {}
 
@@ -167,8 +168,13 @@ class Journal:
                 part = held[: max(1, len(held) // PARTS)]
                 for key, _ in part:
                     del group[key]
+                self._part = dict(part)
                 return [self._held.pop(each) for each in part]
         return []
+
+    def clear_part(self) -> None:
+        """Note that the last part of the suspects was tried, and the run is alive."""
+        self._part = {}
 
     @property
     def untried(self) -> int:
@@ -183,13 +189,14 @@ class Journal:
         """
         if not (self._has_begun or (self._has_learned and self.may_forget)):
             return  # nothing is new, or the next run is to learn the same
+        self._suspects.append(self._part)  # the run may have been cut off
         if self.may_forget:
-            groups = (self._poison, *self._suspects)
-            self._poison, *self._suspects = (
-                {key: etag for key, etag in group.items() if (key, etag) in self._listed}
-                for group in groups
-            )
+            self._poison = self._still_there(self._poison)
+            self._suspects = [self._still_there(group) for group in self._suspects]
         await self._write(self._known({}))
+
+    def _still_there(self, files: dict[str, str]) -> dict[str, str]:
+        return {key: etag for key, etag in files.items() if (key, etag) in self._listed}
 
     def _known(self, working: dict[str, str]) -> _Entry:
         """Return what this run knows of files, while it works on some."""

@@ -304,6 +304,7 @@ class _Pipeline:
                     batch = chunk.setdefault(window_of(file), WindowBatch(len(part)))
                     batch.held.append(file)
                 await self._settle_carefully(chunk)
+            self._journal.clear_part()
         while self._journal.poisonous:
             file = self._journal.poisonous[-1]
             await self._settler.defer(

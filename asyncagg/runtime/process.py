@@ -12,7 +12,7 @@ PROC = Path("/proc")
 
 
 class Process(msgspec.Struct, frozen=True):
-    """A process. Its ID alone is reused: after a reboot, by each container, in the end by any.
+    """A process. Its ID does not identify it: IDs are used again, and each container has its own.
 
     Attributes:
         host: The host name, boot and PID namespace: process IDs mean the same where all three do.

@@ -453,6 +453,28 @@ async def test_what_earlier_runs_learned_is_kept_until_it_is_gone(
     assert journal_of(store) == {}
 
 
+async def test_a_suspect_is_kept_if_the_run_is_cut_off_while_it_tries_it(
+    procs: tuple[Path, Path],
+) -> None:
+    """It is tried alone again, not with the others."""
+    store = await inbox_of(2)
+    suspect = etag_of(store, 1)
+    known = {"suspects": [suspect], "struck": suspect}
+    await store.put(JOURNAL, msgspec.json.encode(known))
+
+    async def cut(operation: str, key: str, _when: str) -> None:
+        if (operation, key) == ("get", "runs/01.json"):
+            scope.cancel()
+        await anyio.lowlevel.checkpoint()
+
+    with anyio.CancelScope() as scope:
+        await run_in(procs[0], HookedStore(store, cut))
+    assert scope.cancelled_caught
+    assert journal_of(store) == known
+    assert (await run_in(procs[0], store)).total.archived == 1
+    assert journal_of(store) == {}
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
 async def test_a_lost_request_of_the_journal_defers_no_file(
