@@ -52,7 +52,7 @@ def no_blocked_loop() -> Iterator[None]:
     """A blocking call by the package on the event loop fails the test."""
     with blockbuster_ctx("asyncagg") as blocking:
         for function in blocking.functions.values():
-            # Once per process: botocore reads its service model, a module of the store or the endpoint is imported.
+            # Once per process: botocore reads its service model; modules are imported when used.
             function.can_block_in(
                 "asyncagg/store/s3/boto/control.py",
                 {"open_control", "locate", "identity", "credentials"},
