@@ -52,14 +52,17 @@ def no_blocked_loop() -> Iterator[None]:
     """A blocking call by the package on the event loop fails the test."""
     with blockbuster_ctx("asyncagg") as blocking:
         for function in blocking.functions.values():
-            # Once per process: botocore reads its service model, the store's module is imported.
+            # Once per process: botocore reads its service model; modules are imported when used.
             function.can_block_in(
                 "asyncagg/store/s3/boto/control.py",
                 {"open_control", "locate", "identity", "credentials"},
             )
             function.can_block_in("asyncagg/store/opening.py", {"open_store"})
+            function.can_block_in("asyncagg/cli/watch.py", {"_endpoint"})
             function.can_block_in("asyncagg/store/s3/opening.py", {"_open_planes"})
             function.can_block_in("asyncagg/sample/demo.py", {"_moto"})
+            # The files of /proc are in memory: a thread would take longer.
+            function.can_block_in("asyncagg/runtime/process.py", {"current", "_read"})
             # The explorer and the virtual clock have no threads.
             function.can_block_in("testkit/explorer/programs.py", {"_run_here", "run_in_executor"})
             function.can_block_in("testkit/virtual.py", {"run_in_executor"})

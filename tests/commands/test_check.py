@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from testkit.command import asyncagg
 from testkit.corpus import CORPUS, MAX_BYTES
 
 from asyncagg.check import Verdict, check, check_content
-from asyncagg.cli import main
 from asyncagg.job.pipeline import run
 from asyncagg.settings import Settings
 from asyncagg.store.directory import DirectoryStore
@@ -97,13 +97,12 @@ async def test_a_run_does_what_check_says(tmp_path: Path) -> None:
         ([], 2, "Missing argument 'FILE...'"),
     ],
 )
-def test_the_command(  # noqa: PLR0917 - as pytest calls it
+def test_the_command(
     words: list[str],
     code: int,
     printed: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The exit code is 0 if all files would be counted, 3 if not, 1 if there is none."""
     write(tmp_path, {"good.json": b'{"errors":1}', "bad.json": b'{"errors":"x"}', "x.txt": b""})
@@ -111,12 +110,9 @@ def test_the_command(  # noqa: PLR0917 - as pytest calls it
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["asyncagg", "check", *words])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"errors":1')))
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capsys.readouterr()
-    assert int(ended.value.code or 0) == code
-    assert printed in out + err
+    done = asyncagg("check", *words)
+    assert done.returncode == code
+    assert printed in done.stdout + done.stderr
     if "--json" in words:
-        assert json.loads(out.splitlines()[-1])["exit_code"] == 3
+        assert json.loads(done.stdout.splitlines()[-1])["exit_code"] == 3

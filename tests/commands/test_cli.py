@@ -1,4 +1,4 @@
-"""The command line, run as the installed command."""
+"""The command line: what it does, prints and returns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from testkit.command import asyncagg, sampled
+from testkit.command import asyncagg, installed, sampled
 
 from asyncagg.cli import main
 from asyncagg.settings import all_settings
@@ -22,9 +22,9 @@ def in_process(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 
 def test_run_settles_a_directory_and_reports_it(tmp_path: Path) -> None:
-    """Sample files in a directory are counted and archived; the JSON report says so."""
+    """The installed command counts and archives the files of a directory; its report says so."""
     sampled(tmp_path, "--files", "60", "--windows", "2")
-    done = asyncagg("run", str(tmp_path), "--window-by", "name", "--json")
+    done = installed("run", str(tmp_path), "--window-by", "name", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["total"]["counted"] == report["total"]["archived"] == 60

@@ -1,4 +1,4 @@
-"""``asyncagg backfill`` and ``rollup``, run as the installed command."""
+"""``asyncagg backfill`` and ``rollup`` on the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from testkit.command import asyncagg, sampled
+from testkit.command import asyncagg, installed, sampled
 from testkit.promises import final_bytes, of_directory
 
 SINCE = (datetime.now(UTC) - timedelta(hours=12)).isoformat()
@@ -100,7 +100,7 @@ def test_workers_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     words = ("--files", "200", "--windows", "4", "--bad-fraction", "0.02")
     bad = sampled(tmp_path / "data", *words)["bad"]
     expected = settled_by_run(tmp_path / "data")
-    done = asyncagg("backfill", "data", *BACKFILL, "--workers", "2", "--chunk-files", "15")
+    done = installed("backfill", "data", *BACKFILL, "--workers", "2", "--chunk-files", "15")
     assert done.returncode == 3, done.stderr
     warnings = done.stderr.splitlines()
     assert len([line for line in warnings if " warning quarantined key='runs/" in line]) == bad > 0

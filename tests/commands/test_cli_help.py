@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 from cli_reference import TARGET, reference
-from testkit.command import asyncagg, sampled
+from testkit.command import COMMAND, asyncagg, installed, sampled
 from testkit.s3server import DropError, Request, S3Server, ThreadedS3Server
 from testkit.scenario import BUCKET
 
-from asyncagg.cli import _exit_code
+from asyncagg.cli import _exit_code, base
 from asyncagg.cli.application import application, commands
 
-COMMAND = str(Path(sys.executable).with_name("asyncagg"))
 COMMANDS = dict(commands(application()))
 NAMES = [pytest.param(names, id=" ".join(names)) for names in COMMANDS]
 
@@ -205,17 +204,15 @@ def test_after_two_dashes_debug_is_an_argument() -> None:
 def test_an_unexpected_error_is_a_sentence_that_names_debug(
     more: list[str],
     traceback: bool,  # noqa: FBT001 - a parameter of the test
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An unexpected error shows no traceback without --debug."""
-    script = (
-        "import sys, asyncagg.cli.base as module; from asyncagg.cli import main\n"
-        "def fail(*_, **__): raise KeyError('a bug')\n"
-        "module.configure_logs = fail\n"
-        f"sys.argv = ['asyncagg', 'run', '.', *{more!r}]; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
-    )
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(base, "configure_logs", fail)
+    done = asyncagg("run", ".", *more)
     assert done.returncode == 1
     assert "error: unexpected KeyError: 'a bug'" in done.stderr
     assert ("Traceback" in done.stderr, "--debug shows where" in done.stderr) == (
@@ -285,7 +282,7 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
     sampled(tmp_path, "--files", "5")
     asyncagg("run", str(tmp_path), "--rollup-prefix", prefix)
     words = ["--period", "hour", "--rollup-prefix", prefix]
-    done = asyncagg("rollup", str(tmp_path), *words, FORCE_COLOR="1", TERM="xterm-256color")
+    done = installed("rollup", str(tmp_path), *words, FORCE_COLOR="1", TERM="xterm-256color")
     assert done.returncode == 0, done.stderr
     assert "]0;owned" in done.stdout
     assert "\x1b]" not in done.stdout
@@ -297,10 +294,8 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
 
 def complete(words: str, number: int) -> list[str]:
     """Return the completions in bash for the word with this number."""
-    done = piped(
-        "asyncagg", _ASYNCAGG_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(number)
-    )
-    return done.stdout.split()
+    environment = {"COMP_WORDS": words, "COMP_CWORD": str(number)}
+    return asyncagg(_ASYNCAGG_COMPLETE="complete_bash", **environment).stdout.split()
 
 
 def test_the_shell_completes_commands_and_options() -> None:
@@ -313,10 +308,8 @@ def test_the_shell_completes_commands_and_options() -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_for_completion_can_be_shown(shell: str) -> None:
     """The completion script can be shown for each shell."""
-    done = piped(
-        f"asyncagg --show-completion {shell}", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
-    )
-    assert "_ASYNCAGG_COMPLETE" in done.stdout
+    environment = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    assert "_ASYNCAGG_COMPLETE" in asyncagg("--show-completion", shell, **environment).stdout
 
 
 # ------------------------------------------------------------------------------ signals

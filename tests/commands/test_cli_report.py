@@ -1,4 +1,4 @@
-"""``asyncagg report`` through the installed command, on a directory and on moto's server."""
+"""``asyncagg report`` on the command line, on a directory and on moto's server."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import boto3
 import pytest
-from anyio import to_thread
 from testkit.command import asyncagg, sampled
 from testkit.moto_server import moto_endpoint
 from testkit.reports import block
-
-from asyncagg.store.s3.boto import open_control
 
 
 def settled(folder: Path, *words: str) -> None:
@@ -50,22 +49,18 @@ def test_report_writes_a_page_of_a_directory(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path != store] == ["page.html"]
 
 
-async def test_report_reads_a_bucket_of_moto(tmp_path: Path) -> None:
+def test_report_reads_a_bucket_of_moto(tmp_path: Path) -> None:
     """The page of a bucket has the data of the JSON report."""
-    endpoint = await to_thread.run_sync(moto_endpoint)
+    endpoint = moto_endpoint()
     bucket = f"report-{uuid4().hex}"
-    async with open_control(endpoint_url=endpoint, connections=1) as control:
-        await control.client.create_bucket(Bucket=bucket)
+    with closing(boto3.client("s3", endpoint_url=endpoint)) as client:
+        client.create_bucket(Bucket=bucket)
     out = tmp_path / "page.html"
     on = ("--endpoint-url", endpoint, "--conditional-writes", "off", "--window-by", "name")
-
-    def work() -> subprocess.CompletedProcess[str]:
-        store = f"s3://{bucket}/some/prefix"
-        asyncagg("sample", store, "--files", "40", "--windows", "2", *on)
-        assert asyncagg("run", store, *on).returncode == 0
-        return asyncagg("report", store, "--out", str(out), "--json", *on)
-
-    done = await to_thread.run_sync(work)
+    store = f"s3://{bucket}/some/prefix"
+    asyncagg("sample", store, "--files", "40", "--windows", "2", *on)
+    assert asyncagg("run", store, *on).returncode == 0
+    done = asyncagg("report", store, "--out", str(out), "--json", *on)
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
     assert (data.pop("out"), data.pop("exit_code")) == (str(out), 0)
@@ -97,17 +92,13 @@ def test_a_page_goes_to_standard_output(tmp_path: Path) -> None:
     assert block(done.stdout)["windows"]["present"] == 4
 
 
-def test_the_default_file_is_replaced(tmp_path: Path) -> None:
+def test_the_default_file_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """report.html in the current directory is written, and replaced if it exists."""
     (tmp_path / "report.html").write_text("the older one")
-    done = subprocess.run(
-        [sys.executable, "-m", "asyncagg", "report", ".", "--allow-empty"],
-        capture_output=True,
-        check=True,
-        cwd=tmp_path,
-        timeout=100,
-    )
-    assert b"no aggregate in the interval" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    done = asyncagg("report", ".", "--allow-empty")
+    assert done.returncode == 0, done.stderr
+    assert "no aggregate in the interval" in done.stdout
     assert block((tmp_path / "report.html").read_bytes())["windows"]["present"] == 0
 
 
@@ -143,17 +134,11 @@ def test_an_interval_and_a_damaged_aggregate(tmp_path: Path) -> None:
     ],
 )
 def test_an_error_is_one_sentence_and_writes_nothing(
-    tmp_path: Path, words: list[str], code: int, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, message: str
 ) -> None:
     """An error leaves no traceback, no page and no temporary file."""
-    done = subprocess.run(
-        [sys.executable, "-m", "asyncagg", "report", str(tmp_path), *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        timeout=100,
-    )
+    monkeypatch.chdir(tmp_path)
+    done = asyncagg("report", str(tmp_path), *words)
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""``asyncagg verify`` through the installed command, on a directory and on moto's server."""
+"""``asyncagg verify`` on the command line, on a directory and on moto's server."""
 
 from __future__ import annotations
 

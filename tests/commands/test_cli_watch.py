@@ -1,4 +1,4 @@
-"""``asyncagg watch``, run as the installed command."""
+"""``asyncagg watch`` on the command line; a watch that goes on is a process of its own."""
 
 from __future__ import annotations
 

@@ -486,7 +486,7 @@ async def moto_bucket() -> str:
     return bucket
 
 
-def test_on_moto_through_the_installed_command() -> None:
+def test_on_moto_through_the_command_line() -> None:
     """Permissions are granted, guards are missing; configuration is reported; nothing is left."""
     bucket = anyio.run(moto_bucket)
     words = ("doctor", f"s3://{bucket}/below", "--endpoint-url", moto_endpoint())
@@ -510,7 +510,7 @@ def test_on_moto_through_the_installed_command() -> None:
     assert anyio.run(keys) == 0
 
 
-def test_on_a_directory_through_the_installed_command(tmp_path: Path) -> None:
+def test_on_a_directory_through_the_command_line(tmp_path: Path) -> None:
     """It prints a table or JSON, and the exit code is 1 if a check fails."""
     done = asyncagg("doctor", str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -15,13 +15,13 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+from testkit.command import asyncagg
 from testkit.documents import entry, written
 from testkit.hooked import HookedStore
 from testkit.reports import nth, stored
 from testkit.s3server import S3Server
 from testkit.scenario import Clock, moment, open_s3, run_data
 
-from asyncagg.cli import main
 from asyncagg.errors import ConfigurationError
 from asyncagg.export import ExportFormat, ExportTable, export, parquet
 from asyncagg.export.rows import ROWS
@@ -384,50 +384,39 @@ def test_without_pyarrow_the_message_names_the_extra(monkeypatch: pytest.MonkeyP
         encoder(ExportFormat.PARQUET)
 
 
-def asyncagg(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Run the command line in this process; return its exit code and its output."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["asyncagg", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return int(ended.value.code or 0), *capsys.readouterr()
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path) -> None:
     """It follows the record of the store, prints a report, and fails where there is nothing."""
     data, out = str(tmp_path / "data"), str(tmp_path / "out")
-    assert asyncagg(capsys, "sample", data, "--files", "20", "--windows", "1")[0] == 0
-    code, _, error = asyncagg(capsys, "export", data, "--to", out)
-    assert code == 1
-    assert f"nothing found: looked in {data!r} at 'totals/'" not in error
-    assert f"nothing found: looked in {data!r} at 'aggregates/'" in error
-    assert asyncagg(capsys, "export", data, "--to", out, "--allow-empty")[0] == 0
-    assert asyncagg(capsys, "run", data, "--aggregate-prefix", "totals/")[0] == 0
-    code, printed, _ = asyncagg(capsys, "export", data, "--to", out, "--table", "runs", "--json")
-    report = json.loads(printed)
-    assert (code, report["rows"], report["exit_code"]) == (0, 20, 0)
+    assert asyncagg("sample", data, "--files", "20", "--windows", "1").returncode == 0
+    done = asyncagg("export", data, "--to", out)
+    assert done.returncode == 1
+    assert f"nothing found: looked in {data!r} at 'totals/'" not in done.stderr
+    assert f"nothing found: looked in {data!r} at 'aggregates/'" in done.stderr
+    assert asyncagg("export", data, "--to", out, "--allow-empty").returncode == 0
+    assert asyncagg("run", data, "--aggregate-prefix", "totals/").returncode == 0
+    done = asyncagg("export", data, "--to", out, "--table", "runs", "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["rows"], report["exit_code"]) == (0, 20, 0)
     assert (tmp_path / "out" / report["written"][0]["key"]).is_file()
-    _, printed, _ = asyncagg(capsys, "export", data, "--to", out, "--format", "csv")
-    assert printed.endswith("rows, 0 files unchanged\n")
+    done = asyncagg("export", data, "--to", out, "--format", "csv")
+    assert done.stdout.endswith("rows, 0 files unchanged\n")
     since = ("--since", "2031-01-01")
-    code, _, error = asyncagg(capsys, "export", data, "--to", out, *since)
-    assert code == 1
-    assert "nothing found in this interval" in error
+    done = asyncagg("export", data, "--to", out, *since)
+    assert done.returncode == 1
+    assert "nothing found in this interval" in done.stderr
     next((tmp_path / "data" / "totals").glob("2*.json")).write_bytes(b"damaged")
-    code, printed, _ = asyncagg(capsys, "export", data, "--to", out)
-    assert code == 3
-    assert "totals/2" in printed
+    done = asyncagg("export", data, "--to", out)
+    assert done.returncode == 3
+    assert "totals/2" in done.stdout
 
 
 @pytest.mark.parametrize("place", ["data", "data/runs", "data/archive/x", "data/../data/."])
-def test_an_export_never_goes_among_the_objects_of_the_store(
-    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_export_never_goes_among_the_objects_of_the_store(place: str, tmp_path: Path) -> None:
     """The table of runs is named like the inbox."""
     to = str(tmp_path / place)
-    code, _, error = asyncagg(capsys, "export", str(tmp_path / "data"), "--to", to)
-    assert code == 1  # the store does not exist
+    done = asyncagg("export", str(tmp_path / "data"), "--to", to)
+    assert done.returncode == 1  # the store does not exist
     (tmp_path / "data").mkdir()
-    code, _, error = asyncagg(capsys, "export", str(tmp_path / "data"), "--to", to)
-    assert code == 2
-    assert "expected another place" in error
+    done = asyncagg("export", str(tmp_path / "data"), "--to", to)
+    assert done.returncode == 2
+    assert "expected another place" in done.stderr

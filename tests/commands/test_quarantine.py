@@ -397,7 +397,7 @@ def quarantined(folder: Path) -> list[str]:
 
 
 def test_list_show_fix_retry_run(tmp_path: Path) -> None:
-    """The life of a quarantined file, through the installed command, on a directory."""
+    """The life of a quarantined file, on the command line, on a directory."""
     keys = quarantined(tmp_path)
     words = (str(tmp_path), "--window-by", "name")
     done = asyncagg("quarantine", "list", *words, "--json")
@@ -424,7 +424,7 @@ def test_list_show_fix_retry_run(tmp_path: Path) -> None:
     assert {run_data(1), run_data(2)} <= set(counted(of_directory(tmp_path)))
 
 
-def test_on_moto_through_the_installed_command(tmp_path: Path) -> None:
+def test_the_commands_on_moto(tmp_path: Path) -> None:
     """The same in a bucket, with a replacement of one file."""
     bucket = f"quarantine-{uuid4().hex}"
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from anyio import to_thread
 from testkit.command import asyncagg
 from testkit.hooked import HookedStore, Stopped
 from testkit.promises import (
@@ -372,11 +370,10 @@ async def test_in_a_directory(tmp_path: Path) -> None:
     assert single == {key for key in scenario.foreign if key.startswith("archive/")}
 
 
-async def test_the_command(tmp_path: Path) -> None:
+def test_the_command(inbox: Path) -> None:
     """Its report, for machines."""
-    store = str(tmp_path)
-    await DirectoryStore(tmp_path).put("runs/20251021t1357Z_1.json", run_data(1))
-    await run(DirectoryStore(tmp_path), Settings(), at=datetime.now(UTC))
-    done = await to_thread.run_sync(asyncagg, "archive", "pack", store, "--json")
+    (inbox / "runs/20251021t1357Z_1.json").write_bytes(run_data(1))
+    asyncagg("run", str(inbox))
+    done = asyncagg("archive", "pack", str(inbox), "--json")
     report = json.loads(done.stdout)
     assert (report["packed"], report["deleted"], report["exit_code"]) == (1, 1, 0)

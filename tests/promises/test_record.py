@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import pytest
+from testkit.command import asyncagg
 from testkit.hooked import HookedStore
 from testkit.promises import Places, check_after_clean_run, of_memory, originals_of
 from testkit.scenario import Clock, run_data
 
-from asyncagg.cli import main
 from asyncagg.errors import ConfigurationError, UsageError
 from asyncagg.job.context import JobContext
 from asyncagg.job.pipeline import run
@@ -244,25 +243,8 @@ async def test_the_record_is_no_run_file() -> None:
     check_after_clean_run(of_memory(store), originals, places, at=AT)
 
 
-class Done(NamedTuple):
-    """What a command has done."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def test_every_command_follows_the_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_follows_the_record(tmp_path: Path) -> None:
     """The options of the first run need not be repeated, and others are refused as wrong usage."""
-
-    def asyncagg(*words: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["asyncagg", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Done(int(str(ended.value.code)), *capsys.readouterr())
-
     folder = str(tmp_path)
     runs, out = ("--runs-prefix", "in/"), ("--window-minutes", "1", "--quarantine-prefix", "bad/")
     asyncagg("sample", folder, "--files", "20", "--bad-fraction", "0.2", *runs)

@@ -1,37 +1,67 @@
-"""Run the installed command in a separate process."""
+"""Run the command line: in this process, or as the installed command in a process of its own."""
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+import pytest
+
+from asyncagg.cli import main
+
 __all__ = (
     "COMMAND",
     "Watched",
     "asyncagg",
+    "installed",
     "sampled",
     "watched",
 )
 
+_ENVIRONMENT = {"NO_COLOR": "1", "COLUMNS": "200"}
+
 
 def asyncagg(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a separate process."""
-    environ = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **environment}
+    """Run the command line in this process, which saves the second that a process takes to start.
+
+    It starts without the log of an earlier call, and its output is no terminal.
+    """
+    logger = logging.getLogger("asyncagg")
+    printed = io.BytesIO(), io.BytesIO()
+    out, err = (io.TextIOWrapper(each, "utf-8", write_through=True) for each in printed)
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, text in (_ENVIRONMENT | environment).items():
+            patch.setenv(variable, text)
+        for name, value in {"handlers": [], "propagate": True, "level": logger.level}.items():
+            patch.setattr(logger, name, value)
+        for name, value in {"argv": ["asyncagg", *words], "stdout": out, "stderr": err}.items():
+            patch.setattr(sys, name, value)
+        with pytest.raises(SystemExit) as ended:
+            copy_context().run(main)
+    texts = (each.getvalue().decode() for each in printed)
+    return subprocess.CompletedProcess(words, int(ended.value.code or 0), *texts)
+
+
+def installed(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the installed command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "asyncagg", *words],
+        [COMMAND, *words],
         capture_output=True,
         text=True,
         check=False,
-        env=environ,
+        env=os.environ | _ENVIRONMENT | environment,
         timeout=100,
     )
 
