@@ -148,7 +148,11 @@ def test_sample_writes_the_same_files_for_the_same_seed(tmp_path: Path) -> None:
     [
         (["sample", "file"], 1, "store 'file': File exists; expected a directory that this user"),
         (["sample", "s3://b", "--endpoint-url", "127.0.0.1:1"], 2, "http://127.0.0.1:5000 (--end"),
-        (["quarantine", "show", ".", "quarantine/x"], 1, "`asyncagg quarantine list` shows the keys"),
+        (
+            ["quarantine", "show", ".", "quarantine/x"],
+            1,
+            "`asyncagg quarantine list` shows the keys",
+        ),
         (["report", ".", "--since", "2025-10-21"], 1, "--since and --until that include windows"),
     ],
 )
