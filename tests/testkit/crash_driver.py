@@ -35,8 +35,11 @@ from asyncagg.store.opening import open_store
 from asyncagg.store.s3.boto import control
 from asyncagg.store.s3.boto.session import Session
 
-CHANGES = ("fchmod", "link", "mkdir", "rename", "rmdir", "unlink", "utime")
-"""The calls that change the file system; ``open`` does too, when it creates a file."""
+CHANGES = ("link", "mkdir", "rename", "rmdir", "unlink")
+"""The calls that change the file system; ``open`` does too, when it creates a file.
+
+The mode and the times are set on temporary files, which nobody reads after a crash.
+"""
 
 
 def main() -> None:
