@@ -18,6 +18,7 @@ import large_window
 import memory
 import scaling
 import throughput
+import verify
 from harness import HERE, RESULTS
 
 DOCUMENTS = sorted((HERE.parent / "docs" / "explanation").glob("*.md"))
@@ -32,6 +33,7 @@ TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "scaling": scaling.table,
     "export": export.table,
     "scaling-packs": scaling.table,
+    "verify": verify.table,
     "memory": memory.table,
     "memory-packs": memory.table,
 }

@@ -61,6 +61,8 @@ def no_blocked_loop() -> Iterator[None]:
             function.can_block_in("asyncagg/cli/watch.py", {"_endpoint"})
             function.can_block_in("asyncagg/store/s3/opening.py", {"_open_planes"})
             function.can_block_in("asyncagg/sample/demo.py", {"_moto"})
+            # The files of /proc are in memory: a thread would take longer.
+            function.can_block_in("asyncagg/runtime/process.py", {"current", "_read"})
             # The explorer and the virtual clock have no threads.
             function.can_block_in("testkit/explorer/programs.py", {"_run_here", "run_in_executor"})
             function.can_block_in("testkit/virtual.py", {"run_in_executor"})

@@ -69,6 +69,8 @@ async def check(path: str, settings: Settings) -> AsyncIterator[Checked]:
         async for page in store.list_pages(""):
             for file in page:
                 yield await _check(store, file, settings, str(Path(path) / file.key))
+    elif not await to_thread.run_sync(place.is_file):
+        raise ConfigurationError(f"{path!r} is not a regular file: pipe it to `asyncagg check -`")
     else:
         store = DirectoryStore(place.parent)
         file = (await store.head(place.name)).file
@@ -87,8 +89,8 @@ def _resolve(path: str) -> Path:
         return Path(path).resolve(strict=True)
     except (OSError, RuntimeError) as error:
         raise ConfigurationError(
-            f"{path!r}: {getattr(error, 'strerror', None) or error}; expected a file, a folder, or "
-            "- for standard input"
+            f"{path!r}: {getattr(error, 'strerror', None) or error}; expected a file or a "
+            "folder of this machine, or - for standard input"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -22,8 +23,9 @@ def main() -> None:
         _open_standard_streams()
         words, debug = _without_debug(sys.argv[1:])
         sys.exit(_exit_code(words, debug=debug))
-    except BrokenPipeError:
-        # The reader of the output is gone (`| head`). Without this, Python fails again at exit.
+    except OSError:
+        # The reader of the output is gone (`| head`), or its disk is full, which `_report` has
+        # said on standard error. Without this, Python fails again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
@@ -73,10 +75,17 @@ def _exit_code(words: list[str], *, debug: bool) -> int:
         code = 2 if isinstance(error, UsageError) else 1
         _report(error, f"{error}{_option(error)}", code, words, debug=debug)
     except Exception as error:  # noqa: BLE001 - people get a sentence, not a traceback
-        code, hint = 1, "" if debug else "; --debug shows where"
-        message = f"unexpected {type(error).__name__}: {error}{hint}"
-        _report(error, message, code, words, debug=debug)
+        code = 1
+        _report(error, _sentence(error, debug=debug), code, words, debug=debug)
+    sys.stdout.flush()  # it fails here, not at exit, if the output finds no space
     return code
+
+
+def _sentence(error: Exception, *, debug: bool) -> str:
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        place = f"{error.filename!r}" if error.filename else "the output or temporary files"
+        return f"{error.strerror}: free some space for {place}, and run it again"
+    return f"unexpected {type(error).__name__}: {error}{'' if debug else '; --debug shows where'}"
 
 
 def _option(error: AsyncaggError) -> str:

@@ -204,7 +204,7 @@ def pack_files(
             return await pack_archive(context, interval, dry_run=dry_run, progress=note)
 
     def show(report: PackReport) -> None:
-        base.out.print(_describe_packed(report))
+        base.out.print(_describe_packed(report, dry_run=dry_run))
         for name, reason in report.failures.items():
             base.print_text(f"window {name}: {reason}", style="red")
         if not report.complete:
@@ -213,10 +213,15 @@ def pack_files(
     base.finish(base.execute_with_store(settings, work, json=json), show, json=json)
 
 
-def _describe_packed(report: PackReport) -> str:
+def _describe_packed(report: PackReport, *, dry_run: bool) -> str:
+    windows = base.number_of(report.windows, "window")
+    files = f"{base.number_of(report.packed, 'file')} ({report.bytes:,} bytes)"
+    if dry_run:
+        return f"{windows}: {files} to pack, {report.kept:,} to keep"
+    copies = "copy" if report.deleted == 1 else "copies"
     return (
-        f"{report.windows:,} windows: {report.packed:,} files ({report.bytes:,} bytes) into "
-        f"{report.packs:,} packs, {report.deleted:,} single copies deleted, {report.kept:,} kept"
+        f"{windows}: {files} into {base.number_of(report.packs, 'pack')}, "
+        f"{report.deleted:,} single {copies} deleted, {report.kept:,} kept"
     )
 
 

@@ -19,6 +19,7 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, Protocol, TypeVar
 
 import anyio
@@ -33,7 +34,7 @@ from typer.core import TyperCommand
 
 from asyncagg.cli import tables
 from asyncagg.cli.progress import Bar, shown
-from asyncagg.errors import AsyncaggError, NotFoundError
+from asyncagg.errors import AsyncaggError, ConfigurationError, NotFoundError
 from asyncagg.job.context import JobContext
 from asyncagg.job.outcome import RunReport
 from asyncagg.job.record import follow_record
@@ -213,6 +214,24 @@ def configure_logs(settings: Settings, *, json: bool) -> None:
     logs.correlation_id.set(uuid.uuid4().hex)
 
 
+def create_folder(path: str, named: str) -> None:
+    """Create a directory and those above it, unless they exist.
+
+    Args:
+        path: The directory.
+        named: The argument or option that names it, for the error message.
+
+    Raises:
+        ConfigurationError: It cannot be created.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{named} {path!r}: {error.strerror}; expected a directory that this user may write to"
+        ) from error
+
+
 def check_found(
     settings: Settings, *prefixes: str, found: bool, allow_empty: bool, filtered: bool
 ) -> None:
@@ -225,9 +244,10 @@ def check_found(
         return
     places = ", ".join(map(repr, prefixes))
     interval = " in this interval" if filtered else ""
+    also = "--since and --until that include windows, and " if filtered else ""
     raise NotFoundError(
-        f"nothing found{interval}: looked in {settings.store!r} at {places}; expected a store that "
-        "`asyncagg run` has filled, and its prefixes; or pass --allow-empty"
+        f"nothing found{interval}: looked in {settings.store!r} at {places}; expected {also}"
+        "a store that `asyncagg run` has filled, and its prefixes; or pass --allow-empty"
     )
 
 
@@ -300,7 +320,7 @@ def print_table(
     title: str = "",
     total: Sequence[object] | None = None,
 ) -> None:
-    """Print a table that fits the terminal, with integers on the right.
+    """Print a table that fits the terminal, with integers on the right; no rows, no table.
 
     Args:
         rows: The cells.
@@ -311,6 +331,8 @@ def print_table(
     listed = list(rows)
     if title:
         print_wrapped(title)
+    if not listed:
+        return
     tables.print_table(
         out,
         names,
@@ -382,12 +404,12 @@ def print_report(report: RunReport) -> None:
         print_text(f"window {window} failed: {reason}", style="red")
     notes = []
     if report.waiting:
-        notes.append(f"{report.waiting} files wait for their window to end")
+        notes.append(f"{number_of(report.waiting, 'file')} in windows that have not ended")
     if report.ignored:
         notes.append(describe_ignored(report.ignored, report.ignored_keys))
     if not report.complete:
-        backlog = f"{'' if report.listed else 'at least '}{report.backlog:,} files"
-        notes.append(f"time ran out and {backlog} are left: run it again to continue")
+        backlog = f"{'' if report.listed else 'at least '}{number_of(report.backlog, 'file')}"
+        notes.append(f"time ran out, {backlog} left: run it again to continue")
     if retries := describe_retries(report.retries):
         notes.append(retries)
     if notes:
@@ -400,13 +422,13 @@ def describe_retries(retries: Mapping[str, int]) -> str:
     if not counts:
         return ""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-    return f"{sum(counts.values()):,} requests sent again ({reasons})"
+    return f"{number_of(sum(counts.values()), 'request')} sent again ({reasons})"
 
 
 def describe_ignored(count: int, keys: Sequence[str]) -> str:
     """Say how many objects of the inbox are ignored, and name the first."""
     such = f", such as {', '.join(map(repr, keys))}" if keys else ""
-    return f"{count} objects ignored (not .json or .json.gz){such}"
+    return f"{number_of(count, 'object')} ignored (not .json or .json.gz){such}"
 
 
 def progress(unit: str, *, json: bool) -> AbstractAsyncContextManager[Bar]:

@@ -57,7 +57,8 @@ def check(
 
     base.execute(work)
     if not counts:
-        raise NotFoundError(f"nothing found: looked in {', '.join(map(repr, paths))}")
+        looked = ", ".join(map(repr, paths))
+        raise NotFoundError(f"nothing found: looked in {looked}; expected folders with files")
     code = 0 if counts.keys() == {Verdict.COUNTED} else 3
     numbers = {each.value: counts[each] for each in Verdict}
     if json:

@@ -15,6 +15,7 @@ from asyncagg.cli.base import (
     out,
     print_json,
     print_table,
+    print_wrapped,
     visible,
     with_settings,
 )
@@ -92,8 +93,7 @@ def _print(diagnosis: Diagnosis) -> None:
     )
     for name, result in diagnosis.results.items():
         if result.advice:
-            line = Text(f"{name}: {visible(result.advice)}", style=_STYLES[result.status])
-            out.print(line, soft_wrap=True)
+            print_wrapped(f"{name}: {visible(result.advice)}", style=_STYLES[result.status])
     if diagnosis.policy is not None:
         out.print(Text("this policy grants the missing permissions:"))
         policy = orjson.dumps(diagnosis.policy, option=orjson.OPT_INDENT_2).decode()

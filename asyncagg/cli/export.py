@@ -12,7 +12,7 @@ import typer
 from anyio import to_thread
 
 from asyncagg.cli import base
-from asyncagg.errors import ConfigurationError, UsageError
+from asyncagg.errors import UsageError
 from asyncagg.export import ExportFormat, ExportReport, ExportTable
 from asyncagg.export import export as export_all
 from asyncagg.job.context import JobContext
@@ -92,18 +92,9 @@ def export(
 async def _open_target(settings: Settings, to: str) -> AsyncIterator[Store]:
     """Open the store to write to, as the settings access the one to read."""
     if "://" not in to:
-        await to_thread.run_sync(_create, to)
+        await to_thread.run_sync(base.create_folder, to, "--to")
     async with open_store(msgspec.structs.replace(settings, store=to)) as target:
         yield target
-
-
-def _create(folder: str) -> None:
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"--to {folder!r}: {error.strerror}; expected a directory that this user may write to"
-        ) from error
 
 
 def _check_apart(settings: Settings, to: str) -> None:
@@ -128,8 +119,9 @@ def _place(store: str) -> str:
 
 
 def _describe(report: ExportReport) -> str:
-    written = f"{len(report.written):,} files written, {report.rows:,} rows"
-    return f"{written}, {report.unchanged:,} files unchanged"
+    written = f"{base.number_of(len(report.written), 'file')} written"
+    unchanged = f"{base.number_of(report.unchanged, 'file')} unchanged"
+    return f"{written}, {base.number_of(report.rows, 'row')}, {unchanged}"
 
 
 def _print(report: ExportReport) -> None:

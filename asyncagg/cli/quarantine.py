@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from asyncagg.cli import base
-from asyncagg.errors import UsageError
+from asyncagg.errors import NotFoundError, UsageError
 from asyncagg.job.context import JobContext
 from asyncagg.quarantine.details import FileDetails, file_details
 from asyncagg.quarantine.listing import QuarantinedFile, check_key, list_quarantined
@@ -102,7 +102,10 @@ def show(
     """
 
     async def work(context: JobContext) -> FileDetails:
-        return await file_details(context, key)
+        try:
+            return await file_details(context, key)
+        except NotFoundError as error:
+            raise NotFoundError(f"{error}; `asyncagg quarantine list` shows the keys") from error
 
     shown = base.execute_with_store(settings, work, json=json)
     if json:
@@ -231,7 +234,7 @@ def _print_shown(shown: FileDetails) -> None:
     answer = f"no: {base.visible(shown.reason_now)}" if shown.reason_now else "yes: use `retry`"
     base.print_text(f"accepted now  {answer}")
     base.print_text(f"first bytes of its {'unzipped ' if shown.unzipped else ''}content:")
-    for line in shown.excerpt.decode("utf-8", "backslashreplace").split("\n"):
+    for line in shown.excerpt.decode("utf-8", "backslashreplace").rstrip("\n").split("\n"):
         base.print_text(f"    {base.visible(line)}")
     if len(shown.excerpt) < shown.quarantined.file.size and not shown.unzipped:
         base.print_text("    …")

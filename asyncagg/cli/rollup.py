@@ -73,7 +73,8 @@ def _print(period: Period, report: RollupReport) -> None:
             for each in report.written
         ],
         *("key", "rev.", "inputs", "read", "files"),
-        title=f"{len(report.written):,} rollups written, {report.unchanged:,} unchanged",
+        title=f"{base.number_of(len(report.written), 'rollup')} written, "
+        f"{report.unchanged:,} unchanged",
         total=(f"total by {period}", "", *sums),
     )
     for key, reason in report.failures.items():

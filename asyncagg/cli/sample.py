@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -34,7 +33,7 @@ def sample(
       asyncagg sample ./data --files 1000 --windows 3 --bad-fraction 0.01
     """
     if settings.store and "://" not in settings.store:
-        Path(settings.store).mkdir(parents=True, exist_ok=True)
+        base.create_folder(settings.store, "store")
 
     async def work(context: JobContext) -> SampleTotals:
         made = samples(
@@ -58,7 +57,7 @@ def sample(
     if json:
         base.print_json(msgspec.to_builtins(totals))
     else:
-        base.out.print(
-            f"wrote {totals.files} run files, {totals.bad} of them bad, {totals.bytes} bytes; "
-            f"now: asyncagg run {settings.store}"
+        base.print_text(
+            f"wrote {base.number_of(totals.files, 'run file')}, {totals.bad:,} of them bad, "
+            f"{totals.bytes:,} bytes; now: asyncagg run {settings.store}"
         )

@@ -108,7 +108,8 @@ def _planned(plan: Plan) -> Iterator[str]:
 def _print(report: VerifyReport, title: str) -> None:
     counts = report.counts
     base.out.print(
-        f"{counts.aggregates:,} aggregates count {counts.files:,} files; "
+        f"{base.number_of(counts.aggregates, 'aggregate')} with "
+        f"{base.number_of(counts.files, 'counted file')}; "
         f"{counts.archived:,} archived, {counts.quarantined:,} quarantined, "
         f"{counts.inbox:,} in the inbox"
     )

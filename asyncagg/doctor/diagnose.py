@@ -261,7 +261,9 @@ async def check_order(store: Store, settings: Settings) -> CheckResult:
             seen, pages = seen + len(page), pages + 1
             if pages == _ORDER_PAGES:
                 break
-    return CheckResult("ok", f"the first {seen:,} objects are in key order, each once")
+    if not seen:
+        return CheckResult("ok", "no objects yet")
+    return CheckResult("ok", f"objects listed: {seen:,}, in key order, each once")
 
 
 async def _names(store: Store, settings: Settings) -> CheckResult:

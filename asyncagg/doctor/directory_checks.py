@@ -48,6 +48,9 @@ def folder(root: Path, prefix: str) -> CheckResult:
 def _permission_problem(path: Path) -> CheckResult | None:
     if os.access(path, _ACCESS, effective_ids=os.access in os.supports_effective_ids):
         return None
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        detail = f"{str(path)!r} is on a read-only file system"
+        return CheckResult("fail", detail, "mount it for writing, or choose another directory")
     detail = f"{str(path)!r}: this user may not read, write and search it"
     return CheckResult("fail", detail, f"chown or chmod it for the user with id {os.geteuid()}")
 

@@ -140,7 +140,8 @@ class S3Checks:
                 "check the firewalls, security groups, routes and VPC endpoints on the way",
             )
         kind = "TLS with a trusted certificate" if server.tls else "no TLS"
-        return CheckResult("ok", f"{where}, {len(addresses)} addresses, {kind}")
+        count = f"{len(addresses)} address{'' if len(addresses) == 1 else 'es'}"
+        return CheckResult("ok", f"{where}, {count}, {kind}")
 
     async def _connect(self, server: Endpoint) -> None:
         if server.tls:

@@ -15,6 +15,7 @@ from asyncagg.job.layout import Layout
 from asyncagg.job.slots import Slots
 from asyncagg.model import RunFile, Window
 from asyncagg.runtime.clock import utc_now
+from asyncagg.runtime.process import PROC
 from asyncagg.settings import Settings
 from asyncagg.store import Store
 from asyncagg.windows import window_selector
@@ -34,6 +35,7 @@ class JobContext:
         temporary: Folder for data that does not fit in memory; default: the system's.
         now: The clock of ``aggregation_timestamp``.
         new_id: Returns a name that is unique among all runners.
+        proc: Where the system shows its processes, if it does.
     """
 
     store: Store
@@ -41,6 +43,7 @@ class JobContext:
     temporary: Path | None = None
     now: Callable[[], datetime] = utc_now
     new_id: Callable[[], str] = _random_id
+    proc: Path = PROC
 
     @cached_property
     def layout(self) -> Layout:

@@ -87,6 +87,8 @@ class Intake:
                     return  # the receiver was cancelled first
                 before = perf_counter()
             self._report.listed = True
+            has_all = tuple(self._keys) == (KeyRange(),)
+            self._journal.may_forget = has_all and not self._report.dry_run
 
     async def _list(self) -> AsyncIterator[Sequence[RunFile]]:
         prefix = self._context.settings.runs_prefix
@@ -162,6 +164,7 @@ class Intake:
         held: list[RunFile] = []
         held_window: Window | None = None
         watched = self._journal.watched  # usually empty
+        self._journal.note_listed(page)
         for file in page:
             kind = self._layout.kind(file.key)
             if kind is not KeyKind.RUN_FILE:

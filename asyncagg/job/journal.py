@@ -3,19 +3,18 @@
 A run that is killed (no memory left, a crash in native code, Lambda's timeout) cannot say why, but
 its journal still says that it is running. The next run narrows the cause down: it settles few files
 at a time, one request after the other, and writes down which. If it dies too, those are the
-suspects: they are tried last, in ever smaller parts. A file that a run dies of alone is deferred
-from there on, and all others go on as usual.
+suspects: they are tried last, in ever smaller parts. A run may die of another cause, so a file that
+a run dies of alone is tried alone once more. If a run dies of it again, it is deferred from then
+on, and all others go on as usual.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import os
-import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
 
 import anyio
 import msgspec
@@ -24,12 +23,16 @@ from asyncagg.errors import NotFoundError, StoreError
 from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
 from asyncagg.model import RunFile
+from asyncagg.runtime.process import Process
 
 PARTS = 10
 """Into so many parts the suspects of a run that died are divided."""
 
 _LIFETIME = timedelta(minutes=15)
-"""How long a run without a deadline is believed to live, if its process cannot be checked."""
+"""How long a run is believed to live after it wrote the journal, if its process cannot be seen."""
+
+_RENEWAL = timedelta(minutes=5)
+"""How often a long run writes that it lives."""
 
 _END_SECONDS = 5.0
 
@@ -41,34 +44,21 @@ class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         running: Whether a run has begun and not ended.
-        host: The machine of the run.
-        process: Its process.
-        until: When it must have ended.
+        runner: The process of the run, where it can be seen.
+        until: When the run has ended or written the journal again, if it is alive.
         working: The files that it works on; empty for many at a time.
         suspects: Groups of files of which an earlier run died; each run tries the last one first.
+        struck: Those that a run died of alone once, among the suspects and those it works on.
         poison: The files that runs died of.
     """
 
     running: bool = False
-    host: str = ""
-    process: int = 0
-    until: datetime | None = None
+    runner: Process | None = None
+    until: Annotated[datetime, msgspec.Meta(tz=True)] = datetime.min.replace(tzinfo=UTC)
     working: dict[str, str] = {}
     suspects: list[dict[str, str]] = []
+    struck: dict[str, str] = {}
     poison: dict[str, str] = {}
-
-    async def was_killed(self, now: datetime) -> bool:
-        """Return whether the run ended without saying so."""
-        if not self.running:
-            return False
-        is_over = self.until is not None and self.until <= now
-        return is_over or (self.host == socket.gethostname() and await _is_gone(self.process))
-
-
-async def _is_gone(process: int) -> bool:
-    """Return whether a process of this machine has ended, where that can be seen."""
-    processes = anyio.Path("/proc")
-    return await processes.is_dir() and not await (processes / str(process)).exists()
 
 
 class Journal:
@@ -81,21 +71,29 @@ class Journal:
 
     Attributes:
         is_careful: Whether to settle few files at a time.
+        may_forget: Whether this run may write that other files are gone: it has listed all keys of
+            the inbox, and is no dry run.
         watched: Keys and etags of the files that are not to be settled with the others.
         poisonous: Files to be deferred.
     """
 
     def __init__(self, context: JobContext, deadline: Deadline, *, is_kept: bool) -> None:
         self.is_careful = False
+        self.may_forget = False
         self._is_kept = is_kept
         self.watched: frozenset[tuple[str, str]] = frozenset()
         self.poisonous: list[RunFile] = []
         self._context = context
         self._deadline = deadline
         self._is_ours = False
+        self._has_begun = self._has_learned = False
+        self._runner: Process | None = None
         self._written: _Entry | None = None
         self._poison: dict[str, str] = {}
+        self._struck: dict[str, str] = {}
         self._suspects: list[dict[str, str]] = []
+        self._part: dict[str, str] = {}
+        self._listed: set[tuple[str, str]] = set()
         self._held: dict[tuple[str, str], RunFile] = {}
 
     async def open(self) -> None:
@@ -105,8 +103,9 @@ class Journal:
         last = await self._read()
         if last is None:
             return
-        self._poison, self._suspects = last.poison, last.suspects
-        was_killed = await last.was_killed(self._context.now())
+        self._runner = Process.current(self._context.proc)
+        self._poison, self._struck, self._suspects = last.poison, last.struck, last.suspects
+        was_killed = self._was_killed(last)
         self._is_ours = was_killed or not last.running  # else another runner is at work
         if was_killed:
             self._narrow_down(last.working)
@@ -114,15 +113,32 @@ class Journal:
             each for group in (self._poison, *self._suspects) for each in group.items()
         )
 
+    def _was_killed(self, last: _Entry) -> bool:
+        """Return whether the last run ended without saying so."""
+        if not last.running:
+            return False
+        has_ended = None
+        if last.runner and last.runner != self._runner:  # a process may outlive its runs
+            has_ended = last.runner.has_ended(self._context.proc)
+        return last.until <= self._context.now() if has_ended is None else has_ended
+
     def _narrow_down(self, working: dict[str, str]) -> None:
         """Learn from the files that a run worked on when it was killed."""
+        self._has_learned = True
         _log.warning("the last run was killed", extra={"files": len(working)})
         if not working:
             self.is_careful = True
-        elif len(working) == 1:
+        elif len(working) == 1 and working.items() <= self._struck.items():
             self._poison = self._poison | working
         else:
             self._suspects = [*self._suspects, working]
+            if len(working) == 1:
+                self._struck = self._struck | working
+
+    def note_listed(self, page: Sequence[RunFile]) -> None:
+        """Note which of the watched files are still there."""
+        if self.watched:
+            self._listed |= self.watched.intersection((file.key, file.etag) for file in page)
 
     def hold_back(self, file: RunFile) -> None:
         """Keep a watched file, to be tried last or deferred."""
@@ -133,34 +149,32 @@ class Journal:
 
     async def begin(self, files: Sequence[RunFile] = ()) -> None:
         """Say that this run works, and on which files if they are few."""
-        if not files and self._written is not None and not self._written.working:
+        seconds = min(self._deadline.ends - anyio.current_time(), _LIFETIME.total_seconds())
+        until = self._context.now() + timedelta(seconds=seconds)
+        last = self._written
+        if not files and last and not last.working and until - last.until < _RENEWAL:
             return  # it says so already
-        is_limited = self._deadline.ends < math.inf
-        seconds = self._deadline.ends - anyio.current_time()
+        self._has_begun = True
+        known = self._known({file.key: file.etag for file in files})
         await self._write(
-            _Entry(
-                running=True,
-                host=socket.gethostname(),
-                process=os.getpid(),
-                until=self._context.now()
-                + (timedelta(seconds=seconds) if is_limited else _LIFETIME),
-                working={file.key: file.etag for file in files},
-                suspects=self._suspects,
-                poison=self._poison,
-            )
+            msgspec.structs.replace(known, running=True, runner=self._runner, until=until)
         )
 
     def next_part(self) -> list[RunFile]:
         """Return some of the suspects, to be tried without the others; none if all are tried."""
-        while self._suspects:
-            group = self._suspects[-1]
+        for group in reversed(self._suspects):
             held = [each for each in group.items() if each in self._held]
-            part = held[: max(1, len(group) // PARTS)]
-            if part:
-                self._suspects[-1] = {key: group[key] for key in group if key not in dict(part)}
+            if held:
+                part = held[: max(1, len(held) // PARTS)]
+                for key, _ in part:
+                    del group[key]
+                self._part = dict(part)
                 return [self._held.pop(each) for each in part]
-            self._suspects.pop()
         return []
+
+    def clear_part(self) -> None:
+        """Note that the last part of the suspects was tried, and the run is alive."""
+        self._part = {}
 
     @property
     def untried(self) -> int:
@@ -168,10 +182,28 @@ class Journal:
         return len(self._held) + len(self.poisonous)
 
     async def end(self) -> None:
-        """Say that the run has ended."""
-        if self._written is not None:
-            left = [{file.key: file.etag for file in self._held.values()}] if self._held else []
-            await self._write(_Entry(suspects=left, poison=self._poison))
+        """Say that the run has ended, and forget the watched files that are gone.
+
+        If this cannot be written, the next run takes this one for killed. That costs a good file no
+        more than being tried alone: it is not deferred unless a run dies of it once more.
+        """
+        if not (self._has_begun or (self._has_learned and self.may_forget)):
+            return  # nothing is new, or the next run is to learn the same
+        self._suspects.append(self._part)  # the run may have been cut off
+        if self.may_forget:
+            self._poison = self._still_there(self._poison)
+            self._suspects = [self._still_there(group) for group in self._suspects]
+        await self._write(self._known({}))
+
+    def _still_there(self, files: dict[str, str]) -> dict[str, str]:
+        return {key: etag for key, etag in files.items() if (key, etag) in self._listed}
+
+    def _known(self, working: dict[str, str]) -> _Entry:
+        """Return what this run knows of files, while it works on some."""
+        suspects = [group for group in self._suspects if group]
+        watched = {each for group in (working, *suspects) for each in group.items()}
+        struck = {key: etag for key, etag in self._struck.items() if (key, etag) in watched}
+        return _Entry(working=working, suspects=suspects, struck=struck, poison=self._poison)
 
     async def _read(self) -> _Entry | None:
         key = self._context.layout.journal_key

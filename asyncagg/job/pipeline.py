@@ -257,7 +257,8 @@ class _Pipeline:
 
     async def _settle_carefully(self, chunk: Chunk) -> None:
         """Settle the windows of a chunk one request after the other, and write down which files."""
-        await self._begin([file for each in chunk.values() for file in each.held])
+        if chunk:
+            await self._begin([file for each in chunk.values() for file in each.held])
         for window in sorted(chunk):
             await self._enter(window)
             await self._settle(window, chunk.pop(window), Slots(1))
@@ -303,6 +304,7 @@ class _Pipeline:
                     batch = chunk.setdefault(window_of(file), WindowBatch(len(part)))
                     batch.held.append(file)
                 await self._settle_carefully(chunk)
+            self._journal.clear_part()
         while self._journal.poisonous:
             file = self._journal.poisonous[-1]
             await self._settler.defer(

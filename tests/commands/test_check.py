@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,8 +91,9 @@ async def test_a_run_does_what_check_says(tmp_path: Path) -> None:
         (["x.txt"], 3, "ignored      x.txt: the name does not end in .json or .json.gz\n0 counted"),
         (["-"], 3, "quarantined  -: not JSON: it is cut short at byte 11\n"),
         (["link.json"], 0, "counted      link.json"),
-        (["nope.json"], 1, "'nope.json': No such file or directory; expected a file, a folder, or"),
-        (["empty"], 1, "nothing found: looked in 'empty'"),
+        (["nope.json"], 1, "'nope.json': No such file or directory; expected a file or a folder"),
+        (["empty"], 1, "nothing found: looked in 'empty'; expected folders with files"),
+        (["pipe"], 1, "'pipe' is not a regular file: pipe it to `asyncagg check -`"),
         ([], 2, "Missing argument 'FILE...'"),
     ],
 )
@@ -106,6 +108,7 @@ def test_the_command(
     write(tmp_path, {"good.json": b'{"errors":1}', "bad.json": b'{"errors":"x"}', "x.txt": b""})
     (tmp_path / "link.json").symlink_to("good.json")
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"errors":1')))
     done = asyncagg("check", *words)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from testkit.command import asyncagg, installed, sampled
 
+from asyncagg.cli import main
 from asyncagg.settings import all_settings
+
+
+def in_process(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Run the command line in this process; return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["asyncagg", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
 
 
 def test_run_settles_a_directory_and_reports_it(tmp_path: Path) -> None:
@@ -80,7 +90,7 @@ def test_files_of_a_window_that_has_not_ended_wait(tmp_path: Path) -> None:
         (["run", ".", "--window-by", "luck"], 2, "window_by 'luck': expected last_modified"),
         (["run", ".", "--archive-prefix", "runs/"], 2, "runs_prefix 'runs/' lies in"),
         (["run", ".", "--runs-prefix", "runs"], 2, "runs_prefix 'runs': expected"),
-        (["run", "s3://x", "--endpoint-url", "nonsense"], 1, "endpoint_url 'nonsense'"),
+        (["run", "s3://x", "--endpoint-url", "nonsense"], 2, "endpoint_url 'nonsense'"),
         (["sample", "x", "--bad-fraction", "2"], 2, "bad-fraction"),
         (["nonsense"], 2, "nonsense"),
     ],
@@ -131,3 +141,77 @@ def test_sample_writes_the_same_files_for_the_same_seed(tmp_path: Path) -> None:
         for tree in ((tmp_path / name).rglob("*.json") for name in ("one", "two"))
     )
     assert sorted(one) == sorted(two)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["sample", "file"], 1, "store 'file': File exists; expected a directory that this user"),
+        (["sample", "s3://b", "--endpoint-url", "127.0.0.1:1"], 2, "http://127.0.0.1:5000 (--end"),
+        (
+            ["quarantine", "show", ".", "quarantine/x"],
+            1,
+            "`asyncagg quarantine list` shows the keys",
+        ),
+        (["report", ".", "--since", "2025-10-21"], 1, "--since and --until that include windows"),
+    ],
+)
+def test_the_error_for_a_newcomers_mistake_says_what_to_do(  # noqa: PLR0917 - as pytest calls it
+    words: list[str],
+    code: int,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A name that is taken, a URL without a scheme, a wrong key, an empty interval."""
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    assert in_process(monkeypatch, *words) == code
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "unexpected" not in error
+
+
+@pytest.mark.parametrize("words", [("run", ".", "--json"), ("--help",)])
+def test_output_that_finds_no_space_is_one_sentence(
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A full disk below the output is an error of that place, without a traceback."""
+    monkeypatch.chdir(tmp_path)
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert in_process(monkeypatch, *words) == 1
+    error = capsys.readouterr().err
+    assert "No space left on device: free some space for the output" in error
+    assert "Traceback" not in error
+
+
+def test_one_of_a_kind_is_in_the_singular_and_nothing_is_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What people read is a sentence for one file, too."""
+    store = str(tmp_path)
+    printed = []
+    for words in (
+        ("sample", store, "--files", "1"),
+        ("run", store),
+        ("verify", store),
+        ("archive", "pack", store, "--dry-run"),
+        ("archive", "pack", store),
+        ("rollup", store, "--period", "hour"),
+        ("rollup", store, "--period", "hour"),
+    ):
+        assert in_process(monkeypatch, *words) == 0
+        printed.append(capsys.readouterr().out.splitlines())
+    sample, _, verify, planned, packed, first, again = printed
+    assert sample[0].startswith("wrote 1 run file, 0 of them bad, ")
+    assert verify[0] == "1 aggregate with 1 counted file; 1 archived, 0 quarantined, 0 in the inbox"
+    assert planned[0].startswith("1 window: 1 file (")
+    assert planned[0].endswith(" to pack, 0 to keep")
+    assert packed[0].endswith(" into 1 pack, 1 single copy deleted, 0 kept")
+    assert first[0] == "1 rollup written, 0 unchanged"
+    assert again == ["0 rollups written, 1 unchanged"]

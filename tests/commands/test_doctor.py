@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 from uuid import uuid4
 
@@ -448,6 +449,17 @@ async def test_a_directory_without_permission(inbox: Path) -> None:
     (inbox / "runs").chmod(0o500)
     diagnosis = await diagnose(Settings(store=str(inbox)))
     assert found(diagnosis, "folder runs/").status == "fail"
+
+
+async def test_a_read_only_file_system(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named as the cause, because no change of permissions helps."""
+    read_only = SimpleNamespace(f_flag=os.ST_RDONLY)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: read_only)
+    result = found(await diagnose(Settings(store=str(inbox))), "directory")
+    assert result.status == "fail"
+    assert "read-only file system" in result.detail
+    assert result.advice.startswith("mount it for writing")
 
 
 # ------------------------------------------------------------------------------ the command

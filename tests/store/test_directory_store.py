@@ -376,6 +376,7 @@ class TestErrors:
         assert type(failure.value) is kind
         assert str(failure.value).startswith(f"get 'a/b.json' in {store.url}: ")
         assert isinstance(failure.value.__cause__, OSError)
+        assert ("; mount it for writing" in str(failure.value)) == (code == errno.EROFS)
 
     async def test_a_full_disk_loses_nothing(
         self, store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch

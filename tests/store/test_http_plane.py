@@ -423,7 +423,7 @@ async def test_configuration_trouble_is_not_transient() -> None:
     """A missing bucket and a wrong secret are errors of the configuration."""
     async with planed() as (_, server):
         missing = http_plane(server, bucket="missing")
-        with pytest.raises(ConfigurationError, match="NoSuchBucket"):
+        with pytest.raises(ConfigurationError, match=r"NoSuchBucket .*; create it, or"):
             await missing.list_page("", start_after="", token=None)
 
         async def wrong(_refused: Credentials | None) -> Credentials:

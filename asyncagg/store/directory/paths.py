@@ -55,6 +55,7 @@ _ADVICE: dict[type[AsyncaggError], str] = {
     AccessDeniedError: "; this user needs to read, write and search it",
     ConfigurationError: "; nothing is lost: free some space, and run it again to continue",
 }
+_READ_ONLY = "; mount it for writing, or choose another directory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,8 @@ class KeyPath:
         kind = _BY_ERRNO.get(error.errno or 0, StoreError)
         is_link = error.errno == errno.ELOOP
         detail = "symbolic links are not followed" if is_link else error.strerror
-        return self.error(kind, f"{detail}{_ADVICE.get(kind, '')}")
+        advice = _READ_ONLY if error.errno == errno.EROFS else _ADVICE.get(kind, "")
+        return self.error(kind, f"{detail}{advice}")
 
     @contextmanager
     def translating(self) -> Iterator[None]:

@@ -209,6 +209,8 @@ def s3_error(
     detail = printable(" ".join(part for part in (str(status), code, message) if part))
     if status in _ELSEWHERE or code == "AuthorizationHeaderMalformed":
         detail += f"; {_other_region(printable(region))}"
+    if code == "NoSuchBucket":
+        detail += "; create it, or correct its name"
     return make_error(kind, operation, key, bucket=bucket, detail=detail)
 
 

@@ -165,7 +165,7 @@ def configuration_error(error: Exception) -> ConfigurationError:
     """Return the error for what boto rejects in its environment: a profile, a region, an option."""
     if isinstance(error, (boto_errors.InvalidRegionError, boto_errors.NoRegionError)):
         return ConfigurationError(
-            f"AWS_DEFAULT_REGION: {error}; expected a region such as eu-west-1"
+            f"AWS_DEFAULT_REGION: {str(error).rstrip('.')}; expected a region such as eu-west-1"
         )
     if isinstance(error, boto_errors.ProfileNotFound):
         return ConfigurationError(f"AWS_PROFILE: {error}; expected one of the AWS configuration")

@@ -20,7 +20,7 @@ from botocore.utils import (
     is_valid_ipv6_endpoint_url,
 )
 
-from asyncagg.errors import ConfigurationError
+from asyncagg.errors import ConfigurationError, UsageError
 from asyncagg.store.s3.boto.bucket import (
     BotoBucket,
     configuration_error,
@@ -174,14 +174,16 @@ async def open_control(
         parameters: Those of every request that knows them.
 
     Raises:
-        ConfigurationError: The endpoint is not a URL, or boto rejects its environment.
+        UsageError: The endpoint is not a URL.
+        ConfigurationError: boto rejects its environment.
     """
     check_credentials(os.environ)
     if endpoint_url and not (
         is_valid_endpoint_url(endpoint_url) or is_valid_ipv6_endpoint_url(endpoint_url)
     ):
-        raise ConfigurationError(
-            f"endpoint_url {endpoint_url!r}: expected a URL such as http://127.0.0.1:5000"
+        raise UsageError(
+            f"endpoint_url {endpoint_url!r}: expected a URL such as http://127.0.0.1:5000",
+            setting="endpoint_url",
         )
     config = AioConfig(
         signature_version="s3v4",
