@@ -52,6 +52,7 @@ from testkit.scenario import (
 import asyncagg.store.memory as memory_store
 from asyncagg.job.pipeline import run
 from asyncagg.settings import Settings
+from asyncagg.store.directory import DirectoryStore
 
 PAGE = 6
 """Objects per page and files per chunk for tests that need several commits per window."""
@@ -176,7 +177,10 @@ async def test_promises_hold_before_every_request(plane: str, archive_format: st
 
 
 class Killer:
-    """Kills a process when the server sees its n-th request; the server executes it or not."""
+    """Kills a process at its n-th request that changes the bucket, which is then executed or not.
+
+    A kill at a read would leave what the change before it left.
+    """
 
     def __init__(self, pid: int, at: int, when: str) -> None:
         self.step = ""
@@ -187,10 +191,10 @@ class Killer:
 
     def __call__(self, request: Request) -> None:
         """Count a request that arrives."""
-        self._seen += 1
-        if self._seen < self._at:
-            return
         if not self.step:
+            self._seen += request.method not in {"GET", "HEAD"}
+            if self._seen < self._at:
+                return
             os.kill(self._pid, signal.SIGKILL)
             self.step = f"request {self._at}, {request.operation} {request.key!r}"
             if self._when == "after":
@@ -206,7 +210,11 @@ class Killer:
 def test_killed_at_every_request(
     plane: str, when: str, archive_format: str, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed by SIGKILL at any request to S3, the promises hold; the next run finishes the work."""
+    """Killed by SIGKILL at any request to S3, the promises hold; the next run finishes the work.
+
+    One sweep stops after every change of the bucket. The others need only every third one: the
+    planes send the same requests, and "before" one is "after" the one before it.
+    """
     monkeypatch.setattr(operations, "MAX_KEYS", 2 * PAGE)
     with ThreadedS3Server(S3Server([BUCKET], clock=lambda: AT)) as threaded:
         server = threaded.server
@@ -215,8 +223,7 @@ def test_killed_at_every_request(
             threaded.url, plane, chunk_files=chunk, archive_format=archive_format
         )
         job = {"settings": msgspec.to_builtins(settings), "at": AT.isoformat()}
-        # The planes send the same requests: a third of them is enough for the slow one.
-        for number in count(1, 3 if plane == "boto" else 1):
+        for number in count(1, 1 if (plane, when) == ("lean", "after") else 3):
             threaded.call(refill, server)
             killer = Killer(driver.start(job), number, when)
             server.on_request = killer
@@ -234,7 +241,7 @@ def test_killed_at_every_request(
             in_thread(partial(run, left, other, at=AT))
             check_done(of_memory(left), killer.step)
         assert status == 3  # there are bad files
-        assert number > 50
+        assert number > 40
         check_done(seen, "no request")
 
 
@@ -249,13 +256,14 @@ def refill(server: S3Server) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("archive_format", FORMATS)
 def test_killed_at_every_change_of_a_directory(
-    archive_format: str, driver: Driver, tmp_path: Path
+    archive_format: str, driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed by SIGKILL before any change to the file system, a directory keeps the promises."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # as in the driver
     scenario = prepared_directory(tmp_path, only=FEW)
     for number in count(1):
         root = fill_directory(scenario.root, tmp_path / "store")
-        settings = {
+        settings: dict[str, Any] = {
             "store": str(root),
             "chunk_files": PAGE - 1,
             "concurrency": 4,
@@ -268,8 +276,7 @@ def test_killed_at_every_change_of_a_directory(
         with noting(f"change {number}"):
             seen = of_directory(root)
             check_at_any_moment(seen, scenario.originals, foreign=scenario.foreign)
-            driver.start({"settings": settings, "at": AT.isoformat()})
-            assert driver.finish() in {0, 3}  # 3 if this run found the bad files
+            in_thread(partial(run, DirectoryStore(root), Settings(**settings), at=AT))
             check_directory(scenario, root)
         shutil.rmtree(root)
     assert status == 3
