@@ -54,7 +54,7 @@ def explore(scenario: Scenario, mutation: Mutation | None = None) -> Explored:
             exact = deferred or unseen or counted == true
             assert exact, f"the reports count {counted} files, not {true}"
 
-    with deterministic(scenario.page) as patch:
+    with deterministic(scenario.page, scenario.windows) as patch:
         store, written = _prepare(scenario)
         if mutation:
             mutation.apply(patch)

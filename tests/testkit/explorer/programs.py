@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import anyio.lowlevel
 import pytest
 
+import asyncagg.job.pipeline as pipeline_module
 import asyncagg.store.memory as memory_module
 import asyncagg.verify.database as database_module
 import asyncagg.verify.inventory as inventory_module
@@ -203,16 +204,18 @@ async def _no_checkpoint() -> None:
 
 
 @contextmanager
-def deterministic(page: int = 1000) -> Iterator[pytest.MonkeyPatch]:
+def deterministic(page: int = 1000, windows: int = 1) -> Iterator[pytest.MonkeyPatch]:
     """Run the package's code without threads, pauses and logs.
 
     Args:
         page: Objects of a page of a listing.
+        windows: Windows that a run has in progress.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(database_module, "to_thread", SimpleNamespace(run_sync=_run_here))
         patch.setattr(anyio.lowlevel, "checkpoint", _no_checkpoint)
         patch.setattr(memory_module, "_PAGE", page)
+        patch.setattr(pipeline_module, "WINDOWS_AT_ONCE", windows)
         patch.setattr(inventory_module, "AGGREGATES_AT_ONCE", 1)
         logging.disable()
         try:

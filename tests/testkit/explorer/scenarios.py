@@ -173,6 +173,8 @@ class Scenario:
         ends: What runs when all programs have ended or crashed; the last one verifies.
         faults: The most answers that are lost.
         page: Objects of a page of a listing.
+        windows: Windows that a run has in progress. They share nothing but the request slots, so
+            with more than one, the states are little else than all pairs of their states.
         now: Checks what holds at any moment.
         end: Checks what holds after the ends.
         quick: Whether it is explored in each test run.
@@ -189,6 +191,7 @@ class Scenario:
     ends: tuple[Program, ...] = END
     faults: int = 0
     page: int = 1000
+    windows: int = 1
     now: Callable[[World], None] = check_now
     end: Callable[[World], None] = check_end
     quick: bool = False
@@ -295,6 +298,13 @@ SCENARIOS = (
     Scenario(name="two runners, one file", programs=TWO, inbox=(A,), faults=2),
     Scenario(name="two runners, two windows", programs=TWO, inbox=(A, B, OTHER)),
     Scenario(name="one runner", programs=TWO[:1], inbox=(A, B, OTHER), faults=2),
+    Scenario(
+        name="one runner, two windows at once",
+        programs=TWO[:1],
+        inbox=(A, OTHER),
+        faults=1,
+        windows=2,
+    ),
     Scenario(
         name="two runners, chunks",
         programs=(runner(1, CHUNKS), runner(2, CHUNKS)),
