@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Protocol
 
 from anyio import CapacityLimiter, to_thread
 
-from asyncagg.errors import PreconditionFailedError
+from asyncagg.errors import ConfigurationError, PreconditionFailedError
 from asyncagg.job.context import JobContext
 from asyncagg.model import RunFile
 from asyncagg.packs.format import safe_name, tagged_name
 from asyncagg.store import Absent
+
+_OF_THE_FOLDER = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Errors that every other file would have, too."""
 
 
 class RefusedError(Exception):
@@ -27,6 +31,7 @@ class Target(Protocol):
 
         Raises:
             RefusedError: Other content is there, or the place cannot be written.
+            ConfigurationError: No file can be written: the disk is full or read-only.
             StoreError: The store failed.
         """
         ...
@@ -61,6 +66,11 @@ class Folder:
                 if _is_written(root, path, data, file.last_modified.timestamp()):
                     return str(path)
         except OSError as error:
+            if error.errno in _OF_THE_FOLDER:
+                raise ConfigurationError(
+                    f"{str(self._root)!r}: {error.strerror}; expected a folder with free space "
+                    "that this user may write to; run it again to continue"
+                ) from error
             raise RefusedError(f"cannot write {error.filename!r}: {error.strerror}") from error
         raise RefusedError(f"{str(path)!r} exists with other content")
 
@@ -90,8 +100,12 @@ def _is_written(root: Path, path: Path, data: bytes, modified: float) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = root / ".asyncagg-partial"
     partial.unlink(missing_ok=True)
-    with partial.open("xb") as written:
-        written.write(data)
-    os.utime(partial, (modified, modified))
-    partial.replace(path)
+    try:
+        with partial.open("xb") as written:
+            written.write(data)
+        os.utime(partial, (modified, modified))
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     return True

@@ -58,7 +58,7 @@ def watch(
     windows old, or at once if a permission is missing.
 
     Examples:
-      asyncagg watch ./data --window-by name
+      asyncagg watch ./data
 
       asyncagg watch s3://matching-out-runs --listen 9464 --json
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import subprocess
 import zipfile
@@ -19,6 +21,7 @@ from testkit.scenario import AT, FORMATS, Clock, moment, run_data
 from asyncagg.archive.extract import Extracted, extract
 from asyncagg.archive.listing import ArchivedFile, Wanted, list_archived
 from asyncagg.archive.targets import Folder, Inbox
+from asyncagg.errors import ConfigurationError
 from asyncagg.job.context import JobContext
 from asyncagg.job.pipeline import run
 from asyncagg.model import Interval
@@ -125,6 +128,20 @@ async def test_other_content_in_the_folder_is_not_overwritten(tmp_path: Path) ->
     results = await to_folder(await settled("packs"), tmp_path, "runs/plain.json")
     assert (tmp_path / "plain.json").read_bytes() == b"mine"
     assert contents(results) == {"runs/plain.json": FILES["runs/plain.json"]}
+
+
+async def test_a_full_disk_is_one_error_and_leaves_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other file could be written either, so the command stops and says what to do."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "utime", full)
+    with pytest.raises(ConfigurationError, match="No space left on device; expected a folder with"):
+        await to_folder(await settled("packs"), tmp_path)
+    assert not files_below(tmp_path)
 
 
 async def test_a_link_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
