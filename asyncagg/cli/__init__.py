@@ -16,6 +16,8 @@ __all__ = ("main",)
 
 _log = logging.getLogger(__name__)
 
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 
 def main() -> None:
     """Run the command line; an error is one sentence, with a traceback only after ``--debug``."""
@@ -23,7 +25,9 @@ def main() -> None:
         _open_standard_streams()
         words, debug = _without_debug(sys.argv[1:])
         sys.exit(_exit_code(words, debug=debug))
-    except OSError:
+    except OSError as error:
+        if error.errno not in {errno.EPIPE, *_NO_SPACE}:
+            raise
         # The reader of the output is gone (`| head`), or its disk is full, which `_report` has
         # said on standard error. Without this, Python fails again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,7 +86,7 @@ def _exit_code(words: list[str], *, debug: bool) -> int:
 
 
 def _sentence(error: Exception, *, debug: bool) -> str:
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
         place = f"{error.filename!r}" if error.filename else "the output or temporary files"
         return f"{error.strerror}: free some space for {place}, and run it again"
     return f"unexpected {type(error).__name__}: {error}{'' if debug else '; --debug shows where'}"

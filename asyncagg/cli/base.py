@@ -243,11 +243,14 @@ def check_found(
     if found or allow_empty:
         return
     places = ", ".join(map(repr, prefixes))
-    interval = " in this interval" if filtered else ""
-    also = "--since and --until that include windows, and " if filtered else ""
+    if filtered:
+        interval = " in this interval"
+        expected = "--since and --until around windows that `asyncagg run` has settled"
+    else:
+        interval, expected = "", "a store that `asyncagg run` has filled, and its prefixes"
     raise NotFoundError(
-        f"nothing found{interval}: looked in {settings.store!r} at {places}; expected {also}"
-        "a store that `asyncagg run` has filled, and its prefixes; or pass --allow-empty"
+        f"nothing found{interval}: looked in {settings.store!r} at {places}; expected {expected}; "
+        "or pass --allow-empty"
     )
 
 

@@ -193,7 +193,7 @@ def retry(
     else:
         base.out.print(
             f"{sums['put_back']:,} put back, {sums['counted']:,} counted before, "
-            f"{sums['left']:,} left in quarantine"
+            f"{sums['left']:,} not put back"
         )
     raise typer.Exit(code)
 

@@ -153,7 +153,7 @@ def test_sample_writes_the_same_files_for_the_same_seed(tmp_path: Path) -> None:
             1,
             "`asyncagg quarantine list` shows the keys",
         ),
-        (["report", ".", "--since", "2025-10-21"], 1, "--since and --until that include windows"),
+        (["report", ".", "--since", "2025-10-21"], 1, "--since and --until around windows that"),
     ],
 )
 def test_the_error_for_a_newcomers_mistake_says_what_to_do(  # noqa: PLR0917 - as pytest calls it

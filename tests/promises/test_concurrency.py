@@ -38,7 +38,7 @@ from asyncagg.job.pipeline import run
 from asyncagg.settings import Settings
 from asyncagg.store.directory import DirectoryStore
 
-SEEDS = range(100)
+SEEDS = range(40)
 
 
 def pauses(seed: int) -> HookedStore:
