@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
+import anyio
 import msgspec
 import typer
 from anyio import to_thread
@@ -91,10 +92,15 @@ def export(
 @asynccontextmanager
 async def _open_target(settings: Settings, to: str) -> AsyncIterator[Store]:
     """Open the store to write to, as the settings access the one to read."""
-    if "://" not in to:
+    folder = None if "://" in to else anyio.Path(to)
+    is_new = folder is not None and not await folder.exists()
+    if folder is not None:
         await to_thread.run_sync(base.create_folder, to, "--to")
     async with open_store(msgspec.structs.replace(settings, store=to)) as target:
         yield target
+    if folder is not None and is_new:
+        with suppress(OSError):  # it is not empty
+            await folder.rmdir()
 
 
 def _check_apart(settings: Settings, to: str) -> None:

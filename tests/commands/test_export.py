@@ -392,6 +392,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"nothing found: looked in {data!r} at 'totals/'" not in done.stderr
     assert f"nothing found: looked in {data!r} at 'aggregates/'" in done.stderr
+    assert not Path(out).exists()
     assert asyncagg("export", data, "--to", out, "--allow-empty").returncode == 0
     assert asyncagg("run", data, "--aggregate-prefix", "totals/").returncode == 0
     done = asyncagg("export", data, "--to", out, "--table", "runs", "--json")
