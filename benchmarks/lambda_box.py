@@ -2,6 +2,7 @@
 
     python benchmarks/lambda_box.py                  # 300 seconds, twice: warm and cold
     python benchmarks/lambda_box.py --seconds 60     # shorter; the table shows an extrapolation
+    python benchmarks/lambda_box.py --windows 20 --files 20000 --started warm floor
 
 Cgroups limit the process to 128 MB and 0.0723 CPU (128/1769 of one). Each request to the store
 takes 20 ms longer. The invocation has a deadline of 300 seconds, and is killed then. Its inbox
@@ -11,6 +12,8 @@ holds more files than it can settle.
 because Lambda does this at full speed before the invocation's time starts, but the client is not
 open.
 
+*Floor*: the least that a Python client needs for the same job, see `floor.py`.
+
 A file is settled if it is counted *and* archived. A second invocation without limits settles the
 rest, and the sums of both are checked against the totals of the server.
 """
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -45,6 +49,7 @@ MEMORY = 128 * MIB
 CPUS = 128 / 1769
 LATENCY = 0.020
 INVOCATION = 300.0
+STARTED = ("warm", "cold", "floor")
 FIRST = datetime(2025, 10, 21, 13, 57, tzinfo=UTC)
 COLUMNS = (
     "started",
@@ -65,12 +70,12 @@ SUMS = {  # the server's names, and the handler's
 }
 
 
-def invoke(store: Server, started: str, seconds: float, form: str) -> Measured:
+def invoke(store: Server, started: str, seconds: float, settings: Mapping[str, str]) -> Measured:
     """Invoke the handler once with the limits."""
     with box(memory_bytes=MEMORY) as memory, box(cpus=CPUS) as cpu:
         return measure(
             [sys.executable, str(HERE / "warm.py"), started, str(seconds), *map(str, cpu)],
-            env=store.settings() | {"ASYNCAGG_ARCHIVE_FORMAT": form},
+            env={**store.settings(), **settings},
             joins=memory,
             sample_seconds=1,
         )
@@ -84,14 +89,16 @@ def finish(store: Server) -> Measured:
     )
 
 
-def run(started: str, files: int, windows: int, seconds: float, form: str) -> dict[str, Any]:
+def run(started: str, args: argparse.Namespace) -> dict[str, Any]:
     """Measure one invocation, and check that nothing was lost or counted twice."""
+    files, windows, seconds, form = args.files, args.windows, args.seconds, args.archive_format
+    in_flight = {name: str(args.in_flight) for name in ("IN_FLIGHT", "ASYNCAGG_CONCURRENCY")}
     with server() as store:
         moments = [FIRST + timedelta(minutes=5 * each) for each in range(windows)]
         totals = store.fill(files, moments)
         inbox = store.control("audit")["buckets"][BUCKET]["runs/"]
         store.control("faults", latency=LATENCY)
-        done = invoke(store, started, seconds, form)
+        done = invoke(store, started, seconds, {**in_flight, "ASYNCAGG_ARCHIVE_FORMAT": form})
         if done.answer is None:
             print(done.stderr, file=sys.stderr)
             return {"started": started, "killed": True, "code": done.code}
@@ -100,7 +107,9 @@ def run(started: str, files: int, windows: int, seconds: float, form: str) -> di
         store.control("faults", latency=0)
         rest = finish(store)
         audit = store.control("audit")
-        content = archived_content(store, audit, moments)
+        content = audit["buckets"][BUCKET]["archive/"]["content"]
+        if started != "floor":
+            content = archived_content(store, audit, moments)
     assert rest.answer is not None, rest.stderr
     answer = done.answer
     both = {name: answer[field] + rest.answer[field] for name, field in SUMS.items()}
@@ -167,16 +176,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=INVOCATION, help="of one invocation")
     parser.add_argument("--files", type=int, default=200_000, help="in the inbox")
     parser.add_argument("--windows", type=int, default=1, help="over which they are spread")
-    parser.add_argument("--started", nargs="*", choices=["warm", "cold"], default=["warm", "cold"])
+    parser.add_argument("--started", nargs="*", choices=STARTED, default=STARTED[:2])
+    parser.add_argument("--in-flight", type=int, default=32, help="requests in flight")
     archive_format(parser)
     args = parser.parse_args()
-    form = args.archive_format
     if not (writable("memory") and writable("cpu")):
         print("cgroups (version 1) are not writable here: nothing is measured without limits")
         return
-    results = [run(each, args.files, args.windows, args.seconds, form) for each in args.started]
+    results = [run(each, args) for each in args.started]
     if args.seconds == INVOCATION:
-        keep(named("lambda_box", form), {"machine": machine(), "results": results})
+        case = "lambda_box" if args.windows == 1 else f"lambda_box-{args.windows}"
+        keep(named(case, args.archive_format), {"machine": machine(), "results": results})
     print(table(results))
 
 

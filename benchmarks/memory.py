@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from heapq import nlargest
 from itertools import product
 from pathlib import Path
@@ -143,18 +144,37 @@ PLACES = (
     (b'{"errors":1,"x":[', b"]}"),  # a list that is not read
     (b'{"errors":1,"x":{"y":[[', b"]]}}"),
     (b'{"errors":1,"top_matches":[', b"]}"),  # only objects are valid here
-    (b'{"errors":1,"top_matches":[{"x":[', b"]}]}"),  # valid up to 256 KiB
 )
-SIZES = (60_000, 250_000, 2_400_000, 4_190_000)
+WHOLE, LARGEST = 60_000, 4_190_000
+"""The sizes of a file that is decoded as a whole, and of the largest that is held in memory."""
+
+MATCH = 250_000
+"""The size of a match: larger ones are invalid."""
+
+Document = Callable[[int], bytes]
+"""Returns a document of about this size."""
 
 
-def dense_files() -> Iterator[bytes]:
-    """Yield documents of each size that are built of very many small values."""
-    for size, (start, end), part in product(SIZES, PLACES, PARTS):
+def dense_documents() -> Iterator[Document]:
+    """Yield documents that are built of very many small values."""
+
+    def of_parts(start: bytes, part: bytes, end: bytes, size: int) -> bytes:
         times = (size - len(start) - len(end)) // (len(part) + 1)
-        yield start + b",".join([part] * times) + end
-    for size, character in product(SIZES, ("é", "🎉", "\\u4e00")):
-        yield f'{{"errors":1,"x":"{character * (size // len(character.encode()))}"}}'.encode()
+        return start + b",".join([part] * times) + end
+
+    def of_matches(part: bytes, size: int) -> bytes:
+        match = of_parts(b'{"match_score":1,"x":[', part, b"]}", min(size, MATCH) - 100)
+        return of_parts(b'{"errors":1,"top_matches":[', match, b"]}", size)
+
+    def of_text(character: str, size: int) -> bytes:
+        return f'{{"errors":1,"x":"{character * (size // len(character.encode()))}"}}'.encode()
+
+    for (start, end), part in product(PLACES, PARTS):
+        yield partial(of_parts, start, part, end)
+    for part in PARTS:
+        yield partial(of_matches, part)
+    for character in ("é", "🎉", "\\u4e00"):
+        yield partial(of_text, character)
 
 
 def peak_of_parsing(data: bytes) -> int:
@@ -176,7 +196,7 @@ def peak_of_parsing(data: bytes) -> int:
 
 def dense(store: Server) -> int:
     """Put 32 copies of each of the worst documents into the inbox, half of them as gzip."""
-    worst = nlargest(6, dense_files(), key=peak_of_parsing)
+    worst = [*_worst(WHOLE), *_worst(LARGEST)]
     for number, data in enumerate(worst):
         print(
             f"{peak_of_parsing(data) / MIB:.1f} MB to parse {len(data)} bytes: {data[:50]!r}",
@@ -187,6 +207,12 @@ def dense(store: Server) -> int:
             store.put(f"runs/{number}-{copy}.json", data, len(data))
             store.put(f"runs/{number}-{copy}.json.gz", packed, len(packed))
     return 32 * sum(map(_is_valid, worst))
+
+
+def _worst(size: int) -> list[bytes]:
+    """Return the three documents of about this size that take the most memory."""
+    documents = (kind(size) for kind in dense_documents())
+    return nlargest(3, documents, key=peak_of_parsing)
 
 
 def _is_valid(data: bytes) -> bool:
