@@ -47,7 +47,7 @@ _MIN_BLOCK = 64 * 1024  # shorter ones are joined: a value that is cut is looked
 _MAX_EXCERPT = 40
 _MAX_UNKNOWN = 100  # names of fields that are not read
 _BULK = 16 * 1024
-_AFTER_FAILURE = 16
+_LEAST_BULK = 16
 _LONGEST_CHARACTER = len(r"\ud83d\ude00") + 4
 _INT64_DIGITS = len(str(-(2**63)))
 _QUOTE = ord('"')
@@ -142,7 +142,7 @@ class RunFileParser:
         self._best: list[Match] = []
         self._bad_match = ""  # why a match is invalid
         self._open: frozenset[int] = frozenset()  # brackets that close too late to look again
-        self._alone = 0  # how many elements of lists to check one at a time
+        self._bulk = _BULK
         self._steps = self._parse()
 
     def feed(self, data: bytes) -> None:
@@ -265,10 +265,12 @@ class RunFileParser:
         more = not self._take(b"]")
         while more:
             bodies, end = self._next_elements()
-            if self._add_ordinary_matches(bodies, end, position):
+            if bodies and self._add_ordinary_matches(bodies, end, position):
                 position += len(bodies)
                 self._pos = end
                 yield from self._skip_white()
+            elif bodies:
+                self._refuse_bulk()
             self._path = f"top_matches[{position}]"
             end = yield from self._value_end()
             if not end:
@@ -298,19 +300,25 @@ class RunFileParser:
 
     def _add_ordinary_matches(self, bodies: list[Any], end: int, position: int) -> bool:
         """Add match objects, and return True; or return False, if one must be looked at alone."""
-        data = self._data[self._pos : end]
-        if not bodies or data.count(b"[") + data.count(b"{") - len(bodies) > MAX_MATCH_DEPTH:
-            return False
         if self._bad_match:
             return True
         scores = [_score(body) if isinstance(body, dict) else None for body in bodies]
-        if None in scores:
-            self._alone = _AFTER_FAILURE
+        if None in scores or self._may_be_too_deep(bodies, end):
             return False
         for number, score in enumerate(scores):
             if score is not None:
                 self._compete(score, position + number, bodies[number])
         return True
+
+    def _may_be_too_deep(self, bodies: list[Any], end: int) -> bool:
+        data = self._data[self._pos : end]
+        if data.count(b"[") + data.count(b"{") <= MAX_MATCH_DEPTH:
+            return False
+        try:
+            orjson.dumps(bodies)
+        except orjson.JSONEncodeError:
+            return True
+        return False
 
     def _compete(self, score: float, position: int, body: dict[str, Any]) -> None:
         if score >= self._top_cutoff and (len(self._best) < TOP or score > self._best[-1].score):
@@ -466,16 +474,22 @@ class RunFileParser:
 
         At least one more element follows.
         """
-        self._alone -= 1
         last = _CLOSING.get(self._data[self._pos : self._pos + 1], b"") + b","
-        comma = self._data.rfind(last, self._pos, self._pos + _BULK) + len(last) - 1
-        if self._alone > 0 or comma <= self._pos:
+        comma = self._data.rfind(last, self._pos, self._pos + self._bulk) + len(last) - 1
+        if comma <= self._pos:
+            self._bulk = min(2 * self._bulk, _BULK)
             return [], 0
         try:
-            return orjson.loads(b"[%b]" % self._data[self._pos : comma]), comma + 1
+            elements = orjson.loads(b"[%b]" % self._data[self._pos : comma])
         except orjson.JSONDecodeError:
-            self._alone = _AFTER_FAILURE  # so that failures take a small part of the time
+            self._refuse_bulk()
             return [], 0
+        self._bulk = min(2 * self._bulk, _BULK)
+        return elements, comma + 1
+
+    def _refuse_bulk(self) -> None:
+        """Take fewer elements next time, so that the same ones are not read again and again."""
+        self._bulk = max(self._bulk // 4, _LEAST_BULK)
 
     def _skip_string(self) -> _Steps:
         """Go past a long string, and check it in parts."""

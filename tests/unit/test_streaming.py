@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain, repeat
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -18,6 +20,8 @@ from testkit.parsers import FILE, best_of, check, in_chunks, streamed, whole
 from testkit.strategies import chunkings, gzip_files, odd_run_objects, run_objects
 
 from asyncagg.errors import InvalidRunFileError
+from asyncagg.ingest import streaming
+from asyncagg.ingest.parsing import parse
 from asyncagg.ingest.shape import MAX_MATCH_BYTES
 from asyncagg.model import RunFile, RunResult
 
@@ -280,3 +284,36 @@ class TestBoundedMemory:
             return peak_of(lambda: streamed(body, max_bytes=1 << 30))
 
         assert parse(100) < parse(12) + 128 * KIB
+
+
+DEEP = b'{"a":' + b"[" * 260 + b"]" * 260 + b"}"
+LISTS = [
+    (b'{"errors":1,"x":[', b"]}"),
+    (b'{"errors":1,"x":{"y":[[', b"]]}}"),
+    (b'{"errors":1,"top_matches":[', b"]}"),
+]
+
+
+@pytest.mark.parametrize(("start", "end"), LISTS)
+@pytest.mark.parametrize("other", [b"1e999", b"[1e999]", b'{"match_score":"x"}', DEEP, b"[[1]]"])
+@pytest.mark.parametrize("part", [b"0", b"[]", b"{}", b"[[]]", b'{"match_score":0.5,"r":["a"]}'])
+def test_no_part_is_read_again_and_again(
+    part: bytes, other: bytes, start: bytes, end: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parsing takes a time in proportion to the size, also where some elements are unusual."""
+    read = 0
+
+    def loads(data: bytes) -> Any:
+        nonlocal read
+        read += len(data)
+        return orjson.loads(data)
+
+    counting = SimpleNamespace(**{**vars(orjson), "loads": loads})
+    monkeypatch.setattr(streaming, "orjson", counting)
+    for every in (1, 100, 10_000):
+        unit = b",".join([*[part] * every, other])
+        data = start + b",".join([unit] * (200_000 // len(unit) + 1)) + end
+        read = 0
+        with suppress(InvalidRunFileError):
+            parse(data, FILE)
+        assert read < 8 * len(data)
