@@ -27,8 +27,15 @@ TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "throughput-busy": throughput.table,  # throughput.json of another machine
     "throughput-packs": throughput.table,  # with --archive-format files packs
     "throughput-tls": throughput.table,
+    **{
+        f"throughput-{windows}x{in_flight}": throughput.table
+        for windows in (5, 20)
+        for in_flight in (32, 128)
+    },
     "lambda_box": lambda_box.table,
     "lambda_box-packs": lambda_box.table,
+    "lambda_box-20": lambda_box.table,
+    "lambda_box-20-packs": lambda_box.table,
     "large-window": large_window.table,
     "scaling": scaling.table,
     "export": export.table,

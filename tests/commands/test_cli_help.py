@@ -124,7 +124,7 @@ def test_debug_shows_where_an_error_comes_from(words: list[str], code: int, mess
     [
         (["run", "/no/such/folder", "--json"], 1, "/no/such/folder"),
         (["verify", "--json", "ftp://x"], 2, "store 'ftp://x'"),
-        (["run", "s3://b", "--endpoint-url", "nonsense", "--json"], 1, "endpoint_url"),
+        (["run", "s3://b", "--endpoint-url", "nonsense", "--json"], 2, "endpoint_url"),
         (["run", ".", "--no-such-option", "--json"], 2, "No such option: --no-such-option"),
         (["run", ".", "--json", "--at"], 2, "Option '--at' requires an argument"),
         (["run", ".", "another", "--json"], 2, "unexpected extra argument"),
@@ -170,18 +170,18 @@ def test_for_machines_every_line_before_the_work_is_json(
 
 
 @pytest.mark.parametrize(
-    ("words", "environment", "message"),
+    ("words", "environment", "code", "message"),
     [
-        ([], {"AWS_PROFILE": "nobodys"}, "AWS_PROFILE: The config profile (nobodys) could not"),
-        (["--endpoint-url", "127.0.0.1:9"], {}, "expected a URL such as http://127.0.0.1:5000"),
+        ([], {"AWS_PROFILE": "nobodys"}, 1, "AWS_PROFILE: The config profile (nobodys) could not"),
+        (["--endpoint-url", "127.0.0.1:9"], {}, 2, "expected a URL such as http://127.0.0.1:5000"),
     ],
 )
 def test_a_wrong_aws_configuration_is_one_sentence(
-    words: list[str], environment: dict[str, str], message: str
+    words: list[str], environment: dict[str, str], code: int, message: str
 ) -> None:
     """The error names what to change."""
     done = asyncagg("run", "s3://bucket", *words, **environment)
-    assert done.returncode == 1
+    assert done.returncode == code
     assert message in done.stderr
     assert "unexpected" not in done.stderr
 

@@ -641,7 +641,8 @@ async def test_the_backlog_is_true(
             if seen == number and operation == stage:
                 seen += 1
                 clock.leap(leap)
-            await asyncio.sleep(0)
+            if when == "before":  # of a request that is cut off once it is executed, nobody knows
+                await asyncio.sleep(0)
 
         settings = Settings(chunk_files=3, concurrency=2, archive_format=archive_format)
         report = await run(HookedStore(inner, late), settings, at=AT, deadline=deadline())
