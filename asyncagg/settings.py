@@ -100,7 +100,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         WindowBy,
         _text("What decides a file's window: the time stamp in its name, or the store's clock."),
     ] = "name"
-    concurrency: Annotated[int, _number("Requests in flight.", "requests", 1, 1024)] = 32
+    concurrency: Annotated[
+        int,
+        _number(
+            "Requests in flight: more are faster where latency binds, but cost more CPU.",
+            "requests",
+            1,
+            1024,
+        ),
+    ] = 32
     chunk_files: Annotated[
         int,
         _number("Run files held at a time; a commit may have ten times more.", "files", 1, 10**6),
