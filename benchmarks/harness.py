@@ -195,6 +195,11 @@ def archive_format(parser: ArgumentParser) -> None:
     parser.add_argument("--archive-format", choices=["files", "packs"], default="files")
 
 
+def in_flight(requests: int) -> dict[str, str]:
+    """Return the environment variables that bound the requests in flight, ours and of the peers."""
+    return {name: str(requests) for name in ("ASYNCAGG_CONCURRENCY", "IN_FLIGHT")}
+
+
 def named(result: str, form: str) -> str:
     """Return the name of a result with this form of the archive."""
     return result if form == "files" else f"{result}-{form}"

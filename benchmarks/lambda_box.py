@@ -35,6 +35,7 @@ from harness import (
     archive_format,
     archived_content,
     box,
+    in_flight,
     keep,
     lost,
     machine,
@@ -92,13 +93,13 @@ def finish(store: Server) -> Measured:
 def run(started: str, args: argparse.Namespace) -> dict[str, Any]:
     """Measure one invocation, and check that nothing was lost or counted twice."""
     files, windows, seconds, form = args.files, args.windows, args.seconds, args.archive_format
-    in_flight = {name: str(args.in_flight) for name in ("IN_FLIGHT", "ASYNCAGG_CONCURRENCY")}
+    settings = {**in_flight(args.in_flight), "ASYNCAGG_ARCHIVE_FORMAT": form}
     with server() as store:
         moments = [FIRST + timedelta(minutes=5 * each) for each in range(windows)]
         totals = store.fill(files, moments)
         inbox = store.control("audit")["buckets"][BUCKET]["runs/"]
         store.control("faults", latency=LATENCY)
-        done = invoke(store, started, seconds, {**in_flight, "ASYNCAGG_ARCHIVE_FORMAT": form})
+        done = invoke(store, started, seconds, settings)
         if done.answer is None:
             print(done.stderr, file=sys.stderr)
             return {"started": started, "killed": True, "code": done.code}

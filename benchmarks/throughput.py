@@ -33,6 +33,7 @@ from harness import (
     Measured,
     Server,
     archived_content,
+    in_flight,
     keep,
     lost,
     machine,
@@ -293,10 +294,9 @@ def main() -> None:
             ours = contender.fields is OURS
             chosen += [contender] if "files" in args.archive_format or not ours else []
             chosen += [_packing(contender)] if "packs" in args.archive_format and ours else []
-    in_flight = {name: str(args.in_flight) for name in ("IN_FLIGHT", "ASYNCAGG_CONCURRENCY")}
+    bound = in_flight(args.in_flight)
     chosen = [
-        replace(each, windows=args.windows, settings={**each.settings, **in_flight})
-        for each in chosen
+        replace(each, windows=args.windows, settings={**each.settings, **bound}) for each in chosen
     ]
     with tempfile.TemporaryDirectory() as folder:
         tls = Path(folder) if args.tls else None

@@ -10,14 +10,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from harness import BUCKET, HERE, Measured, Server, keep, machine, markdown, measure, server
+from throughput import END, START_FILES, WINDOW
 
-WINDOW = datetime(2025, 10, 21, 13, 57, tzinfo=UTC)
 FORMS = ("files", "packs")
-START_FILES = 50
 COLUMNS = ("archive", "files", "requests", "CPU µs a file", "wall µs a file", "peak RSS")
 
 
@@ -26,9 +24,7 @@ def verified(store: Server, files: int, form: str) -> tuple[Measured, int]:
     store.control("reset")
     store.fill(files, [WINDOW])
     settings = {**store.settings(), "ASYNCAGG_ARCHIVE_FORMAT": form}
-    job = measure(
-        [sys.executable, str(HERE / "job.py"), "2100-01-01T00:00:00Z", "7200", "99"], env=settings
-    )
+    job = measure([sys.executable, str(HERE / "job.py"), END, "7200", "99"], env=settings)
     assert job.answer["archived_files"] == files, job.answer
     before = sum(store.control("audit")["counts"].values())
     command = [sys.executable, "-m", "asyncagg", "verify", f"s3://{BUCKET}", "--json"]

@@ -142,7 +142,7 @@ class RunFileParser:
         self._best: list[Match] = []
         self._bad_match = ""  # why a match is invalid
         self._open: frozenset[int] = frozenset()  # brackets that close too late to look again
-        self._bulk = _BULK
+        self._bulk = _BULK  # how many bytes of elements to read at once
         self._steps = self._parse()
 
     def feed(self, data: bytes) -> None:
@@ -311,8 +311,8 @@ class RunFileParser:
         return True
 
     def _may_be_too_deep(self, bodies: list[Any], end: int) -> bool:
-        data = self._data[self._pos : end]
-        if data.count(b"[") + data.count(b"{") <= MAX_MATCH_DEPTH:
+        opened = sum(self._data.count(each, self._pos, end) for each in _CLOSING)
+        if opened - len(bodies) < MAX_MATCH_DEPTH:  # each body has a bracket of its own
             return False
         try:
             orjson.dumps(bodies)
@@ -476,19 +476,17 @@ class RunFileParser:
         """
         last = _CLOSING.get(self._data[self._pos : self._pos + 1], b"") + b","
         comma = self._data.rfind(last, self._pos, self._pos + self._bulk) + len(last) - 1
+        self._bulk = min(2 * self._bulk, _BULK)
         if comma <= self._pos:
-            self._bulk = min(2 * self._bulk, _BULK)
             return [], 0
         try:
-            elements = orjson.loads(b"[%b]" % self._data[self._pos : comma])
+            return orjson.loads(b"[%b]" % self._data[self._pos : comma]), comma + 1
         except orjson.JSONDecodeError:
             self._refuse_bulk()
             return [], 0
-        self._bulk = min(2 * self._bulk, _BULK)
-        return elements, comma + 1
 
     def _refuse_bulk(self) -> None:
-        """Take fewer elements next time, so that the same ones are not read again and again."""
+        """Take half as many bytes next time, so that elements are not read again and again."""
         self._bulk = max(self._bulk // 4, _LEAST_BULK)
 
     def _skip_string(self) -> _Steps:

@@ -317,3 +317,14 @@ def test_no_part_is_read_again_and_again(
         with suppress(InvalidRunFileError):
             parse(data, FILE)
         assert read < 8 * len(data)
+
+
+@pytest.mark.parametrize("before", [0, 1, 400])
+@pytest.mark.parametrize(("depth", "reason"), [(254, ""), (255, "nested deeper than 254")])
+def test_the_deepest_match_among_many(before: int, depth: int, reason: str) -> None:
+    """The limit is the same for a match that is read alone and for one that is read with others."""
+    deep = b'{"match_score":9,"a":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
+    matches = [*[b'{"match_score":1}'] * before, deep, *[b'{"match_score":1}'] * 5000]
+    data = b'{"errors":1,"top_matches":[' + b",".join(matches) + b"]}"
+    found = outcome(lambda: parse(data, FILE))
+    assert (reason in found) if reason else not isinstance(found, str)
