@@ -13,11 +13,11 @@ from asyncagg.store.s3.demanded import NOTHING, Demanded
 from asyncagg.store.s3.http import Response
 from asyncagg.store.s3.http_plane import (
     condition_headers,
-    content_md5,
+    crc32_of,
     etag_of,
     object_headers,
 )
-from asyncagg.store.s3.plane import DEFAULT_CLASS, StorageClass
+from asyncagg.store.s3.plane import DEFAULT_CLASS, Part, StorageClass
 from asyncagg.store.s3.requester import Requester, S3Request
 from asyncagg.store.s3.sigv4 import canonical_query, encode_path
 
@@ -39,9 +39,13 @@ class HttpMultipart:
         self._storage_class = storage_class
         self._demanded = demanded
 
-    async def create(self, key: str, *, content_type: str, metadata: Mapping[str, str]) -> str:
-        """CreateMultipartUpload; returns the upload's id."""
+    async def create(
+        self, key: str, *, content_type: str, metadata: Mapping[str, str], copies: bool
+    ) -> str:
+        """CreateMultipartUpload, of parts that are sent or of ``copies``; returns its id."""
         headers = object_headers(content_type, "", metadata)
+        if not copies:
+            headers["x-amz-checksum-algorithm"] = "CRC32"
         if name := self._storage_class.of(key):
             headers["x-amz-storage-class"] = name
         headers |= self._demanded.puts
@@ -50,17 +54,18 @@ class HttpMultipart:
 
     def upload_part(
         self, key: str, upload: str, number: int, data: BytesIO
-    ) -> Coroutine[Any, Any, str]:
-        """UploadPart; returns the part's etag."""
+    ) -> Coroutine[Any, Any, Part]:
+        """UploadPart."""
         body = data.getvalue()
-        headers = {"content-md5": content_md5(body)}  # a bucket with Object Lock requires it
+        checksum = crc32_of(body)
+        headers = {"x-amz-checksum-crc32": checksum}
         query = _part(upload, number)
         request = S3Request("put", key, "PUT", self._path(key), headers, query, body)
-        return self._requester.ask(request, lambda _, response: etag_of(response.headers))
+        return self._requester.ask(request, lambda _, response: Part(etag_of(response), checksum))
 
     def copy_part(
         self, key: str, upload: str, number: int, *, source: RunFile, first: int, last: int
-    ) -> Coroutine[Any, Any, str]:
+    ) -> Coroutine[Any, Any, Part]:
         """UploadPartCopy of the source's bytes from first to last, if it is unchanged."""
         headers = {
             "x-amz-copy-source": f"{self._bucket}{self._path(source.key)}",
@@ -73,12 +78,12 @@ class HttpMultipart:
         return self._requester.ask(request, self._parse_copied)
 
     def complete(
-        self, key: str, upload: str, etags: Sequence[str], *, condition: Condition | None
+        self, key: str, upload: str, parts: Sequence[Part], *, condition: Condition | None
     ) -> Coroutine[Any, Any, str]:
         """CompleteMultipartUpload; returns the object's etag."""
         headers = {"content-type": "application/xml", **condition_headers(condition)}
         query = canonical_query({"uploadId": upload}.items())
-        body = s3xml.complete_body(etags)
+        body = s3xml.complete_body(parts)
         request = S3Request("put", key, "POST", self._path(key), headers, query, body)
         return self._requester.ask(request, self._parse_completed)
 
@@ -91,8 +96,8 @@ class HttpMultipart:
     def _path(self, key: str) -> str:
         return self._root + encode_path(key)
 
-    def _parse_copied(self, request: S3Request, response: Response) -> str:
-        return self._parse_etag(request, response, "CopyPartResult")
+    def _parse_copied(self, request: S3Request, response: Response) -> Part:
+        return Part(self._parse_etag(request, response, "CopyPartResult"))
 
     def _parse_completed(self, request: S3Request, response: Response) -> str:
         return self._parse_etag(request, response, "CompleteMultipartUploadResult")

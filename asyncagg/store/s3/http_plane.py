@@ -40,9 +40,10 @@ _log = logging.getLogger(__name__)
 _MD5 = re.compile("[0-9a-f]{32}")
 _RANGE = re.compile(rb"bytes (\d+)-")
 _META = b"x-amz-meta-"
-_CRC32 = b"x-amz-checksum-crc32"
+_CRC32 = b"\r\nx-amz-checksum-crc32:"
+_ETAG = b"\r\netag:"
+_CONTENT_ENCODING = b"\r\ncontent-encoding:"
 _MOST_UNLIKE = 1000
-_CRC32_LINE_OF_S3 = b"\r\nx-amz-checksum-crc32: "
 
 
 class HttpDataPlane:
@@ -105,35 +106,27 @@ class HttpDataPlane:
 
     def _parse_body(self, request: S3Request, response: Response) -> Body:
         data = response.body
+        etag = etag_of(response)
         # Most objects have a CRC32, because SDKs send it; it takes a sixth of the time of an MD5.
-        checksum = _crc32(data)
-        if response.head.find(_CRC32_LINE_OF_S3 + checksum) < 0:
-            self._verify(request, response, checksum)
+        given = response.field(_CRC32)
+        if given is None or given != _crc32(data):
+            self._verify(request, response, given or b"-", etag)
         if_match = request.headers.get("if-match")
-        if if_match is None:
-            return Body(data, etag_of(response.headers), _content_encoding(response))
-        expected = if_match.strip('"')
-        # Some servers ignore the condition. The usual form of the header needs no parsing.
-        at = response.head.find(if_match.encode())
-        if response.head[at - 6 : at].lower() != b"etag: ":
-            check_etag(request.key, etag_of(response.headers), expected)
-        return Body(data, expected, _content_encoding(response))
+        if if_match is not None:  # some servers ignore the condition
+            check_etag(request.key, etag, if_match.strip('"'))
+        return Body(data, etag, _content_encoding(response))
 
-    def _verify(self, request: S3Request, response: Response, checksum: bytes) -> None:
-        """Verify a body by its CRC32 or its MD5, or at least by its length."""
-        headers = response.headers
-        given = headers.get(_CRC32, b"-")
-        etag = etag_of(headers)
-        if given == checksum or (
-            self._etags_are_md5 and md5(response.body, usedforsecurity=False).hexdigest() == etag
-        ):
+    def _verify(self, request: S3Request, response: Response, given: bytes, etag: str) -> None:
+        """Verify a body that has no CRC32 or another one: by its MD5, or at least by its length."""
+        data = response.body
+        if self._etags_are_md5 and md5(data, usedforsecurity=False).hexdigest() == etag:
             return
         if b"-" not in given:  # a hyphen marks a checksum of the parts' checksums
             raise TransientError("the body does not match its checksum")
         if not response.framed:
             raise TransientError("the response has no length, so it may be incomplete")
-        if self._etags_are_md5 and _is_md5(etag, headers):
-            self._learn_etag(request.key, etag, checksum)
+        if self._etags_are_md5 and _is_md5(etag, response.headers):
+            self._learn_etag(request.key, etag, _crc32(data))
 
     def _learn_etag(self, key: str, etag: str, checksum: bytes) -> None:
         """Raise at the first body that does not match its ETag; accept the same bytes again."""
@@ -161,7 +154,7 @@ class HttpDataPlane:
                 raise TransientError("the response has no length, so it may be incomplete")
             if response.status != 206 or _first_byte(response.status, headers) != start:
                 raise TransientError(f"the body is not the range from byte {start}")
-            etag = etag_of(headers)
+            etag = etag_of(response)
             if if_match is not None:
                 check_etag(key, etag, if_match)
             return Body(response.body, etag, _content_encoding(response))
@@ -184,7 +177,7 @@ class HttpDataPlane:
             if _first_byte(response.status, headers_received) != offset:
                 raise TransientError(f"the body does not start at byte {offset}")
             blocks = self._blocks(request, response)
-            yield StreamedBody(blocks, etag_of(headers_received), _content_encoding(response))
+            yield StreamedBody(blocks, etag_of(response), _content_encoding(response))
 
     async def _blocks(self, request: S3Request, response: Response) -> AsyncIterator[bytes]:
         if response.stream is None:
@@ -206,7 +199,7 @@ class HttpDataPlane:
     ) -> Coroutine[Any, Any, str]:
         """PutObject; returns the etag."""
         headers = object_headers(content_type, "", metadata)
-        headers["x-amz-checksum-crc32"] = _crc32(data).decode()
+        headers["x-amz-checksum-crc32"] = crc32_of(data)
         headers |= condition_headers(condition)
         if name := self._storage_class.of(key):
             headers["x-amz-storage-class"] = name
@@ -261,7 +254,7 @@ class HttpDataPlane:
 
     def _delete_batch(self, files: Sequence[RunFile]) -> Coroutine[Any, Any, dict[str, StoreError]]:
         body = s3xml.delete_body([(self._prefix + file.key, file.etag) for file in files])
-        headers = {"content-type": "application/xml", "content-md5": content_md5(body)}
+        headers = {"content-type": "application/xml", "content-md5": _content_md5(body)}
         request = S3Request("delete", files[0].key, "POST", "/", headers, "delete=", body)
         return self._requester.ask(request, partial(self._parse_deleted, files))
 
@@ -290,7 +283,7 @@ class HttpDataPlane:
 
 
 def _parse_etag(_: S3Request, response: Response) -> str:
-    return etag_of(response.headers)
+    return etag_of(response)
 
 
 def _parse_info(request: S3Request, response: Response) -> ObjectInfo:
@@ -299,7 +292,7 @@ def _parse_info(request: S3Request, response: Response) -> ObjectInfo:
         file = RunFile(
             request.key,
             int(headers[b"content-length"]),
-            etag_of(headers),
+            etag_of(response),
             in_utc(parsedate_to_datetime(headers[b"last-modified"].decode("latin-1"))),
         )
     except (KeyError, OverflowError, ValueError) as error:
@@ -316,18 +309,17 @@ def _parse_info(request: S3Request, response: Response) -> ObjectInfo:
     )
 
 
-def etag_of(headers: Mapping[bytes, bytes]) -> str:
+def etag_of(response: Response) -> str:
     """Return the ETag of a response, without quotes."""
-    etag = headers.get(b"etag")
+    etag = response.field(_ETAG)
     if etag is None:
         raise TransientError("the response has no ETag")
     return etag.decode("latin-1").strip('"')
 
 
 def _content_encoding(response: Response) -> str:
-    if response.head.lower().find(b"\r\ncontent-encoding:") < 0:  # few responses have one
-        return ""
-    return content_encoding(response.headers[b"content-encoding"].decode("latin-1"))
+    value = response.field(_CONTENT_ENCODING)
+    return "" if value is None else content_encoding(value.decode("latin-1"))
 
 
 def _is_md5(etag: str, headers: Mapping[bytes, bytes]) -> bool:
@@ -354,11 +346,13 @@ def _crc32(data: bytes) -> bytes:
     return b2a_base64(zlib.crc32(data).to_bytes(4, "big"), newline=False)
 
 
-def content_md5(body: bytes) -> str:
-    """Return the header of a request that S3 requires a checksum of.
+def crc32_of(data: bytes) -> str:
+    """Return the value of ``x-amz-checksum-crc32`` for a body."""
+    return _crc32(data).decode()
 
-    MD5 is the one that every server supports.
-    """
+
+def _content_md5(body: bytes) -> str:
+    """Return the checksum of a DeleteObjects: S3 requires one, and all servers know this one."""
     return b64encode(md5(body, usedforsecurity=False).digest()).decode()
 
 

@@ -116,22 +116,41 @@ class DataPlane(Protocol):
         """
 
 
+class Part(NamedTuple):
+    """A part of a multipart upload, as `Multipart.complete` names it.
+
+    Attributes:
+        etag: Its etag.
+        crc32: Its CRC32 in base64; empty if it was copied.
+    """
+
+    etag: str
+    crc32: str = ""
+
+
 class Multipart(Protocol):
-    """The requests of a multipart upload, each sent once. Keys are relative to the store."""
+    """The requests of a multipart upload, each sent once. Keys are relative to the store.
 
-    async def create(self, key: str, *, content_type: str, metadata: Mapping[str, str]) -> str:
-        """CreateMultipartUpload; returns the upload's id."""
+    Parts that are sent have a CRC32, as those of AWS's own SDKs; S3 then wants it from all
+    requests of the upload. Its source:
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
+    """
 
-    async def upload_part(self, key: str, upload: str, number: int, data: BytesIO) -> str:
-        """UploadPart; returns the part's etag."""
+    async def create(
+        self, key: str, *, content_type: str, metadata: Mapping[str, str], copies: bool
+    ) -> str:
+        """CreateMultipartUpload, of parts that are sent or of ``copies``; returns its id."""
+
+    async def upload_part(self, key: str, upload: str, number: int, data: BytesIO) -> Part:
+        """UploadPart."""
 
     async def copy_part(
         self, key: str, upload: str, number: int, *, source: RunFile, first: int, last: int
-    ) -> str:
+    ) -> Part:
         """UploadPartCopy of the source's bytes from first to last, if it is unchanged."""
 
     async def complete(
-        self, key: str, upload: str, etags: Sequence[str], *, condition: Condition | None
+        self, key: str, upload: str, parts: Sequence[Part], *, condition: Condition | None
     ) -> str:
         """CompleteMultipartUpload; returns the object's etag."""
 

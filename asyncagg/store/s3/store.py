@@ -38,7 +38,7 @@ from asyncagg.store.protocol import (
     check_range,
 )
 from asyncagg.store.retry import Retry
-from asyncagg.store.s3.plane import DataPlane, Multipart, check_etag
+from asyncagg.store.s3.plane import DataPlane, Multipart, Part, check_etag
 
 PART_BYTES = 5 * 1024 * 1024
 """S3's minimum size of a part, except the last one; an upload has at most 10,000 parts."""
@@ -198,15 +198,15 @@ class S3Store:
                     )
                     return await self.retry.call("put", request)
                 async with self._upload("put", key, content_type, metadata or {}) as upload:
-                    etags: list[str] = []
+                    sent: list[Part] = []
                     while True:
-                        number = len(etags) + 1
+                        number = len(sent) + 1
                         send = partial(self._multipart.upload_part, key, upload, number, part)
-                        etags.append(await self.retry.call("put", send))
+                        sent.append(await self.retry.call("put", send))
                         if is_last:
                             if condition is not None and self.parts_guard is not None:
                                 condition = await self.parts_guard(key, condition)
-                            return await self._complete(key, upload, etags, condition)
+                            return await self._complete(key, upload, sent, condition)
                         del part, send  # there is memory for one part only
                         part, is_last = await anext(parts)
         except NotFoundError as error:
@@ -220,15 +220,21 @@ class S3Store:
         """Write an object by a multipart upload of one part, however small it is."""
         async with self._upload("put", key, "application/octet-stream", {}) as upload:
             send = partial(self._multipart.upload_part, key, upload, 1, BytesIO(data))
-            etags = [await self.retry.call("put", send)]
-            return await self._complete(key, upload, etags, condition)
+            sent = [await self.retry.call("put", send)]
+            return await self._complete(key, upload, sent, condition)
 
     @asynccontextmanager
     async def _upload(
         self, operation: str, key: str, content_type: str, metadata: Mapping[str, str]
     ) -> AsyncIterator[str]:
         """Create a multipart upload and yield its id; abort it if the context fails."""
-        create = partial(self._multipart.create, key, content_type=content_type, metadata=metadata)
+        create = partial(
+            self._multipart.create,
+            key,
+            content_type=content_type,
+            metadata=metadata,
+            copies=operation == "copy",
+        )
         upload = await self.retry.call(operation, create)
         try:
             yield upload
@@ -239,9 +245,9 @@ class S3Store:
             raise
 
     async def _complete(
-        self, key: str, upload: str, etags: Sequence[str], condition: Condition | None
+        self, key: str, upload: str, parts: Sequence[Part], condition: Condition | None
     ) -> str:
-        request = partial(self._multipart.complete, key, upload, etags, condition=condition)
+        request = partial(self._multipart.complete, key, upload, parts, condition=condition)
         return await self.retry.call("put", request)
 
     async def copy(
@@ -281,20 +287,20 @@ class S3Store:
     ) -> None:
         size = source.file.size
         step = self._copy_bytes // 5
-        etags: list[str] = []
+        copied: list[Part] = []
         async with self._upload("copy", target, source.content_type, source.metadata) as upload:
             for first in range(0, size, step):
                 request = partial(
                     self._multipart.copy_part,
                     target,
                     upload,
-                    len(etags) + 1,
+                    len(copied) + 1,
                     source=source.file,
                     first=first,
                     last=min(first + step, size) - 1,
                 )
-                etags.append(await self.retry.call("copy", request))
-            await self._complete(target, upload, etags, condition)
+                copied.append(await self.retry.call("copy", request))
+            await self._complete(target, upload, copied, condition)
 
     async def delete(self, files: Sequence[RunFile]) -> Mapping[str, StoreError]:
         """Delete objects whose etag is unchanged; return the failures by key, after retries."""

@@ -18,7 +18,7 @@ import msgspec
 
 from asyncagg.errors import TransientError
 from asyncagg.model import RunFile
-from asyncagg.store.s3.plane import Page
+from asyncagg.store.s3.plane import Page, Part
 from asyncagg.store.s3.text import in_utc, printable
 
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
@@ -186,16 +186,17 @@ def delete_body(objects: Sequence[tuple[str, str]]) -> bytes:
     return f'<Delete xmlns="{_NAMESPACE}"><Quiet>true</Quiet>{"".join(entries)}</Delete>'.encode()
 
 
-def complete_body(etags: Sequence[str]) -> bytes:
-    """Return the body of a CompleteMultipartUpload for the etags of its parts, in order."""
-    parts = "".join(
+def complete_body(parts: Sequence[Part]) -> bytes:
+    """Return the body of a CompleteMultipartUpload for its parts, in order."""
+    entries = "".join(
         f"<Part><PartNumber>{number}</PartNumber>"
-        f"<ETag>&quot;{etag.translate(_ESCAPES)}&quot;</ETag></Part>"
-        for number, etag in enumerate(etags, 1)
+        f"<ETag>&quot;{part.etag.translate(_ESCAPES)}&quot;</ETag>"
+        + (f"<ChecksumCRC32>{part.crc32}</ChecksumCRC32>" if part.crc32 else "")
+        + "</Part>"
+        for number, part in enumerate(parts, 1)
     )
-    return (
-        f'<CompleteMultipartUpload xmlns="{_NAMESPACE}">{parts}</CompleteMultipartUpload>'.encode()
-    )
+    name = "CompleteMultipartUpload"
+    return f'<{name} xmlns="{_NAMESPACE}">{entries}</{name}>'.encode()
 
 
 def _parse(body: bytes, name: str) -> ET.Element:

@@ -57,6 +57,24 @@ async def test_multipart_conditions(server: S3Server, client: Any) -> None:
     assert server.get("b", "k").body == b"one"
 
 
+async def test_checksums_of_parts(server: S3Server, client: Any) -> None:
+    """An upload with an algorithm wants the checksum of each part, twice; the object has one."""
+    upload = await client.create_multipart_upload(Bucket="b", Key="k", ChecksumAlgorithm="CRC32")
+    part = {"Bucket": "b", "Key": "k", "UploadId": upload["UploadId"], "PartNumber": 1}
+    other = client.upload_part(**part, Body=b"one", ChecksumAlgorithm="SHA256")
+    assert await refusal(other) == (400, "InvalidRequest")
+    sent = await client.upload_part(**part, Body=b"one")
+    listed = {"PartNumber": 1, "ETag": sent["ETag"]}
+    without = complete_upload(client, upload["UploadId"], [listed])
+    assert await refusal(without) == (400, "InvalidRequest")
+    wrong = complete_upload(client, upload["UploadId"], [{**listed, "ChecksumCRC32": "AAAAAA=="}])
+    assert await refusal(wrong) == (400, "InvalidPart")
+    right = {**listed, "ChecksumCRC32": sent["ChecksumCRC32"]}
+    await complete_upload(client, upload["UploadId"], [right])
+    head = await client.head_object(Bucket="b", Key="k", ChecksumMode="ENABLED")
+    assert (head["ChecksumType"], head["ChecksumCRC32"][-2:]) == ("COMPOSITE", "-1")
+
+
 async def test_part_copies(server: S3Server, client: Any) -> None:
     """A part may be a range of another object, under a condition."""
     etag = server.put("b", "source", b"0123456789").etag

@@ -141,19 +141,31 @@ class Page(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One uploaded part."""
+    """One uploaded part, with its MD5 and the checksum it was sent with, in base64."""
 
     body: bytes
     digest: bytes
+    checksum: bytes = b""
 
 
 class Upload(NamedTuple):
-    """One multipart upload under way."""
+    """One multipart upload under way; the algorithm is that of its parts' checksums, if any."""
 
     key: str
     head: bytes
     initiated: datetime
     parts: dict[int, Part]
+    algorithm: str = ""
+
+    @property
+    def checksum_header(self) -> bytes:
+        """The header of its checksums."""
+        return f"x-amz-checksum-{self.algorithm.lower()}".encode()
+
+    @property
+    def checksum_element(self) -> str:
+        """The XML element of its checksums."""
+        return f"Checksum{self.algorithm}"
 
 
 class Bucket:

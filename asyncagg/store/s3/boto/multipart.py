@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from hashlib import md5
 from io import BytesIO
+from zlib import crc32
 
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Condition
@@ -15,7 +15,7 @@ from asyncagg.store.s3.boto.bucket import (
     condition_parameters,
     etag_of,
 )
-from asyncagg.store.s3.plane import DEFAULT_CLASS, StorageClass
+from asyncagg.store.s3.plane import DEFAULT_CLASS, Part, StorageClass
 
 
 class BotoMultipart:
@@ -25,35 +25,38 @@ class BotoMultipart:
         self._bucket = bucket
         self._storage_class = storage_class
 
-    async def create(self, key: str, *, content_type: str, metadata: Mapping[str, str]) -> str:
-        """CreateMultipartUpload; returns the upload's id."""
+    async def create(
+        self, key: str, *, content_type: str, metadata: Mapping[str, str], copies: bool
+    ) -> str:
+        """CreateMultipartUpload, of parts that are sent or of ``copies``; returns its id."""
+        checksum = {} if copies else {"ChecksumAlgorithm": "CRC32"}
         with self._bucket.translating("put", key):
             response = await self._bucket.client.create_multipart_upload(
                 **self._bucket.parameters(key),
                 ContentType=content_type,
                 Metadata=dict(metadata),
                 **class_parameters(self._storage_class, key),
+                **checksum,
             )
         return str(response["UploadId"])
 
-    async def upload_part(self, key: str, upload: str, number: int, data: BytesIO) -> str:
-        """UploadPart; returns the part's etag."""
+    async def upload_part(self, key: str, upload: str, number: int, data: BytesIO) -> Part:
+        """UploadPart."""
         data.seek(0)
-        # A bucket with Object Lock requires a checksum; MD5 is the one that every server supports.
-        digest = md5(data.getbuffer(), usedforsecurity=False).digest()
+        checksum = b64encode(crc32(data.getbuffer()).to_bytes(4, "big")).decode()
         with self._bucket.translating("put", key):
             response = await self._bucket.client.upload_part(
                 **self._bucket.parameters(key),
                 UploadId=upload,
                 PartNumber=number,
                 Body=data,
-                ContentMD5=b64encode(digest).decode(),
+                ChecksumCRC32=checksum,
             )
-        return etag_of(response)
+        return Part(etag_of(response), checksum)
 
     async def copy_part(
         self, key: str, upload: str, number: int, *, source: RunFile, first: int, last: int
-    ) -> str:
+    ) -> Part:
         """UploadPartCopy of the source's bytes from first to last, if it is unchanged."""
         with self._bucket.translating("copy", source.key):
             response = await self._bucket.client.upload_part_copy(
@@ -64,18 +67,22 @@ class BotoMultipart:
                 CopySourceIfMatch=f'"{source.etag}"',
                 CopySourceRange=f"bytes={first}-{last}",
             )
-        return etag_of(response["CopyPartResult"])
+        return Part(etag_of(response["CopyPartResult"]))
 
     async def complete(
-        self, key: str, upload: str, etags: Sequence[str], *, condition: Condition | None
+        self, key: str, upload: str, parts: Sequence[Part], *, condition: Condition | None
     ) -> str:
         """CompleteMultipartUpload; returns the object's etag."""
-        parts = [{"PartNumber": n, "ETag": f'"{etag}"'} for n, etag in enumerate(etags, 1)]
+        listed = [
+            {"PartNumber": number, "ETag": f'"{part.etag}"'}
+            | ({"ChecksumCRC32": part.crc32} if part.crc32 else {})
+            for number, part in enumerate(parts, 1)
+        ]
         with self._bucket.translating("put", key):
             response = await self._bucket.client.complete_multipart_upload(
                 **self._bucket.parameters(key),
                 UploadId=upload,
-                MultipartUpload={"Parts": parts},
+                MultipartUpload={"Parts": listed},
                 **condition_parameters(condition),
             )
         return etag_of(response)
