@@ -57,7 +57,7 @@ async def test_multipart_conditions(server: S3Server, client: Any) -> None:
     assert server.get("b", "k").body == b"one"
 
 
-async def test_checksums_of_parts(server: S3Server, client: Any) -> None:
+async def test_checksums_of_parts(client: Any) -> None:
     """An upload with an algorithm wants the checksum of each part, twice; the object has one."""
     upload = await client.create_multipart_upload(Bucket="b", Key="k", ChecksumAlgorithm="CRC32")
     part = {"Bucket": "b", "Key": "k", "UploadId": upload["UploadId"], "PartNumber": 1}

@@ -170,10 +170,10 @@ def _chosen_parts(upload: Upload, root: ET.Element, *, allow_small: bool) -> lis
     if [part.digest.hex() for part in chosen] != [etag for _, etag in listed]:
         raise S3Error("InvalidPart")
     if upload.algorithm:
-        sums = [(part.findtext(upload.checksum_element) or "").encode() for part in root.findall("Part")]
-        if b"" in sums:
+        sums = [part.findtext(upload.checksum_element) for part in root.findall("Part")]
+        if None in sums:
             raise S3Error("InvalidRequest", "The complete request must include each checksum")
-        if [part.checksum for part in chosen] != sums:
+        if [part.checksum.decode() for part in chosen] != sums:
             raise S3Error("InvalidPart")
     small = any(len(part.body) < MIN_PART_BYTES for part in chosen[:-1])
     if small and not allow_small:
