@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The numbers of an `OSError` that says that a disk is full."""
+
 __all__ = (
     "AccessDeniedError",
     "AggregateError",

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 from aiofiles.tempfile import SpooledTemporaryFile
 
-from asyncagg.errors import ConfigurationError
+from asyncagg.errors import NO_SPACE, ConfigurationError
 
 BLOCK = 256 * 1024
 """How many bytes go to and from the temporary file at a time."""
@@ -74,7 +74,7 @@ class Spool:
                     self._position += count
                 self._written = self._position
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in NO_SPACE | {errno.EFBIG}:
                 raise
             raise ConfigurationError(
                 f"temporary folder {str(self._folder or 'of the system')!r}: full at {self.size} "

@@ -9,13 +9,13 @@ from typing import Protocol
 
 from anyio import CapacityLimiter, to_thread
 
-from asyncagg.errors import ConfigurationError, PreconditionFailedError
+from asyncagg.errors import NO_SPACE, ConfigurationError, PreconditionFailedError
 from asyncagg.job.context import JobContext
 from asyncagg.model import RunFile
 from asyncagg.packs.format import safe_name, tagged_name
 from asyncagg.store import Absent
 
-_OF_THE_FOLDER = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_OF_THE_FOLDER = NO_SPACE | {errno.EROFS}
 """Errors that every other file would have, too."""
 
 

@@ -10,13 +10,11 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from asyncagg.errors import AsyncaggError, UsageError
+from asyncagg.errors import NO_SPACE, AsyncaggError, UsageError
 
 __all__ = ("main",)
 
 _log = logging.getLogger(__name__)
-
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def main() -> None:
@@ -26,7 +24,7 @@ def main() -> None:
         words, debug = _without_debug(sys.argv[1:])
         sys.exit(_exit_code(words, debug=debug))
     except OSError as error:
-        if error.errno not in {errno.EPIPE, *_NO_SPACE}:
+        if error.errno not in {errno.EPIPE, *NO_SPACE}:
             raise
         # The reader of the output is gone (`| head`), or its disk is full, which `_report` has
         # said on standard error. Without this, Python fails again at exit.
@@ -86,7 +84,7 @@ def _exit_code(words: list[str], *, debug: bool) -> int:
 
 
 def _sentence(error: Exception, *, debug: bool) -> str:
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
         place = f"{error.filename!r}" if error.filename else "the output or temporary files"
         return f"{error.strerror}: free some space for {place}, and run it again"
     return f"unexpected {type(error).__name__}: {error}{'' if debug else '; --debug shows where'}"

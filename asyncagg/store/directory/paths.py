@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from asyncagg.errors import (
+    NO_SPACE,
     AccessDeniedError,
     AsyncaggError,
     ConfigurationError,
@@ -40,8 +41,7 @@ _BY_ERRNO: dict[int, type[AsyncaggError]] = {
     errno.EACCES: AccessDeniedError,
     errno.EPERM: AccessDeniedError,
     errno.EROFS: AccessDeniedError,
-    errno.ENOSPC: ConfigurationError,
-    errno.EDQUOT: ConfigurationError,
+    **dict.fromkeys(NO_SPACE, ConfigurationError),
     errno.EIO: TransientError,
     errno.ETIMEDOUT: TransientError,
     errno.ESTALE: TransientError,
