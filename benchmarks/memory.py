@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py                 # all scenarios (an hour or more)
     python benchmarks/memory.py --only 1k 10k   # some of them
+    python benchmarks/memory.py --tls           # over TLS, like real S3
     python benchmarks/memory.py --plot          # also docs/images/memory.png, from 100k
 
 Where cgroups (version 1) are not writable, memory is measured but not limited, and a line says so.
@@ -240,8 +241,7 @@ SCENARIOS = (
 
 def settle(store: Server, joins: list[Path], form: str = "files") -> Measured:
     """Run the real handler until the inbox is empty."""
-    settings = {"ASYNCAGG_STORE": f"s3://{BUCKET}", "ASYNCAGG_ENDPOINT_URL": store.url}
-    settings["ASYNCAGG_ARCHIVE_FORMAT"] = form
+    settings = {**store.settings(), "ASYNCAGG_ARCHIVE_FORMAT": form}
     settings["MALLOC_MMAP_THRESHOLD_"] = "262144"  # as in template.yaml
     return measure(
         [sys.executable, str(HERE / "job.py"), END, "7200", "1"],
@@ -251,9 +251,9 @@ def settle(store: Server, joins: list[Path], form: str = "files") -> Measured:
     )
 
 
-def run(scenario: Scenario, form: str) -> dict[str, Any]:
-    """Measure one scenario."""
-    with server() as store:
+def run(scenario: Scenario, form: str, tls: Path | None) -> dict[str, Any]:
+    """Measure one scenario; ``tls`` is a folder for a certificate, if the server uses TLS."""
+    with server(tls=tls) as store:
         expected = scenario.prepare(store)
         with box(memory_bytes=LIMIT) as joins:
             done = settle(store, joins, form)
@@ -313,15 +313,17 @@ def main() -> None:
     names = [scenario.name for scenario in SCENARIOS]
     parser.add_argument("--only", nargs="*", choices=names, default=names)
     parser.add_argument("--plot", action="store_true", help="draw docs/images/memory.png")
+    parser.add_argument("--tls", action="store_true", help="run the server with TLS")
     archive_format(parser)
     args = parser.parse_args()
-    name = named("memory", args.archive_format)
+    name = named("memory-tls" if args.tls else "memory", args.archive_format)
     if not writable("memory"):
         print("cgroups are not writable here: memory is measured, not limited")
     found = stored(name)
     for scenario in SCENARIOS:
         if scenario.name in args.only:
-            row = run(scenario, args.archive_format)
+            with tempfile.TemporaryDirectory() as folder:
+                row = run(scenario, args.archive_format, Path(folder) if args.tls else None)
             samples = row.pop("samples", None)
             found[scenario.name] = row
             print(table([row]).splitlines()[-1], flush=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from harness import BUCKET, HERE, MIB, Measured, Server, box, measure, server, writable
@@ -26,12 +27,7 @@ def store() -> Iterator[Server]:
 
 def settle(store: Server, **settings: str) -> Measured:
     """Run the handler in the box until the inbox is empty."""
-    environment = {
-        "ASYNCAGG_STORE": f"s3://{BUCKET}",
-        "ASYNCAGG_ENDPOINT_URL": store.url,
-        "ASYNCAGG_LOG_LEVEL": "warning",
-        **settings,
-    }
+    environment = {**store.settings(), "ASYNCAGG_LOG_LEVEL": "warning", **settings}
     with box(memory_bytes=LIMIT) as joins:
         done = measure(
             [sys.executable, str(HERE / "job.py"), END, "600", "1"], env=environment, joins=joins
@@ -74,6 +70,15 @@ def test_large_files_stay_inside_the_budget(store: Server) -> None:
         assert done.answer["processed_files"] == 60
         assert done.peak_bytes <= BUDGET
         store.control("reset")
+
+
+def test_packs_of_large_files_stay_inside_the_budget_over_tls(tmp_path: Path) -> None:
+    """TLS copies what it sends, and a part of a pack has 5 MB."""
+    with server(tls=tmp_path) as store:
+        store.fill(200, windows(1), size=1_000_000)
+        done = settle(store, ASYNCAGG_ARCHIVE_FORMAT="packs", MALLOC_MMAP_THRESHOLD_="262144")
+        assert done.answer["processed_files"] == 200
+        assert done.peak_bytes <= BUDGET
 
 
 WORST = (

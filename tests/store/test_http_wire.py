@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -322,6 +323,33 @@ async def test_a_request_is_one_write() -> None:
     wire.transport.written = b""
     wire.connection.send(GET, b"content", 0.0, bodyless=False, streamed=False)
     assert wire.transport.written == GET + b"content"
+
+
+async def test_a_large_request_waits_for_its_transport() -> None:
+    """While the transport has enough, the rest of the body stays with the connection."""
+    wire = Wire()
+    wire.receive(OK)
+    wire.transport.written = b""
+    body = bytes(range(256)) * 4000
+    wire.connection.pause_writing()
+    wire.connection.send(GET, body, 0.0, bodyless=False, streamed=False)
+    assert wire.transport.written == GET
+    wire.connection.resume_writing()
+    assert wire.transport.written == GET + body
+    wire.receive(OK)
+    assert wire.reusable
+
+
+async def test_an_answer_to_half_a_large_request_ends_the_connection() -> None:
+    """What the connection holds back is a part of the request, too."""
+    wire = Wire()
+    wire.receive(OK)
+    wire.owner.free.clear()
+    wire.connection.pause_writing()
+    answered = wire.connection.send(GET, bytes(100_000), 0.0, bodyless=False, streamed=False)
+    wire.receive(OK)
+    assert (await answered).body == b"ok"
+    assert not wire.reusable
 
 
 async def test_a_dropped_answer_closes_a_half_read_connection() -> None:
@@ -876,6 +904,45 @@ async def test_closing_the_pool_ends_what_is_under_way() -> None:
         with pytest.raises(TransientError, match="closed"):
             await pool.request(get())
         await pool.aclose()
+
+
+# ------------------------------------------------------------------ large requests
+
+
+async def sum_slowly(
+    peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Read a body after the release, and respond with its digest."""
+    await peer.release.wait()
+    digest = sha256(await reader.readexactly(LARGE)).hexdigest().encode()
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 64\r\n\r\n" + digest)
+
+
+LARGE = 20 * 1024 * 1024
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@on_both_loops
+async def test_a_large_request_is_not_copied_as_a_whole(
+    trusting: ssl.SSLContext, localhost: ssl.SSLContext, *, tls: bool
+) -> None:
+    """The transport never has more than a megabyte of it; the server gets all of it."""
+    body = bytes(range(251)) * (LARGE // 251) + bytes(LARGE % 251)
+    secure = {"host": "localhost", "server_tls": localhost, "tls": trusting} if tls else {}
+    async with pooled(**cast("Any", secure)) as (pool, peer):
+        peer.actions["/sum"] = sum_slowly
+        await assert_sound(pool)
+        transport = cast("asyncio.Transport", pool._idle[-1]._transport)
+        answered = asyncio.ensure_future(pool.request(get("/sum"), body))
+        await peer.asked("/sum", 1)
+        buffered = [transport.get_write_buffer_size()]
+        peer.release.set()
+        while not answered.done():
+            buffered.append(transport.get_write_buffer_size())
+            await asyncio.sleep(0)
+        assert (await answered).body == sha256(body).hexdigest().encode()
+        assert max(buffered) <= 1024 * 1024
+        assert not transport.is_closing()
 
 
 # ------------------------------------------------------------------ TLS

@@ -20,8 +20,12 @@ from asyncagg.errors import ConnectionLostError, TransientError
 
 _MAX_HEAD_BYTES = 64 * 1024
 _ONE_WRITE_BYTES = 64 * 1024
+_WRITE_BYTES = 256 * 1024
+"""Bytes of a large body that a transport gets at a time: TLS copies twice what it cannot send."""
+
 _PAUSE_BYTES = 256 * 1024
 _RESUME_BYTES = 64 * 1024
+_NOTHING = memoryview(b"")
 _HEAD_END = b"\r\n\r\n"
 _LINE_END = b"\r\n"
 _FRAMING = (b"\r\ncontent-length:", b"\r\ntransfer-encoding:")
@@ -175,6 +179,8 @@ class Connection(asyncio.BufferedProtocol):
         self._head_bytes = 0
         self._blocks: list[bytes] = []
         self._body_bytes = 0
+        self._unsent = _NOTHING  # the rest of a large request
+        self._writing_paused = False
         self._bodyless = self._streamed = False
         self._complete = False
         self._reusable = False
@@ -202,8 +208,17 @@ class Connection(asyncio.BufferedProtocol):
         if len(body) <= _ONE_WRITE_BYTES:
             transport.write(head + body)
         else:
-            transport.writelines((head, body))
+            self._unsent = memoryview(body)
+            transport.write(head)
+            self._write(transport)
         return waiter
+
+    def _write(self, transport: asyncio.Transport) -> None:
+        """Send as much of a large body as the transport takes."""
+        while self._unsent and not self._writing_paused and not transport.is_closing():
+            block, rest = self._unsent[:_WRITE_BYTES], self._unsent[_WRITE_BYTES:]
+            self._unsent = rest or _NOTHING  # an empty view would keep the body
+            transport.write(block)
 
     def drop(self, waiter: asyncio.Future[Response]) -> None:
         """Close the connection unless the exchange of this future is complete."""
@@ -225,6 +240,7 @@ class Connection(asyncio.BufferedProtocol):
         """Close the connection at once; the owner is notified later."""
         self.busy = False
         self.closing = True
+        self._unsent = _NOTHING
         if self._transport is not None:
             self._transport.abort()
 
@@ -284,6 +300,16 @@ class Connection(asyncio.BufferedProtocol):
             detail = f"the response's body exceeds {self._max_body_bytes} bytes"
             self.fail(TransientError(detail))
 
+    def pause_writing(self) -> None:
+        """Hold back the rest of a large body: the transport has enough."""
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        """Continue with a large body."""
+        self._writing_paused = False
+        if self._transport is not None:
+            self._write(self._transport)
+
     def eof_received(self) -> None:
         """Mark the connection as closing; the transport closes it."""
         self.closing = True
@@ -294,6 +320,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.busy:
             self._end_of_input(exc)
         self._transport = None
+        self._unsent = _NOTHING
         self._owner.lost(self)
 
     def _end_of_input(self, cause: Exception | None) -> None:
@@ -360,7 +387,12 @@ class Connection(asyncio.BufferedProtocol):
 
         # A server may respond before it has read the whole request. The unsent rest would then be
         # read as the start of the next request.
-        if self._reusable and transport is not None and not transport.get_write_buffer_size():
+        if (
+            self._reusable
+            and transport is not None
+            and not self._unsent
+            and not transport.get_write_buffer_size()
+        ):
             self._owner.released(self)
         else:
             self.abort()
