@@ -43,6 +43,8 @@ TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "verify": verify.table,
     "memory": memory.table,
     "memory-packs": memory.table,
+    "memory-tls": memory.table,
+    "memory-tls-packs": memory.table,
 }
 GOALS = (("floor", "of the floor"), ("obstore", "of obstore"), ("boto3-serial", "of boto3 serial"))
 _PLACE = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
