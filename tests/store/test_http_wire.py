@@ -908,6 +908,8 @@ async def test_closing_the_pool_ends_what_is_under_way() -> None:
 
 # ------------------------------------------------------------------ large requests
 
+LARGE = 20 * 1024 * 1024
+
 
 async def sum_slowly(
     peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -916,9 +918,6 @@ async def sum_slowly(
     await peer.release.wait()
     digest = sha256(await reader.readexactly(LARGE)).hexdigest().encode()
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 64\r\n\r\n" + digest)
-
-
-LARGE = 20 * 1024 * 1024
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

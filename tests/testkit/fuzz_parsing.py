@@ -122,7 +122,7 @@ def read_response(data: bytes) -> None:
         lambda: [file.last_modified.timestamp() for file in xml.parse_listing(data, "").files],
         lambda: xml.parse_copy_error(data),
         lambda: list(xml.parse_delete_errors(data)),
-        lambda: _parse_info(S3Request("head", "k", "HEAD", "/"), Response(200, data, data.lower())),
+        lambda: _parse_info(S3Request("head", "k", "HEAD", "/"), Response(200, data)),
     ):
         with suppress(TransientError):
             parse()

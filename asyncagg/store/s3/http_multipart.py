@@ -13,11 +13,10 @@ from asyncagg.store.s3.demanded import NOTHING, Demanded
 from asyncagg.store.s3.http import Response
 from asyncagg.store.s3.http_plane import (
     condition_headers,
-    crc32_of,
     etag_of,
     object_headers,
 )
-from asyncagg.store.s3.plane import DEFAULT_CLASS, Part, StorageClass
+from asyncagg.store.s3.plane import DEFAULT_CLASS, Part, StorageClass, crc32_of
 from asyncagg.store.s3.requester import Requester, S3Request
 from asyncagg.store.s3.sigv4 import canonical_query, encode_path
 
@@ -57,7 +56,7 @@ class HttpMultipart:
     ) -> Coroutine[Any, Any, Part]:
         """UploadPart."""
         body = data.getvalue()
-        checksum = crc32_of(body)
+        checksum = crc32_of(body).decode()
         headers = {"x-amz-checksum-crc32": checksum}
         query = _part(upload, number)
         request = S3Request("put", key, "PUT", self._path(key), headers, query, body)

@@ -6,10 +6,12 @@ there is exactly one retry layer.
 
 from __future__ import annotations
 
+from binascii import b2a_base64
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from io import BytesIO
 from typing import NamedTuple, Protocol
+from zlib import crc32
 
 import msgspec
 
@@ -131,9 +133,9 @@ class Part(NamedTuple):
 class Multipart(Protocol):
     """The requests of a multipart upload, each sent once. Keys are relative to the store.
 
-    Parts that are sent have a CRC32, as those of AWS's own SDKs; S3 then wants it from all
-    requests of the upload. Its source:
-    https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
+    Each part that is sent has a CRC32, as AWS's SDKs send it. S3 then requires the algorithm when
+    the upload is created, and the checksum of each part when it is completed:
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
     """
 
     async def create(
@@ -249,6 +251,11 @@ def make_error(
     if issubclass(kind, StoreError):
         return kind(message, operation=operation, key=key, bucket=bucket)
     return kind(message)
+
+
+def crc32_of(data: bytes | memoryview) -> bytes:
+    """Return the value of ``x-amz-checksum-crc32`` for a body."""
+    return b2a_base64(crc32(data).to_bytes(4, "big"), newline=False)
 
 
 def check_etag(key: str, found: str, expected: str) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from zlib import crc32
 
 from asyncagg.model import RunFile
 from asyncagg.store.protocol import Condition
@@ -15,7 +13,7 @@ from asyncagg.store.s3.boto.bucket import (
     condition_parameters,
     etag_of,
 )
-from asyncagg.store.s3.plane import DEFAULT_CLASS, Part, StorageClass
+from asyncagg.store.s3.plane import DEFAULT_CLASS, Part, StorageClass, crc32_of
 
 
 class BotoMultipart:
@@ -43,7 +41,7 @@ class BotoMultipart:
     async def upload_part(self, key: str, upload: str, number: int, data: BytesIO) -> Part:
         """UploadPart."""
         data.seek(0)
-        checksum = b64encode(crc32(data.getbuffer()).to_bytes(4, "big")).decode()
+        checksum = crc32_of(data.getbuffer()).decode()
         with self._bucket.translating("put", key):
             response = await self._bucket.client.upload_part(
                 **self._bucket.parameters(key),

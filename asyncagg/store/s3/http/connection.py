@@ -95,14 +95,12 @@ class Response(msgspec.Struct, gc=False):
 
     Attributes:
         head: The status line and the header fields, as received.
-        lower_head: The same in lower case.
         body: The whole body; empty if it is streamed.
         stream: The body, if it is streamed.
     """
 
     status: int
     head: bytes
-    lower_head: bytes
     body: bytes = b""
     stream: BodyStream | None = None
 
@@ -117,7 +115,7 @@ class Response(msgspec.Struct, gc=False):
         Args:
             name: Its name in lower case, between a line break and a colon.
         """
-        start = self.lower_head.find(name)
+        start = self.head.lower().find(name)
         if start < 0:
             return None
         start += len(name)
@@ -347,7 +345,7 @@ class Connection(asyncio.BufferedProtocol):
         if status < 200:
             self._head = rest
             return
-        self._response = response = Response(status, head, head.lower())
+        self._response = response = Response(status, head)
         if self._bodyless:
             self.on_message_complete()
         if self._streamed and self._transport and self._waiter and not self._waiter.done():
