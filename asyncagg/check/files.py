@@ -103,7 +103,7 @@ async def _check(store: Store, file: RunFile, settings: Settings, shown: str) ->
         reason = "a hidden or temporary name: in a directory it is left to its writer"
         return Checked(shown, Verdict.IGNORED, reason)
     try:
-        await RunFileReader(store, settings).read(file)
+        await RunFileReader(store, settings).check(file)
     except InvalidRunFileError as error:
         return Checked(shown, Verdict.QUARANTINED, error.reason)
     return Checked(shown, Verdict.COUNTED, window=_window(file, settings))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from operator import attrgetter
 
 import msgspec
@@ -19,7 +20,7 @@ from asyncagg.ingest.streaming import RunFileParser, best_matches
 from asyncagg.ingest.timestamps import is_common_timestamp
 from asyncagg.model import TOP, Match, RunFile, RunResult
 
-_MAX_WHOLE_BYTES = 64 * 1024
+MAX_WHOLE_BYTES = 64 * 1024
 """The size of the largest file that is decoded as a whole: Python values are 30 times as large.
 
 No match in such a file is longer than `MAX_MATCH_BYTES` when it is written.
@@ -56,7 +57,7 @@ def parse(
     Raises:
         InvalidRunFileError: It can never be counted.
     """
-    if len(data) <= _MAX_WHOLE_BYTES and unknown is None:
+    if len(data) <= MAX_WHOLE_BYTES and unknown is None:
         # Each level of nesting has an opening bracket. `replace` is faster than `count`.
         nested = len(data) - len(data.replace(b"{", b"").replace(b"[", b"")) > MAX_MATCH_DEPTH
         if not nested and (result := _skim(data, file, top_cutoff)) is not None:
@@ -69,12 +70,10 @@ def parse(
 
 
 def parse_blocks(
-    blocks: list[bytes], file: RunFile, top_cutoff: float, unknown: Counter[str] | None
+    blocks: Iterable[bytes], file: RunFile, unknown: Counter[str] | None = None
 ) -> RunResult:
-    """Return what `parse` returns for joined blocks, without joining many."""
-    if sum(map(len, blocks)) <= _MAX_WHOLE_BYTES:
-        return parse(b"".join(blocks), file, top_cutoff, unknown)
-    parser = RunFileParser(file, top_cutoff, unknown)
+    """Return the result of a run file whose content is in blocks; see `parse`."""
+    parser = RunFileParser(file, _NO_CUTOFF, unknown)
     for block in blocks:
         parser.feed(block)
     return parser.finish()

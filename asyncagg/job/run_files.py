@@ -1,15 +1,14 @@
-"""Read one run file from a store: whole if it is small, else as a stream."""
+"""Load one run file from a store: whole if it is small, else as a stream."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from asyncagg.errors import InvalidRunFileError
 from asyncagg.ingest.gzipped import inflate, is_gzip
-from asyncagg.ingest.parsing import parse, parse_blocks
+from asyncagg.ingest.parsing import MAX_WHOLE_BYTES, parse, parse_blocks
 from asyncagg.ingest.streaming import parse_stream
 from asyncagg.job.byte_limiter import ByteLimiter
 from asyncagg.model import RunFile, RunResult
@@ -18,6 +17,11 @@ from asyncagg.store import Store
 
 _STREAM_COST = 6 * 1024 * 1024
 """The most memory that a streamed file takes: mostly for its ten longest matches."""
+
+
+Loaded: TypeAlias = tuple[bytes | RunResult, bytes | None]
+"""A run file: its unzipped content, or its result if it was parsed while it was loaded; and its
+bytes as stored, if they were read whole."""
 
 
 class Gate(Protocol):
@@ -47,22 +51,20 @@ class RunFileReader:
         self._max_bytes = settings.max_file_bytes
         self._limiter = ByteLimiter(settings.max_inflight_bytes)
 
-    async def read(
+    async def load(
         self,
         file: RunFile,
         *,
         key: str = "",
-        top_cutoff: float = -math.inf,
         unknown: Counter[str] | None = None,
         gate: Gate | None = None,
-    ) -> tuple[RunResult, bytes | None]:
-        """Return the content of a run file, and its bytes if they were read whole.
+    ) -> Loaded:
+        """Load a run file.
 
         Args:
             file: Its reference.
             key: Read from this key instead of ``file.key``, if the file was moved.
-            top_cutoff: Matches with a lower score may be left out.
-            unknown: Counts the names of fields that are not read.
+            unknown: Counts the names of fields that are not read, if the file is parsed here.
             gate: Waited for before a file is read whole, because its bytes are kept.
 
         Raises:
@@ -74,49 +76,56 @@ class RunFileReader:
                 f"too large: {file.size} bytes, expected at most {self._max_bytes}"
             )
         if file.size > self._stream_bytes:
-            return await self._read_stream(file, key, unknown), None
+            return await self._parse_stream(file, key, unknown), None
         if not self._limiter.take(file.size):
             await self._limiter.acquire(file.size)
         try:
             if gate is not None and gate.is_full:
                 await gate.wait()
-            body = await self._store.get(key or file.key, if_match=file.etag)
-            if not is_gzip(body.data):
-                return parse(body.data, file, top_cutoff, unknown), body.data
-            blocks = self._unzip(body.data)
-            if blocks is not None:
-                return parse_blocks(blocks, file, top_cutoff, unknown), body.data
+            data = (await self._store.get(key or file.key, if_match=file.etag)).data
+            if not is_gzip(data):
+                return data, data
+            content = self._unzip(data, file, unknown)
+            if content is not None:
+                return content, data
         finally:
             self._limiter.release(file.size)
-        return await self._read_stream(file, key, unknown), None
+        return await self._parse_stream(file, key, unknown), None
 
-    async def read_content(
-        self,
-        file: RunFile,
-        load: Callable[[], Awaitable[bytes]],
-        *,
-        top_cutoff: float = -math.inf,
-    ) -> tuple[RunResult, bytes]:
-        """Return the content of a run file that ``load`` returns whole, and its bytes; see `read`.
+    async def load_content(self, file: RunFile, load: Callable[[], Awaitable[bytes]]) -> Loaded:
+        """Load a run file that ``load`` returns whole.
 
         Raises:
             InvalidRunFileError: It can never be counted.
         """
-        if not self._limiter.take(file.size):
-            await self._limiter.acquire(file.size)
-        try:
+        async with self._limiter.hold(file.size):
             data = await load()
             if not is_gzip(data):
-                return parse(data, file, top_cutoff), data
-            blocks = self._unzip(data)
-            if blocks is not None:
-                return parse_blocks(blocks, file, top_cutoff, None), data
-            return await parse_stream(_one_block(data), file, max_bytes=self._max_bytes), data
-        finally:
-            self._limiter.release(file.size)
+                return data, data
+            content = self._unzip(data, file, None)
+            if content is None:
+                content = await parse_stream(_one_block(data), file, max_bytes=self._max_bytes)
+            return content, data
 
-    def _unzip(self, data: bytes) -> list[bytes] | None:
-        """Return the unzipped content, or None if it is too large to hold."""
+    async def check(self, file: RunFile, *, key: str = "") -> None:
+        """Load and parse a run file.
+
+        Args:
+            file: Its reference.
+            key: Read from this key instead of ``file.key``, if the file was moved.
+
+        Raises:
+            InvalidRunFileError: It can never be counted.
+            StoreError: It could not be fetched in the version of the reference.
+        """
+        content, _ = await self.load(file, key=key)
+        if isinstance(content, bytes):
+            parse(content, file)
+
+    def _unzip(
+        self, data: bytes, file: RunFile, unknown: Counter[str] | None
+    ) -> bytes | RunResult | None:
+        """Return the unzipped content, its result if it is large, None if it is too large."""
         blocks = []
         size = 0
         for block in inflate(data, self._max_bytes):
@@ -124,9 +133,11 @@ class RunFileReader:
             if size > self._stream_bytes:
                 return None
             blocks.append(block)
-        return blocks
+        if size > MAX_WHOLE_BYTES:
+            return parse_blocks(blocks, file, unknown)
+        return b"".join(blocks)
 
-    async def _read_stream(
+    async def _parse_stream(
         self, file: RunFile, key: str, unknown: Counter[str] | None
     ) -> RunResult:
         async with (

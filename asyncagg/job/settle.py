@@ -32,7 +32,7 @@ from asyncagg.job.chunk import WindowBatch
 from asyncagg.job.context import JobContext
 from asyncagg.job.deadline import Deadline
 from asyncagg.job.deferrals import Deferrals
-from asyncagg.job.fetch import Fetcher, Read
+from asyncagg.job.fetch import Fetcher
 from asyncagg.job.outcome import RunReport, Tally, WindowReport
 from asyncagg.job.packing import LostPack, Packer, open_packer, remove_lost
 from asyncagg.job.redelivered import find_counted
@@ -189,11 +189,19 @@ class Settlement:
     ) -> Fetcher:
         """Fetch files, and return what was folded."""
         mover = Mover(self.context, tally, self.slots, self.deferrals)
-        quarantine, unknown = mover.copy_to_quarantine, Counter[str]()
-        read: Read = partial(self.reader.read, gate=packer) if packer else self.reader.read
+        load, unknown = partial(self.reader.load, gate=packer), None
         if _log.isEnabledFor(logging.DEBUG):
-            read = partial(self.reader.read, gate=packer, unknown=unknown)
-        fetcher = Fetcher(read, quarantine, rows, tally, self.deferrals, packs=packer)
+            unknown = Counter[str]()
+            load = partial(load, unknown=unknown)
+        fetcher = Fetcher(
+            load,
+            mover.copy_to_quarantine,
+            rows,
+            tally,
+            self.deferrals,
+            packs=packer,
+            unknown=unknown,
+        )
         with self.run_report.timed("fetch"):
             await fetcher.fetch(files, slots=self.slots, until=until)
         if unknown:

@@ -18,6 +18,8 @@ class _Job:
     """Items that wait for slots.
 
     Attributes:
+        work: Works on an item.
+        group: Where its workers run.
         is_urgent: Whether it takes over slots of other jobs.
         unclaimed: How many items no worker has claimed yet.
         claimed: Set once all items are claimed.
@@ -32,25 +34,22 @@ class _Job:
         *,
         is_urgent: bool,
     ) -> None:
+        self.work = work
+        self.group = group
         self.is_urgent = is_urgent
         self.unclaimed = len(items)
         self.claimed = anyio.Event()
-        self.group = group
         self._items: Iterator[Any] = iter(items)
-        self._work = work
         self._queue = queue
         queue.append(self)
 
-    def claim(self) -> None:
-        """Claim an item: its worker calls `work` next."""
+    def claim(self) -> Any:
+        """Return the next item, which the caller's worker must work on."""
         self.unclaimed -= 1
         if not self.unclaimed:
             self.withdraw()
             self.claimed.set()
-
-    async def work(self) -> None:
-        """Work on the next item."""
-        await self._work(next(self._items))
+        return next(self._items)
 
     def withdraw(self) -> None:
         """Ask for no more slots."""
@@ -110,15 +109,13 @@ class Slots:
         while self._free and (queue := self._urgent or self._normal):
             job = queue[0]
             self._free -= 1
-            job.claim()
-            job.group.start_soon(self._work, job)
+            job.group.start_soon(self._work, job, job.claim())
 
-    async def _work(self, job: _Job) -> None:
+    async def _work(self, job: _Job, item: Any) -> None:
         try:
-            await job.work()
+            await job.work(item)
             while job.unclaimed and (job.is_urgent or not self._urgent):
-                job.claim()
-                await job.work()
+                await job.work(job.claim())
         finally:
             self._free += 1
             self._grant()

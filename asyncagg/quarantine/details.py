@@ -78,7 +78,7 @@ async def quarantine_reason(reader: RunFileReader, file: RunFile, *, key: str = 
     if not is_run_file(file.key):
         return f"{file.key!r} is not a run file: expected a key that ends in .json or .json.gz"
     try:
-        await reader.read(file, key=key)
+        await reader.check(file, key=key)
     except InvalidRunFileError as error:
         return error.reason
     return ""

@@ -27,8 +27,8 @@ from asyncagg.job.deferrals import Deferrals
 from asyncagg.job.fetch import Fetcher
 from asyncagg.job.outcome import Tally
 from asyncagg.job.refusals import Refusals
-from asyncagg.job.run_files import RunFileReader
-from asyncagg.model import CountedFile, Pack, Place, RunFile, RunResult, Window
+from asyncagg.job.run_files import Loaded, RunFileReader
+from asyncagg.model import CountedFile, Pack, Place, RunFile, Window
 from asyncagg.packs.format import DamagedPackError
 from asyncagg.packs.reader import PackReader
 from asyncagg.store import Matches
@@ -220,7 +220,7 @@ async def fold_archived(
     unread: list[str] = []
     async for files in batches:
         fetcher = Fetcher(
-            archive.read, archive.note_invalid, rows, Tally(), deferrals, packs=_Places()
+            archive.load, archive.note_invalid, rows, Tally(), deferrals, packs=_Places()
         )
         await fetcher.fetch(files, slots=context.slots, until=math.inf)
         total.merge(fetcher.accumulator)
@@ -281,10 +281,10 @@ class _Archive:
         self.first_error = ""
         self.unproven = 0
 
-    async def read(self, file: RunFile, *, top_cutoff: float) -> tuple[RunResult, bytes | None]:
-        """Read a counted file; see `asyncagg.job.fetch.Read`."""
+    async def load(self, file: RunFile) -> Loaded:
+        """Load a counted file; see `asyncagg.job.fetch.Load`."""
         try:
-            return await self._read(file, top_cutoff)
+            return await self._load(file)
         except NotFoundError:
             self.lost += 1
             if len(self.lost_keys) < SHOWN:
@@ -295,17 +295,17 @@ class _Archive:
             self.first_error = self.first_error or str(error)
             raise
 
-    async def _read(self, file: RunFile, top_cutoff: float) -> tuple[RunResult, bytes | None]:
+    async def _load(self, file: RunFile) -> Loaded:
         if isinstance(file, CountedFile) and file.pack:
             try:
-                return await self._read_packed(file, top_cutoff)
+                return await self._load_packed(file)
             except (DamagedPackError, NotFoundError):
                 pass  # a run that stopped after its commit has left the file in the inbox
         archived = self._layout.archive_key(file.key)
         conflict = self._layout.conflict_key(archived, file.etag)
         for key in (archived, conflict, file.key):
             try:
-                return await self._reader.read(file, key=key, top_cutoff=top_cutoff)
+                return await self._reader.load(file, key=key)
             except (NotFoundError, PreconditionFailedError):
                 continue
         # It moved between two reads, or it is a copy with another etag: of an encrypted object, or
@@ -315,18 +315,16 @@ class _Archive:
             if copy is not None and copy.size == file.size:
                 self.unproven += copy.etag != file.etag
                 renamed = msgspec.structs.replace(file, etag=copy.etag)
-                return await self._reader.read(renamed, key=key, top_cutoff=top_cutoff)
+                return await self._reader.load(renamed, key=key)
         raise NotFoundError(f"no copy of {file.key!r} with etag {file.etag!r}", key=file.key)
 
-    async def _read_packed(
-        self, file: CountedFile, top_cutoff: float
-    ) -> tuple[RunResult, bytes | None]:
-        async def load() -> bytes:
+    async def _load_packed(self, file: CountedFile) -> Loaded:
+        async def read() -> bytes:
             content = await self._packs.read(file)
             self.unproven += not content.proven
             return content.data
 
-        return await self._reader.read_content(file, load, top_cutoff=top_cutoff)
+        return await self._reader.load_content(file, read)
 
     async def note_invalid(self, file: RunFile, _reason: str) -> None:
         """Note a file that is invalid now, but was counted; it is not moved."""

@@ -44,16 +44,16 @@ POISON = b'{"matches_found": 1, "run_id": "poison"}'
 
 PROGRAM = """
 import os, signal
-import asyncagg.job.run_files as reading
+import asyncagg.job.fetch as fetching
 
-parse = reading.parse
+parse = fetching.parse
 
 def killing_parse(data, *words, **more):
     if b"poison" in data:
         os.kill(os.getpid(), signal.SIGKILL)
     return parse(data, *words, **more)
 
-reading.parse = killing_parse
+fetching.parse = killing_parse
 
 from asyncagg.cli import main
 main()
