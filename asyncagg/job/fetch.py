@@ -110,17 +110,17 @@ class Fetcher:
         """Fetch files until a time of the event loop; the others are added to ``tally.left``."""
         with anyio.CancelScope(deadline=until):
             async with task_group() as group:
-
-                async def fetch_one(index: int) -> None:
-                    await self._fetch_one(index, files[index], group, slots)
-
+                fetch_one = partial(self._fetch_one, files, slots, group)
                 await slots.for_each(range(len(files)), fetch_one)
         self._tally.left += len(files) - self._next - len(self._done)
         if self.counted:
             self._deferrals.refusals.accept("get")
         await self._keep(len(files))
 
-    async def _fetch_one(self, index: int, file: RunFile, group: TaskGroup, slots: Slots) -> None:
+    async def _fetch_one(
+        self, files: Sequence[RunFile], slots: Slots, group: TaskGroup, index: int
+    ) -> None:
+        file = files[index]
         try:
             loaded = await self._load(file)
         except InvalidRunFileError as error:

@@ -78,7 +78,7 @@ class MemoryStore:
         """Return an object's whole content, if its etag is still ``if_match``."""
         await anyio.lowlevel.checkpoint()
         found = self._find("get", key, if_match)
-        return Body(found.data, found.etag, found.info.content_encoding)
+        return Body(found.data, found.etag)
 
     async def get_range(
         self, key: str, start: int, length: int, *, if_match: str | None = None
@@ -88,14 +88,14 @@ class MemoryStore:
         found = self._find("get", key, if_match)
         data = found.data[start : start + length]
         check_range("get", key, start, length, len(data))
-        return Body(data, found.etag, found.info.content_encoding)
+        return Body(data, found.etag)
 
     @asynccontextmanager
     async def stream(self, key: str, *, if_match: str | None = None) -> AsyncIterator[StreamedBody]:
         """Open an object's content for reading block by block."""
         await anyio.lowlevel.checkpoint()
         found = self._find("stream", key, if_match)
-        yield StreamedBody(_blocks(found.data), found.etag, found.info.content_encoding)
+        yield StreamedBody(_blocks(found.data), found.etag)
 
     async def put(
         self,

@@ -53,12 +53,10 @@ class Body(msgspec.Struct, frozen=True):
     Attributes:
         data: The bytes as stored (still compressed, if they are).
         etag: The etag of exactly these bytes, without quotes.
-        content_encoding: ``gzip`` or empty, as its writer declared.
     """
 
     data: bytes
     etag: str
-    content_encoding: str = ""
 
 
 class StreamedBody(msgspec.Struct, frozen=True):
@@ -67,12 +65,10 @@ class StreamedBody(msgspec.Struct, frozen=True):
     Attributes:
         chunks: The blocks in order; they can be iterated once.
         etag: The etag of exactly these bytes, without quotes.
-        content_encoding: ``gzip`` or empty, as its writer declared.
     """
 
     chunks: AsyncIterator[bytes]
     etag: str
-    content_encoding: str = ""
 
 
 @runtime_checkable

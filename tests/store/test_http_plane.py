@@ -189,10 +189,9 @@ async def test_a_listing_is_read_page_by_page() -> None:
 
 
 async def test_a_get_holds_its_condition() -> None:
-    """Another etag and a missing object are different errors; the content encoding is returned."""
+    """Another etag and a missing object are different errors."""
     async with planed() as (plane, server):
-        server.put("b", "base/k", b"x", headers={"content-encoding": "gzip"})
-        assert (await plane.get("k", if_match=None)).content_encoding == "gzip"
+        server.put("b", "base/k", b"x")
         with pytest.raises(PreconditionFailedError):
             await plane.get("k", if_match="0" * 32)
         with pytest.raises(

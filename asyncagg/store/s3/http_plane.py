@@ -42,7 +42,6 @@ _META = b"x-amz-meta-"
 _CRC32 = b"\r\nx-amz-checksum-crc32:"
 _CRC32_LINE_OF_S3 = _CRC32 + b" "
 _ETAG = b"\r\netag:"
-_CONTENT_ENCODING = b"\r\ncontent-encoding:"
 _MOST_UNLIKE = 1000
 
 
@@ -112,13 +111,13 @@ class HttpDataPlane:
             self._verify(request, response)
         if_match = request.headers.get("if-match")
         if if_match is None:
-            return Body(data, etag_of(response), _content_encoding(response))
+            return Body(data, etag_of(response))
         expected = if_match.strip('"')
         # Some servers ignore the condition. The usual form of the header needs no parsing.
         at = head.find(if_match.encode())
         if head[at - 6 : at].lower() != b"etag: ":
             check_etag(request.key, etag_of(response), expected)
-        return Body(data, expected, _content_encoding(response))
+        return Body(data, expected)
 
     def _verify(self, request: S3Request, response: Response) -> None:
         """Verify a body by its CRC32 or its MD5, or at least by its length."""
@@ -164,7 +163,7 @@ class HttpDataPlane:
             etag = etag_of(response)
             if if_match is not None:
                 check_etag(key, etag, if_match)
-            return Body(response.body, etag, _content_encoding(response))
+            return Body(response.body, etag)
 
         return self._requester.ask(request, parse)
 
@@ -184,7 +183,7 @@ class HttpDataPlane:
             if _first_byte(response.status, headers_received) != offset:
                 raise TransientError(f"the body does not start at byte {offset}")
             blocks = self._blocks(request, response)
-            yield StreamedBody(blocks, etag_of(response), _content_encoding(response))
+            yield StreamedBody(blocks, etag_of(response))
 
     async def _blocks(self, request: S3Request, response: Response) -> AsyncIterator[bytes]:
         if response.stream is None:
@@ -307,7 +306,7 @@ def _parse_info(request: S3Request, response: Response) -> ObjectInfo:
     return ObjectInfo(
         file,
         content_type=headers.get(b"content-type", b"").decode("latin-1"),
-        content_encoding=_content_encoding(response),
+        content_encoding=content_encoding(headers.get(b"content-encoding", b"").decode("latin-1")),
         metadata={
             name.removeprefix(_META).decode("latin-1"): value.decode("latin-1")
             for name, value in headers.items()
@@ -322,11 +321,6 @@ def etag_of(response: Response) -> str:
     if etag is None:
         raise TransientError("the response has no ETag")
     return etag.decode("latin-1").strip('"')
-
-
-def _content_encoding(response: Response) -> str:
-    value = response.field(_CONTENT_ENCODING)
-    return "" if value is None else content_encoding(value.decode("latin-1"))
 
 
 def _is_md5(etag: str, headers: Mapping[bytes, bytes]) -> bool:

@@ -138,7 +138,7 @@ class S3Store:
         """Open an object's content for reading; a broken download continues where it broke."""
         async with AsyncExitStack() as stack:
             body = await self._open(stack, key, if_match, 0)
-            yield StreamedBody(self._resuming(stack, key, body), body.etag, body.content_encoding)
+            yield StreamedBody(self._resuming(stack, key, body), body.etag)
 
     async def _open(
         self, stack: AsyncExitStack, key: str, if_match: str | None, offset: int

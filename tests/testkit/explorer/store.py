@@ -137,7 +137,7 @@ class ScheduledStore:
     async def stream(self, key: str, *, if_match: str | None = None) -> AsyncIterator[StreamedBody]:
         """See `asyncagg.store.Store.stream`; the whole body is read at once."""
         body = await self.get(key, if_match=if_match)
-        yield StreamedBody(_one_block(body.data), body.etag, body.content_encoding)
+        yield StreamedBody(_one_block(body.data), body.etag)
 
     async def put(
         self,

@@ -104,7 +104,7 @@ class BotoPlane:
         etag = etag_of(response)
         if if_match is not None:
             check_etag(key, etag, if_match)
-        return Body(data, etag, content_encoding(response.get("ContentEncoding", "")))
+        return Body(data, etag)
 
     @asynccontextmanager
     async def open(
@@ -117,8 +117,7 @@ class BotoPlane:
             length = self._length(key, response)
         async with response["Body"] as body:
             chunks = self._chunks(key, body, length)
-            encoding = content_encoding(response.get("ContentEncoding", ""))
-            yield StreamedBody(chunks, etag_of(response), encoding)
+            yield StreamedBody(chunks, etag_of(response))
 
     async def _get(self, key: str, if_match: str | None, **more: str) -> Any:
         condition = None if if_match is None else Matches(if_match)
