@@ -20,7 +20,9 @@ import msgspec
 
 from asyncagg.errors import UsageError
 
-EMPTY_PAYLOAD = sha256(b"").hexdigest()
+_SHA256 = sha256()
+
+EMPTY_PAYLOAD = _SHA256.hexdigest()
 """The payload hash of a request without a body."""
 
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
@@ -114,8 +116,10 @@ class Signer:
                 {**self._common, "x-amz-content-sha256": payload, **headers}
             )
         canonical = f"{method}\n{path}\n{query}\n{canonical_lines}{template.end}".encode()
-        inner, outer = self._inner.copy(), self._outer.copy()
-        inner.update(sha256(canonical).hexdigest().encode())
+        # A copy of an empty hash takes half the time of a new one, as of an HMAC.
+        digest, inner, outer = _SHA256.copy(), self._inner.copy(), self._outer.copy()
+        digest.update(canonical)
+        inner.update(digest.hexdigest().encode())
         outer.update(inner.digest())
         return f"{lines.replace(_LF, _CRLF)}{template.authorization}{outer.hexdigest()}\r\n"
 
