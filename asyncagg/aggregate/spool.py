@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
-from aiofiles.tempfile import SpooledTemporaryFile
+from aiofiles.tempfile.temptypes import AsyncSpooledTemporaryFile
 
 from asyncagg.errors import NO_SPACE, ConfigurationError
 
@@ -128,11 +130,13 @@ async def open_spool(memory: int, folder: Path | None = None) -> AsyncIterator[S
         memory: Bytes kept in memory before the temporary file is made.
         folder: Where to make it; the system's folder by default.
     """
-    # Shielded: a file that its thread opens after a cancellation would never be closed.
-    async with _shielded():
-        # A size of 0 would mean "never roll over" to the standard library.
-        # Unbuffered: one call writes to the file, and reports a full disk.
-        file = await SpooledTemporaryFile(max_size=max(1, memory), buffering=0, dir=folder)
+    # Opened here and not in a thread: it is in memory until it is large, and a file that a thread
+    # opens after a cancellation would never be closed. A size of 0 would mean "never roll over" to
+    # the standard library. Unbuffered: one call writes to the file, and reports a full disk.
+    opened: Any = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed below
+        max_size=max(1, memory), buffering=0, dir=None if folder is None else str(folder)
+    )
+    file: Any = AsyncSpooledTemporaryFile(opened, loop=asyncio.get_running_loop(), executor=None)
     try:
         yield Spool(file, folder)
     finally:

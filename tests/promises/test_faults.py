@@ -666,7 +666,7 @@ async def test_the_deadline_while_rows_are_spooled(
     """If time runs out while rows are written to a temporary file, no aggregate is damaged."""
     clock = Leaps(monkeypatch)
     monkeypatch.setattr(spool_module, "BLOCK", 64)
-    really_open: Any = vars(spool_module)["SpooledTemporaryFile"]
+    wrap: Any = vars(spool_module)["AsyncSpooledTemporaryFile"]
     writes = 0
 
     class Slow:
@@ -686,10 +686,10 @@ async def test_the_deadline_while_rows_are_spooled(
             written: int = await self._file.write(data)
             return written
 
-    async def slow_open(**options: Any) -> Slow:
-        return Slow(await really_open(**options))
+    def slow(file: object, **options: Any) -> Slow:
+        return Slow(wrap(file, **options))
 
-    monkeypatch.setattr(spool_module, "SpooledTemporaryFile", slow_open)
+    monkeypatch.setattr(spool_module, "AsyncSpooledTemporaryFile", slow)
     store = fill_memory(prepared().store)
     for number in range(12):
         clock_of: Any = store._clock

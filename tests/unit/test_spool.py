@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testkit.loops import until
 
 from asyncagg.aggregate import spool as spool_module
 from asyncagg.aggregate.spool import BLOCK, LONGEST_LINE, Spool, open_spool
@@ -132,6 +136,28 @@ async def test_cancelled_at_any_moment(memory: int, turns: int) -> None:
         assert kept in {BLOCK + 1, 2 * BLOCK + 1}
         await spool.append(b"c")
         assert await everything(spool) == (b"a" * (BLOCK + 1) + b"b" * BLOCK)[:kept] + b"c"
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_task_that_asyncio_cancels_leaves_no_file_open(turns: int) -> None:
+    """No shield of anyio holds off such a cancellation, as of a timeout around a run."""
+
+    async def work() -> None:
+        async with open_spool(1 << 30) as spool:
+            await spool.append(b"a" * (BLOCK + 1))
+            await everything(spool)
+
+    task = asyncio.create_task(work())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    await until(lambda: not [each for each in gc.get_objects() if is_open(each)])
+
+
+def is_open(found: object) -> bool:
+    """Return whether an object is an open temporary file."""
+    return isinstance(found, tempfile.SpooledTemporaryFile) and not found.closed
 
 
 @given(
