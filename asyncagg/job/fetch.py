@@ -1,7 +1,7 @@
 """Fetch, parse and fold the run files of one window, concurrently and in bounded memory.
 
 Files are fetched one by one, but parsed and folded in batches: all that arrive in the same turn of
-the event loop. Code that runs many times in a row takes half of the CPU of the same code between
+the event loop. Code that runs many times in a row takes less CPU than the same code between
 requests, because it stays in the processor's caches.
 """
 

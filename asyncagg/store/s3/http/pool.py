@@ -1,8 +1,7 @@
 """The connections to one server: bounded, reused, and with timeouts enforced by one timer.
 
 The requests of one turn of the event loop are signed together, then sent together: code that runs
-many times in a row stays in the processor's caches, and takes half of the CPU that it takes between
-system calls.
+many times in a row stays in the processor's caches, and takes less CPU than between system calls.
 """
 
 from __future__ import annotations
