@@ -195,13 +195,16 @@ class HttpPool:
         unsent, self._unsent = self._unsent, []
         ready: list[tuple[_Unsent, bytes]] = []
         for each in unsent:
+            if each.waiter.done():  # it was cancelled
+                self.released(each.connection)
+                continue
             try:
-                if not each.waiter.done():  # otherwise it was cancelled
-                    ready.append((each, each.head()))
-                    continue
+                head = each.head()
             except Exception as error:  # noqa: BLE001 - its sender gets it
                 each.waiter.set_exception(error)
-            self.released(each.connection)
+                self.released(each.connection)
+            else:
+                ready.append((each, head))
         now = self._clock()
         for each, head in ready:
             each.connection.send(
