@@ -378,7 +378,7 @@ async def test_a_long_run_says_that_it_lives(
             clock.now += timedelta(minutes=1)
             if JOURNAL in store._objects:
                 assert datetime.fromisoformat(journal_of(store)["until"]) > clock.now
-        elif (operation, key, when) == ("put", JOURNAL, "after"):
+        elif (operation, key, when) == ("put", JOURNAL, "before"):
             written.append(clock.now)
 
     with patch.object(memory_store, "_PAGE", 1):
