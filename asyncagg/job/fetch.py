@@ -31,7 +31,7 @@ from asyncagg.runtime.tasks import task_group
 _log = logging.getLogger(__name__)
 _REASON_LIMIT = 500
 
-_BATCH_BYTES = 1024 * 1024
+_BATCH_BYTES = 256 * 1024
 """So many bytes are parsed without waiting for more."""
 
 Load = Callable[[RunFile], Awaitable[Loaded]]

@@ -98,7 +98,9 @@ class RunFileReader:
         Raises:
             InvalidRunFileError: It can never be counted.
         """
-        async with self._limiter.hold(file.size):
+        if not self._limiter.take(file.size):
+            await self._limiter.acquire(file.size)
+        try:
             data = await load()
             if not is_gzip(data):
                 return data, data
@@ -106,6 +108,8 @@ class RunFileReader:
             if content is None:
                 content = await parse_stream(_one_block(data), file, max_bytes=self._max_bytes)
             return content, data
+        finally:
+            self._limiter.release(file.size)
 
     async def check(self, file: RunFile, *, key: str = "") -> None:
         """Load and parse a run file.
