@@ -69,9 +69,7 @@ def parse(
     return parser.finish()
 
 
-def parse_blocks(
-    blocks: Iterable[bytes], file: RunFile, unknown: Counter[str] | None = None
-) -> RunResult:
+def parse_blocks(blocks: Iterable[bytes], file: RunFile, unknown: Counter[str] | None) -> RunResult:
     """Return the result of a run file whose content is in blocks; see `parse`."""
     parser = RunFileParser(file, _NO_CUTOFF, unknown)
     for block in blocks:

@@ -14,7 +14,6 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from testkit.loops import until
 
 from asyncagg.aggregate import spool as spool_module
 from asyncagg.aggregate.spool import BLOCK, LONGEST_LINE, Spool, open_spool
@@ -152,7 +151,7 @@ async def test_a_task_that_asyncio_cancels_leaves_no_file_open(turns: int) -> No
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
-    await until(lambda: not [each for each in gc.get_objects() if is_open(each)])
+    assert not [each for each in gc.get_objects() if is_open(each)]
 
 
 def is_open(found: object) -> bool:
