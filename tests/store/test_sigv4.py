@@ -34,10 +34,13 @@ PUT_HEADERS = {
 }
 
 
-def parsed(lines: str) -> dict[str, str]:
-    """Return the values of header lines by name."""
-    pairs = (line.partition(":") for line in lines.split("\r\n") if line)
-    return {name: value for name, _, value in pairs}
+def parsed(head: bytes) -> tuple[str, dict[str, str]]:
+    """Return the request line, and the values of the headers by name."""
+    first, *lines = head.decode().removesuffix("\r\n\r\n").split("\r\n")
+    pairs = [line.partition(":") for line in lines]
+    headers = {name: value for name, _, value in pairs}
+    assert len(headers) == len(lines)
+    return first, headers
 
 
 @pytest.mark.parametrize(
@@ -99,9 +102,11 @@ def test_signs_as_the_examples_that_aws_published(
         query=canonical_query(parameters),
         headers=headers,
         payload=payload_hash(body),
+        length=len(body),
     )
     names = ";".join(sorted({"host", *headers, "x-amz-content-sha256", "x-amz-date"}))
-    assert parsed(signed)["authorization"] == (
+    _, sent = parsed(signed)
+    assert sent["authorization"] == (
         "AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request, "
         f"SignedHeaders={names}, Signature={signature}"
     )
@@ -198,7 +203,7 @@ def test_signs_as_botocore_does(
     body: bytes,
 ) -> None:
     """Any request gets the signature, and the signed headers, that botocore gives it."""
-    ours = parsed(
+    first, ours = parsed(
         Signer(endpoint.authority, "eu-west-3").sign(
             credentials,
             moment,
@@ -207,6 +212,7 @@ def test_signs_as_botocore_does(
             query=canonical_query(parameters),
             headers=headers,
             payload=payload_hash(body),
+            length=len(body),
         )
     )
     theirs = signed_by_botocore(
@@ -219,6 +225,10 @@ def test_signs_as_botocore_does(
         headers=headers,
         body=body,
     )
+    query = canonical_query(parameters)
+    assert first == f"{method} /{encode_path(key)}{query and '?'}{query} HTTP/1.1"
+    announced = str(len(body)) if body or method in {"PUT", "POST"} else None
+    assert ours.pop("content-length", None) == announced
     assert ours.pop("authorization") == theirs["Authorization"]
     assert ours.pop("host") == endpoint.authority
     assert ours == {
@@ -233,7 +243,7 @@ def test_a_signer_used_before_signs_like_a_new_one(
 ) -> None:
     """What a signer caches for one second, day or set of credentials is not used for another."""
 
-    def sign(signer: Signer, credentials: Credentials, moment: float) -> str:
+    def sign(signer: Signer, credentials: Credentials, moment: float) -> bytes:
         return signer.sign(
             credentials,
             moment,
@@ -242,6 +252,7 @@ def test_a_signer_used_before_signs_like_a_new_one(
             query="",
             headers={"if-match": "e"},
             payload=EMPTY_PAYLOAD,
+            length=0,
         )
 
     used = Signer("h", "eu-west-3")
@@ -263,6 +274,7 @@ def test_a_header_that_would_break_out_of_its_line_is_refused(value: str) -> Non
             query="",
             headers={"x-amz-meta-a": value},
             payload=EMPTY_PAYLOAD,
+            length=0,
         )
 
 

@@ -97,9 +97,8 @@ class HttpDataPlane:
 
     def get(self, key: str, *, if_match: str | None) -> Coroutine[Any, Any, Body]:
         """GetObject, read whole; a short or altered body is a `TransientError`."""
-        headers = {"x-amz-checksum-mode": "ENABLED"}
-        if if_match is not None:
-            headers["if-match"] = f'"{if_match}"'
+        headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
+        headers["x-amz-checksum-mode"] = "ENABLED"
         request = S3Request("get", key, "GET", self._root + encode_path(key), headers)
         return self._requester.ask(request, self._parse_body)
 
@@ -225,11 +224,10 @@ class HttpDataPlane:
         replacing: ObjectInfo | None,
     ) -> Coroutine[Any, Any, None]:
         """CopyObject; ``replacing`` replaces the source's headers and metadata."""
-        headers = {"x-amz-copy-source": f"{self._bucket}{self._root}{encode_path(source)}"}
+        headers = condition_headers(condition)
+        headers["x-amz-copy-source"] = f"{self._bucket}{self._root}{encode_path(source)}"
         if if_match:
             headers["x-amz-copy-source-if-match"] = f'"{if_match}"'
-        if condition is not None:
-            headers["if-none-match"] = "*"
         if replacing is not None:
             headers["x-amz-metadata-directive"] = "REPLACE"
             headers |= object_headers(

@@ -80,26 +80,22 @@ class _Channel:
 
     def head(self, request: S3Request, credentials: Credentials, now: float) -> bytes:
         """Return the request line and the signed headers."""
-        method, query, body = request.method, request.query, request.body
-        path = self._root + request.path
+        body = request.body
         payload = EMPTY_PAYLOAD
         if body:
             # Over TLS a large body is protected by its checksum alone, as in botocore.
             unsigned = self._tls and len(body) > _MAX_HASHED_BYTES
             payload = UNSIGNED_PAYLOAD if unsigned else payload_hash(body)
-        lines = self._signer.sign(
+        return self._signer.sign(
             credentials,
             now,
-            method=method,
-            path=path,
-            query=query,
+            method=request.method,
+            path=self._root + request.path,
+            query=request.query,
             headers=request.headers,
             payload=payload,
+            length=len(body),
         )
-        target = f"{path}?{query}" if query else path
-        # PUT and POST announce an empty body, too.
-        length = f"content-length:{len(body)}\r\n" if body or method in {"PUT", "POST"} else ""
-        return f"{method} {target} HTTP/1.1\r\n{lines}{length}\r\n".encode()
 
 
 class Requester:
