@@ -14,7 +14,7 @@ import pytest
 from testkit.certificates import Authority
 from testkit.loops import on_both_loops, until
 
-from asyncagg.errors import ConfigurationError, ConnectionLostError, TransientError
+from asyncagg.errors import ConfigurationError, TransientError
 from asyncagg.store.s3.http import Endpoint, HttpPool, Limits, Response, tls_context
 from asyncagg.store.s3.http.connection import Connection
 
@@ -85,12 +85,8 @@ class Wire:
         self.connection.connection_made(self.transport)
         self.answer = self.begin(bodyless=bodyless, streamed=streamed)
 
-    def begin(
-        self, body: bytes = b"", *, bodyless: bool = False, streamed: bool = False
-    ) -> asyncio.Future[Response]:
-        waiter: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        self.connection.send(waiter, GET, body, 0.0, bodyless=bodyless, streamed=streamed)
-        return waiter
+    def begin(self, *, bodyless: bool = False, streamed: bool = False) -> asyncio.Future[Response]:
+        return self.connection.send(GET, b"", 0.0, bodyless=bodyless, streamed=streamed)
 
     def receive(self, data: bytes) -> None:
         """Deliver bytes as an event loop does."""
@@ -325,7 +321,7 @@ async def test_a_request_is_one_write() -> None:
     wire = Wire()
     wire.receive(OK)
     wire.transport.written = b""
-    wire.begin(b"content")
+    wire.connection.send(GET, b"content", 0.0, bodyless=False, streamed=False)
     assert wire.transport.written == GET + b"content"
 
 
@@ -336,7 +332,7 @@ async def test_a_large_request_waits_for_its_transport() -> None:
     wire.transport.written = b""
     body = bytes(range(256)) * 4000
     wire.connection.pause_writing()
-    wire.begin(body)
+    wire.connection.send(GET, body, 0.0, bodyless=False, streamed=False)
     assert wire.transport.written == GET
     wire.connection.resume_writing()
     assert wire.transport.written == GET + body
@@ -350,25 +346,10 @@ async def test_an_answer_to_half_a_large_request_ends_the_connection() -> None:
     wire.receive(OK)
     wire.owner.free.clear()
     wire.connection.pause_writing()
-    answered = wire.begin(bytes(100_000))
+    answered = wire.connection.send(GET, bytes(100_000), 0.0, bodyless=False, streamed=False)
     wire.receive(OK)
     assert (await answered).body == b"ok"
     assert not wire.reusable
-
-
-@pytest.mark.parametrize("end", ["closed", "unexpected bytes"])
-async def test_a_connection_that_ends_before_its_request_is_sent_fails_it(end: str) -> None:
-    """Nothing is sent, and bytes that came before the request are not its response."""
-    wire = Wire()
-    wire.receive(OK)
-    wire.transport.written = b""
-    if end == "closed":
-        wire.connection.eof_received()
-    else:
-        wire.receive(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n")
-    with pytest.raises(ConnectionLostError, match="the server closed the connection"):
-        await wire.begin()
-    assert not wire.transport.written
 
 
 async def test_a_dropped_answer_closes_a_half_read_connection() -> None:
@@ -575,9 +556,9 @@ def localhost(authority: Authority) -> ssl.SSLContext:
     return context
 
 
-def get(path: str = "/ok") -> Callable[[], bytes]:
-    """Return a function that makes a request."""
-    return f"GET {path} HTTP/1.1\r\nhost: h\r\n\r\n".encode
+def get(path: str = "/ok") -> bytes:
+    """Return a request."""
+    return f"GET {path} HTTP/1.1\r\nhost: h\r\n\r\n".encode()
 
 
 def begun(pool: HttpPool, path: str = "/ok") -> asyncio.Task[Response]:
@@ -659,38 +640,6 @@ async def test_a_connection_closed_in_place_of_an_answer_is_transient_trouble() 
                 await pool.request(get("/close"))
         assert [path for _, path in peer.seen].count("/close") == 5
         await assert_sound(pool)
-
-
-@on_both_loops
-async def test_a_request_that_is_cancelled_before_it_is_sent_is_not_sent() -> None:
-    """Its connection carries the next request."""
-    async with pooled() as (pool, peer):
-        await pool.request(get())
-        unsent = asyncio.ensure_future(pool.request(get("/unsent")))
-        unsent.cancel()
-        await asyncio.sleep(0)
-        assert (await pool.request(get())).body == b"ok"
-        assert [path for _, path in peer.seen] == ["/ok", "/ok"]
-        assert peer.connections == 1
-
-
-@on_both_loops
-async def test_a_request_that_cannot_be_made_fails_alone() -> None:
-    """The other requests of the same turn are sent, and no connection is lost."""
-
-    def fail() -> bytes:
-        raise ValueError("no request")
-
-    async with pooled() as (pool, peer):
-        await assert_sound(pool)
-        opened = peer.connections
-        requests = [pool.request(get()), pool.request(fail), pool.request(get())]
-        first, failed, last = await asyncio.gather(*requests, return_exceptions=True)
-        assert isinstance(first, Response)
-        assert isinstance(failed, ValueError)
-        assert isinstance(last, Response)
-        await assert_sound(pool)
-        assert peer.connections == opened
 
 
 @on_both_loops
@@ -959,8 +908,6 @@ async def test_closing_the_pool_ends_what_is_under_way() -> None:
 
 # ------------------------------------------------------------------ large requests
 
-LARGE = 20 * 1024 * 1024
-
 
 async def sum_slowly(
     peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -969,6 +916,9 @@ async def sum_slowly(
     await peer.release.wait()
     digest = sha256(await reader.readexactly(LARGE)).hexdigest().encode()
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 64\r\n\r\n" + digest)
+
+
+LARGE = 20 * 1024 * 1024
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import parsedate_to_datetime
-from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -75,7 +74,7 @@ class _Channel:
 
     def send(self, request: S3Request, credentials: Credentials, now: float) -> Awaitable[Response]:
         """Send a request and return its response, body included."""
-        head = partial(self.head, request, credentials, now)
+        head = self.head(request, credentials, now)
         return self.pool.request(head, request.body, bodyless=request.method == "HEAD")
 
     def head(self, request: S3Request, credentials: Credentials, now: float) -> bytes:
@@ -212,7 +211,7 @@ class Requester:
     async def _open(
         self, stack: AsyncExitStack, channel: _Channel, credentials: Credentials, request: S3Request
     ) -> Response:
-        head = partial(channel.head, request, credentials, self._clock() + self._skew)
+        head = channel.head(request, credentials, self._clock() + self._skew)
         response = await stack.enter_async_context(channel.pool.stream(head))
         if response.status >= 300:
             response.body = await _read_error(response)

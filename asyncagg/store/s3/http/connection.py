@@ -167,6 +167,7 @@ class Connection(asyncio.BufferedProtocol):
         self._clock = clock
         self._buffer = buffer
         self._max_body_bytes = max_body_bytes
+        self._loop = asyncio.get_running_loop()
         # This class has no `on_header`: it would be called for each field, and few are needed.
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
@@ -183,26 +184,19 @@ class Connection(asyncio.BufferedProtocol):
         self._reusable = False
 
     def send(
-        self,
-        waiter: asyncio.Future[Response],
-        head: bytes,
-        body: bytes,
-        now: float,
-        *,
-        bodyless: bool,
-        streamed: bool,
-    ) -> None:
-        """Begin an exchange at the time ``now``; ``waiter`` gets its response.
+        self, head: bytes, body: bytes, now: float, *, bodyless: bool, streamed: bool
+    ) -> asyncio.Future[Response]:
+        """Begin an exchange at the time ``now``, and return the future of the response.
 
         The response to a HEAD is ``bodyless``, whatever its headers say. If it is ``streamed``, the
         future is done at the end of the headers, and the body is a stream.
         """
+        self._waiter = waiter = self._loop.create_future()
         transport = self._transport
         if self.closing or transport is None:
             waiter.set_exception(ConnectionLostError("the server closed the connection"))
             waiter.exception()  # as in `fail`
-            return
-        self._waiter = waiter
+            return waiter
         self.busy = True
         self._bodyless, self._streamed = bodyless, streamed
         self._complete = False
@@ -215,6 +209,7 @@ class Connection(asyncio.BufferedProtocol):
             self._unsent = memoryview(body)
             transport.write(head)
             self._write(transport)
+        return waiter
 
     def _write(self, transport: asyncio.Transport) -> None:
         """Send as much of a large body as the transport takes."""

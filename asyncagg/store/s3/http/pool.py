@@ -1,8 +1,4 @@
-"""The connections to one server: bounded, reused, and with timeouts enforced by one timer.
-
-The requests of one turn of the event loop are signed together, then sent together: code that runs
-many times in a row stays in the processor's caches, and takes less CPU than between system calls.
-"""
+"""The connections to one server: bounded, reused, and with timeouts enforced by one timer."""
 
 from __future__ import annotations
 
@@ -15,8 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import msgspec
 
 from asyncagg.errors import (
     ConfigurationError,
@@ -89,17 +83,6 @@ def tls_context(ca_bundle: str | None = None) -> ssl.SSLContext:
     return context
 
 
-class _Unsent(msgspec.Struct, gc=False):
-    """A request that has a connection, and is sent at the end of this turn of the event loop."""
-
-    connection: Connection
-    waiter: asyncio.Future[Response]
-    head: Callable[[], bytes]
-    body: bytes
-    bodyless: bool
-    streamed: bool
-
-
 class HttpPool:
     """Sends requests to one server.
 
@@ -124,7 +107,6 @@ class HttpPool:
         self._connections: set[Connection] = set()
         self._idle: list[Connection] = []
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
-        self._unsent: list[_Unsent] = []
         self._slots = self._limits.max_connections
         self._closed: asyncio.Event | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -135,81 +117,47 @@ class HttpPool:
         return len(self._connections)
 
     def request(
-        self, head: Callable[[], bytes], body: bytes = b"", *, bodyless: bool = False
+        self, head: bytes, body: bytes = b"", *, bodyless: bool = False
     ) -> Awaitable[Response]:
         """Send a request and return its response, body included.
 
-        If a connection is idle, the result is the future of its response: this saves a coroutine
-        per request. A request that is cancelled before it is sent is not sent. After a later
-        cancellation, the next sweep closes the connection, unless the response is complete by then.
+        If a connection is idle, the request is sent at once, and the result is the connection's own
+        future: this saves a coroutine per request. After a cancellation, the next sweep closes the
+        connection, unless the response is complete by then.
 
-        ``head`` returns the request line and the headers, with the empty line that ends them. The
+        ``head`` is the request line and the headers, with the empty line that ends them. The
         response to a HEAD is ``bodyless``, whatever its headers say.
 
         Raises:
             TransientError: The network or the server failed; a retry may succeed.
             ConfigurationError: The server's certificate is not trusted.
         """
-        connection = self._idle_connection()
+        now = self._clock()
+        connection = self._idle_connection(now)
         if connection is None:
             return self._request_later(head, body, bodyless=bodyless)
-        return self._send_soon(connection, head, body, bodyless=bodyless)
+        return connection.send(head, body, now, bodyless=bodyless, streamed=False)
 
-    async def _request_later(
-        self, head: Callable[[], bytes], body: bytes, *, bodyless: bool
-    ) -> Response:
+    async def _request_later(self, head: bytes, body: bytes, *, bodyless: bool) -> Response:
         connection = await self._free_connection()
-        return await self._send_soon(connection, head, body, bodyless=bodyless)
+        return await connection.send(head, body, self._clock(), bodyless=bodyless, streamed=False)
 
     @asynccontextmanager
-    async def stream(self, head: Callable[[], bytes]) -> AsyncIterator[Response]:
+    async def stream(self, head: bytes) -> AsyncIterator[Response]:
         """Send a request without a body, and stream the body of its response; raises as `request`.
 
         If the body is not read to its end, the connection is closed.
         """
-        connection = self._idle_connection() or await self._free_connection()
-        waiter = self._send_soon(connection, head, streamed=True)
+        now = self._clock()
+        connection = self._idle_connection(now)
+        if connection is None:
+            connection = await self._free_connection()
+            now = self._clock()
+        waiter = connection.send(head, b"", now, bodyless=False, streamed=True)
         try:
             yield await waiter
         finally:
             connection.drop(waiter)
-
-    def _send_soon(
-        self,
-        connection: Connection,
-        head: Callable[[], bytes],
-        body: bytes = b"",
-        *,
-        bodyless: bool = False,
-        streamed: bool = False,
-    ) -> asyncio.Future[Response]:
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[Response] = loop.create_future()
-        if not self._unsent:
-            loop.call_soon(self._send)
-        self._unsent.append(_Unsent(connection, waiter, head, body, bodyless, streamed))
-        return waiter
-
-    def _send(self) -> None:
-        """Make the heads of all unsent requests, then send them."""
-        unsent, self._unsent = self._unsent, []
-        ready: list[tuple[_Unsent, bytes]] = []
-        for each in unsent:
-            if each.waiter.done():  # it was cancelled
-                self.released(each.connection)
-                continue
-            try:
-                head = each.head()
-            except Exception as error:  # noqa: BLE001 - its sender gets it
-                each.waiter.set_exception(error)
-                self.released(each.connection)
-            else:
-                ready.append((each, head))
-        now = self._clock()
-        for each, head in ready:
-            each.connection.send(
-                each.waiter, head, each.body, now, bodyless=each.bodyless, streamed=each.streamed
-            )
 
     async def aclose(self) -> None:
         """Fail all requests, close all connections, and wait until the sockets are closed."""
@@ -229,8 +177,7 @@ class HttpPool:
 
     # Acquiring a connection
 
-    def _idle_connection(self) -> Connection | None:
-        now = self._clock()
+    def _idle_connection(self, now: float) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
             # After a Lambda was frozen, a dead connection looks alive: only its age shows it.
