@@ -15,7 +15,6 @@ from typing import Protocol, TypeAlias
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.lowlevel import cancel_shielded_checkpoint
 
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.rows import QuarantinedRow, RowSpool, counted_row, quarantined_row
@@ -112,6 +111,7 @@ class Fetcher:
             async with task_group() as group:
                 fetch_one = partial(self._fetch_one, files, slots, group)
                 await slots.for_each(range(len(files)), fetch_one)
+        self._count_arrived()  # in the turn in which the time was over
         self._tally.left += len(files) - self._next - len(self._done)
         if self.counted:
             self._deferrals.refusals.accept("get")
@@ -139,7 +139,7 @@ class Fetcher:
         if self._arrived_bytes < _BATCH_BYTES:
             if len(self._arrived) > 1:
                 return  # the first file of a turn counts the others, too
-            await cancel_shielded_checkpoint()
+            await anyio.sleep(0)
         refused = self._count_arrived()
         if refused:
             # Each takes requests of its own, for which this task has no slot.
@@ -163,10 +163,9 @@ class Fetcher:
                 refused.append((index, file, error.reason))
             else:
                 parsed.append((index, file, data, result))
-        for _, file, _, result in parsed:
+        for index, file, data, result in parsed:
             self.accumulator.fold(file.key, file.size, result)
             self.counted.append(file)
-        for index, file, data, result in parsed:
             self._done[index] = self._row(file, result, data)
         if _log.isEnabledFor(logging.DEBUG):
             for _, file, _, _ in parsed:
