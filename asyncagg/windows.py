@@ -23,6 +23,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST = datetime.min.replace(tzinfo=UTC)
 _LAST = datetime.max.replace(tzinfo=UTC)
 _STAMP = re.compile(r"(\d{8})t(\d{4})(\d\d)?z", re.IGNORECASE)
+_STAMP_LENGTH = len("20251021t130200Z")
 _TRUSTED_LEAD = timedelta(days=1)
 
 
@@ -39,14 +40,17 @@ def window_of(moment: datetime, minutes: int) -> Window:
 
 def stamp_of(key: str) -> datetime | None:
     """Return the time stamp that a file's name starts with (``20251021t1302Z_…``), if any."""
-    found = _STAMP.match(key, key.rfind("/") + 1)
-    return None if found is None else _parse_stamp(*found.groups(default="00"))
+    start = key.rfind("/") + 1
+    return _parse_stamp(key[start : start + _STAMP_LENGTH])
 
 
-@lru_cache(maxsize=1024)  # the files of a window have few stamps, and parsing one is slow
-def _parse_stamp(day: str, minute: str, second: str) -> datetime | None:
+@lru_cache(maxsize=4096)  # the files of a window have few stamps, and parsing one is slow
+def _parse_stamp(start: str) -> datetime | None:
+    found = _STAMP.match(start)
+    if found is None:
+        return None
     try:
-        return datetime.strptime(f"{day}{minute}{second}+0000", "%Y%m%d%H%M%S%z")
+        return datetime.strptime("{}{}{}+0000".format(*found.groups("00")), "%Y%m%d%H%M%S%z")
     except ValueError:
         return None
 
