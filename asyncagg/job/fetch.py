@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias
 
 import anyio
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from asyncagg.aggregate.accumulator import Accumulator
 from asyncagg.aggregate.rows import QuarantinedRow, RowSpool, counted_row, quarantined_row
@@ -139,7 +140,7 @@ class Fetcher:
         if self._arrived_bytes < _BATCH_BYTES:
             if len(self._arrived) > 1:
                 return  # the first file of a turn counts the others, too
-            await anyio.sleep(0)
+            await checkpoint()
         refused = self._count_arrived()
         if refused:
             # Each takes requests of its own, for which this task has no slot.

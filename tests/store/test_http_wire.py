@@ -15,7 +15,7 @@ from testkit.certificates import Authority
 from testkit.loops import on_both_loops, until
 
 from asyncagg.errors import ConfigurationError, TransientError
-from asyncagg.store.s3.http import Endpoint, HttpPool, Limits, Response, tls_context
+from asyncagg.store.s3.http import Endpoint, Expected, HttpPool, Limits, Response, tls_context
 from asyncagg.store.s3.http.connection import Connection
 
 GET = b"GET /k HTTP/1.1\r\nhost:h\r\n\r\n"
@@ -73,7 +73,7 @@ class FakeOwner:
 class Wire:
     """A connection with a fake transport and owner, and an exchange in progress."""
 
-    def __init__(self, *, bodyless: bool = False, streamed: bool = False) -> None:
+    def __init__(self, expected: Expected = "body") -> None:
         self.owner = FakeOwner()
         self.transport = FakeTransport()
         self.connection = Connection(
@@ -83,10 +83,10 @@ class Wire:
             max_body_bytes=100_000,
         )
         self.connection.connection_made(self.transport)
-        self.answer = self.begin(bodyless=bodyless, streamed=streamed)
+        self.answer = self.begin(expected)
 
-    def begin(self, *, bodyless: bool = False, streamed: bool = False) -> asyncio.Future[Response]:
-        return self.connection.send(GET, b"", 0.0, bodyless=bodyless, streamed=streamed)
+    def begin(self, expected: Expected = "body") -> asyncio.Future[Response]:
+        return self.connection.send(GET, b"", 0.0, expected)
 
     def receive(self, data: bytes) -> None:
         """Deliver bytes as an event loop does."""
@@ -195,7 +195,7 @@ async def test_what_is_not_http_is_transient_trouble(data: bytes) -> None:
 )
 async def test_the_answer_to_a_head_has_no_body(length: bytes) -> None:
     """Whatever length the headers announce, the next response is read from its start."""
-    wire = Wire(bodyless=True)
+    wire = Wire("no body")
     wire.receive(b"HTTP/1.1 200 OK\r\netag: x\r\n" + length + b"\r\n")
     assert (await wire.answer).body == b""
     if length:
@@ -226,7 +226,7 @@ async def test_bytes_behind_a_response_end_the_connection(data: bytes) -> None:
 
 async def test_a_body_behind_the_answer_to_a_head_ends_the_connection() -> None:
     """A server that sends a body for a HEAD does not shift the next responses."""
-    wire = Wire(bodyless=True)
+    wire = Wire("no body")
     wire.receive(OK)
     assert (await wire.answer).status == 200
     assert wire.transport.aborted
@@ -321,7 +321,7 @@ async def test_a_request_is_one_write() -> None:
     wire = Wire()
     wire.receive(OK)
     wire.transport.written = b""
-    wire.connection.send(GET, b"content", 0.0, bodyless=False, streamed=False)
+    wire.connection.send(GET, b"content", 0.0, "body")
     assert wire.transport.written == GET + b"content"
 
 
@@ -332,7 +332,7 @@ async def test_a_large_request_waits_for_its_transport() -> None:
     wire.transport.written = b""
     body = bytes(range(256)) * 4000
     wire.connection.pause_writing()
-    wire.connection.send(GET, body, 0.0, bodyless=False, streamed=False)
+    wire.connection.send(GET, body, 0.0, "body")
     assert wire.transport.written == GET
     wire.connection.resume_writing()
     assert wire.transport.written == GET + body
@@ -346,7 +346,7 @@ async def test_an_answer_to_half_a_large_request_ends_the_connection() -> None:
     wire.receive(OK)
     wire.owner.free.clear()
     wire.connection.pause_writing()
-    answered = wire.connection.send(GET, bytes(100_000), 0.0, bodyless=False, streamed=False)
+    answered = wire.connection.send(GET, bytes(100_000), 0.0, "body")
     wire.receive(OK)
     assert (await answered).body == b"ok"
     assert not wire.reusable
@@ -374,7 +374,7 @@ async def test_an_answer_that_came_whole_keeps_its_connection_though_nobody_wait
 
 async def test_a_streamed_body_pauses_the_transport_and_resumes_it() -> None:
     """The buffer stays below the limit plus one read; nothing is lost or reordered."""
-    wire = Wire(streamed=True)
+    wire = Wire("stream")
     wire.receive(b"HTTP/1.1 200 OK\r\ncontent-length: 600000\r\n\r\n")
     response = await wire.answer
     assert response.stream is not None
@@ -398,7 +398,7 @@ async def test_a_streamed_body_pauses_the_transport_and_resumes_it() -> None:
 
 async def test_a_streamed_body_that_is_cut_gives_what_it_has_and_then_fails() -> None:
     """The reader gets every received byte, and then an error."""
-    wire = Wire(streamed=True)
+    wire = Wire("stream")
     wire.receive(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabc")
     response = await wire.answer
     wire.connection.connection_lost(None)

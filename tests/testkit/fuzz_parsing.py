@@ -112,7 +112,7 @@ def read_response(data: bytes) -> None:
     from asyncagg.store.s3.http import Response  # noqa: PLC0415 - likewise
     from asyncagg.store.s3.http_plane import _parse_info  # noqa: PLC0415 - likewise
     from asyncagg.store.s3.plane import s3_error  # noqa: PLC0415 - likewise
-    from asyncagg.store.s3.requester import S3Request  # noqa: PLC0415 - likewise
+    from asyncagg.store.s3.sigv4 import S3Request  # noqa: PLC0415 - likewise
 
     error = xml.parse_error(data)
     shown = s3_error("get", "k", bucket="b", status=400, code=error.code, message=error.message)

@@ -17,8 +17,8 @@ from asyncagg.store.s3.http_plane import (
     object_headers,
 )
 from asyncagg.store.s3.plane import DEFAULT_CLASS, Part, StorageClass, crc32_of
-from asyncagg.store.s3.requester import Requester, S3Request
-from asyncagg.store.s3.sigv4 import canonical_query, encode_path
+from asyncagg.store.s3.requester import Requester
+from asyncagg.store.s3.sigv4 import S3Request, canonical_query, encode_path
 
 
 class HttpMultipart:

@@ -30,8 +30,8 @@ from asyncagg.store.s3.plane import (
     crc32_of,
     delete_failures,
 )
-from asyncagg.store.s3.requester import Requester, S3Request
-from asyncagg.store.s3.sigv4 import canonical_query, encode_path
+from asyncagg.store.s3.requester import Requester
+from asyncagg.store.s3.sigv4 import S3Request, canonical_query, encode_path
 from asyncagg.store.s3.text import content_encoding, in_utc
 
 _log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class HttpDataPlane:
         request = S3Request("head", key, "HEAD", self._root + encode_path(key))
         return self._requester.ask(request, _parse_info)
 
-    def get(self, key: str, *, if_match: str | None) -> Coroutine[Any, Any, Body]:
+    def get(self, key: str, if_match: str | None) -> Coroutine[Any, Any, Body]:
         """GetObject, read whole; a short or altered body is a `TransientError`."""
         headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
         headers["x-amz-checksum-mode"] = "ENABLED"
@@ -218,7 +218,6 @@ class HttpDataPlane:
         self,
         source: str,
         target: str,
-        *,
         if_match: str,
         condition: Absent | None,
         replacing: ObjectInfo | None,

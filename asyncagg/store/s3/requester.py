@@ -16,19 +16,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-import msgspec
-
 from asyncagg.errors import AsyncaggError, TransientError
 from asyncagg.store.s3.demanded import NOTHING
-from asyncagg.store.s3.http import HttpPool, Limits, Response
+from asyncagg.store.s3.http import Expected, HttpPool, Limits, Response
 from asyncagg.store.s3.plane import make_error, s3_error
-from asyncagg.store.s3.sigv4 import (
-    EMPTY_PAYLOAD,
-    UNSIGNED_PAYLOAD,
-    Credentials,
-    Signer,
-    payload_hash,
-)
+from asyncagg.store.s3.sigv4 import Credentials, S3Request, Signer
 from asyncagg.store.s3.target import Target, redirected
 from asyncagg.store.s3.text import in_utc
 from asyncagg.store.s3.xml import ErrorResponse, parse_error
@@ -41,25 +33,8 @@ expired, which it must not return again, or ``None``."""
 
 _CREDENTIALS_SECONDS = 30.0
 _MAX_SKEW_SECONDS = 300.0
-_MAX_HASHED_BYTES = 64 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 _EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
-
-
-class S3Request(msgspec.Struct, gc=False):
-    """A request before it is signed.
-
-    The operation (a method of `asyncagg.store.Store`) and the key are for messages. The path, query
-    and headers are as `Signer.sign` needs them, the path without the bucket.
-    """
-
-    operation: str
-    key: str
-    method: str
-    path: str
-    headers: dict[str, str] = {}
-    query: str = ""
-    body: bytes = b""
 
 
 class _Channel:
@@ -68,33 +43,19 @@ class _Channel:
     def __init__(self, target: Target, pool: HttpPool, headers: Mapping[str, str]) -> None:
         self.target = target
         self.pool = pool
-        self._signer = Signer(target.server.authority, target.region, headers)
-        self._root = target.root
-        self._tls = target.endpoint.tls
+        self.signer = Signer(
+            target.server.authority,
+            target.region,
+            headers,
+            root=target.root,
+            tls=target.endpoint.tls,
+        )
 
     def send(self, request: S3Request, credentials: Credentials, now: float) -> Awaitable[Response]:
         """Send a request and return its response, body included."""
-        head = self.head(request, credentials, now)
-        return self.pool.request(head, request.body, bodyless=request.method == "HEAD")
-
-    def head(self, request: S3Request, credentials: Credentials, now: float) -> bytes:
-        """Return the request line and the signed headers."""
-        body = request.body
-        payload = EMPTY_PAYLOAD
-        if body:
-            # Over TLS a large body is protected by its checksum alone, as in botocore.
-            unsigned = self._tls and len(body) > _MAX_HASHED_BYTES
-            payload = UNSIGNED_PAYLOAD if unsigned else payload_hash(body)
-        return self._signer.sign(
-            credentials,
-            now,
-            method=request.method,
-            path=self._root + request.path,
-            query=request.query,
-            headers=request.headers,
-            payload=payload,
-            length=len(body),
-        )
+        head = self.signer.sign(request, credentials, now)
+        expected: Expected = "no body" if request.method == "HEAD" else "body"
+        return self.pool.request(head, request.body, expected)
 
 
 class Requester:
@@ -211,7 +172,7 @@ class Requester:
     async def _open(
         self, stack: AsyncExitStack, channel: _Channel, credentials: Credentials, request: S3Request
     ) -> Response:
-        head = channel.head(request, credentials, self._clock() + self._skew)
+        head = channel.signer.sign(request, credentials, self._clock() + self._skew)
         response = await stack.enter_async_context(channel.pool.stream(head))
         if response.status >= 300:
             response.body = await _read_error(response)

@@ -26,6 +26,9 @@ EMPTY_PAYLOAD = _SHA256.hexdigest()
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 """The payload hash of a body that is not signed (S3 allows it over TLS)."""
 
+_MAX_HASHED_BYTES = 64 * 1024
+"""A larger body is not signed over TLS: its checksum protects it."""
+
 
 class Credentials(msgspec.Struct, frozen=True):
     """AWS credentials; ``token`` is the session token of temporary ones. ``repr`` hides secrets."""
@@ -63,52 +66,71 @@ def payload_hash(body: bytes) -> str:
 _NONE: Mapping[str, str] = {}
 
 
+class S3Request(msgspec.Struct, gc=False):
+    """A request to a bucket before it is signed.
+
+    Attributes:
+        operation: A method of `asyncagg.store.Store`, for messages.
+        key: The key, for messages.
+        method: The HTTP method.
+        path: The path in the bucket, encoded.
+        headers: Further headers, their names in lower case.
+        query: The canonical query.
+        body: The content.
+    """
+
+    operation: str
+    key: str
+    method: str
+    path: str
+    headers: dict[str, str] = {}
+    query: str = ""
+    body: bytes = b""
+
+
 class Signer:
-    """Signs the requests to one host in one region.
+    """Signs the requests to one bucket.
 
     It caches what depends only on the credentials and the second, and what requests with the same
     method and headers share (`_Template`). So signing a request costs little more than one hash and
-    one HMAC. ``fixed`` are headers of all requests.
+    one HMAC.
+
+    Args:
+        host: The server, as in the ``host`` header.
+        region: The region of the bucket.
+        fixed: Headers of all requests.
+        root: The path of the bucket, encoded, without a trailing slash.
+        tls: Whether the connection protects the content: then large bodies are not signed, as by
+            botocore.
     """
 
-    def __init__(self, host: str, region: str, fixed: Mapping[str, str] = _NONE) -> None:
+    def __init__(
+        self,
+        host: str,
+        region: str,
+        fixed: Mapping[str, str] = _NONE,
+        *,
+        root: str = "",
+        tls: bool = False,
+    ) -> None:
         self._host = host
         self._region = region
         self._fixed = fixed
+        self._root = root
+        self._tls = tls
         self._second = -1
         self._day = ""
         self._credentials: Credentials | None = None
         self._common: dict[str, str] = {}
         self._common_is_plain = False
         self._authorization = ""
-        self._templates: dict[tuple[str | int, ...], _Template] = {}
+        self._templates: dict[tuple[object, ...], _Template] = {}
         self._inner_of_day = self._inner = self._outer = sha256()
 
-    def sign(
-        self,
-        credentials: Credentials,
-        now: float,
-        *,
-        method: str,
-        path: str,
-        query: str,
-        headers: Mapping[str, str],
-        payload: str,
-        length: int,
-    ) -> bytes:
+    def sign(self, request: S3Request, credentials: Credentials, now: float) -> bytes:
         """Return the head of a signed request: the request line, the headers and the empty line.
 
-        ``host`` and ``content-length`` are added.
-
-        Args:
-            credentials: Those to sign with.
-            now: The time, in seconds since 1970.
-            method: The HTTP method.
-            path: The path, encoded.
-            query: The canonical query.
-            headers: Further headers, their names in lower case.
-            payload: The payload hash.
-            length: The size of the body in bytes.
+        ``now`` is the time, in seconds since 1970.
 
         Raises:
             UsageError: A header is not ASCII on one line.
@@ -116,11 +138,14 @@ class Signer:
         second = int(now)
         if second != self._second or credentials is not self._credentials:
             self._start_second(credentials, second)
-        shape = (method, payload, length, *headers)
+        method, headers, query, body = request.method, request.headers, request.query, request.body
+        path = self._root + request.path
+        payload = self._payload(body) if body else EMPTY_PAYLOAD
+        shape = (method, payload, len(body), *headers)
         template = self._templates.get(shape)
         if template is None:
-            template = self._templates[shape] = self._template(method, payload, length, headers)
-        values = headers.values() if template.is_sorted else _sorted_values(headers)
+            template = self._templates[shape] = self._template(method, payload, body, headers)
+        values = (*headers.values(),) if template.is_sorted else _sorted_values(headers)
         if self._common_is_plain and _is_plain("".join(values)):
             parts = template.canonical.copy()
             parts[1::2] = (path, query, *values)
@@ -136,6 +161,10 @@ class Signer:
         parts = template.head.copy()
         parts[1::2] = (f"{path}?{query}" if query else path, *values, outer.hexdigest())
         return "".join(parts).encode()
+
+    def _payload(self, body: bytes) -> str:
+        unsigned = self._tls and len(body) > _MAX_HASHED_BYTES
+        return UNSIGNED_PAYLOAD if unsigned else payload_hash(body)
 
     def _start_second(self, credentials: Credentials, second: int) -> None:
         date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
@@ -166,7 +195,7 @@ class Signer:
         return key
 
     def _template(
-        self, method: str, payload: str, length: int, varying: Collection[str]
+        self, method: str, payload: str, body: bytes, varying: Collection[str]
     ) -> _Template:
         fixed = {**self._common, "x-amz-content-sha256": payload}
         names = sorted({*fixed, *varying})
@@ -179,8 +208,8 @@ class Signer:
         for name in names:
             canonical += [f"{name}:", fixed.get(name), "\n"]
             head += [f"{name}:", fixed.get(name), "\r\n"]
-        if length or method in {"PUT", "POST"}:  # both announce an empty body, too
-            head.append(f"content-length:{length}\r\n")
+        if body or method in {"PUT", "POST"}:  # both announce an empty body, too
+            head.append(f"content-length:{len(body)}\r\n")
         head.append(f"{self._authorization}, SignedHeaders={signed_headers}, Signature=")
         return _Template(
             canonical=_parts([*canonical, canonical_end]),
@@ -223,8 +252,8 @@ def _parts(pieces: Iterable[str | None]) -> list[str]:
 _INNER_PAD, _OUTER_PAD = (bytes([byte ^ pad for byte in range(256)]) for pad in (0x36, 0x5C))
 
 
-def _sorted_values(headers: Mapping[str, str]) -> list[str]:
-    return [headers[name] for name in sorted(headers)]
+def _sorted_values(headers: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(headers[name] for name in sorted(headers))
 
 
 def _is_plain(text: str) -> bool:

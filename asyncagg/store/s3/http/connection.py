@@ -11,7 +11,7 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 import httptools
 import msgspec
@@ -128,6 +128,13 @@ class Response(msgspec.Struct, gc=False):
         return any(self.field(name) is not None for name in _FRAMING)
 
 
+Expected = Literal["body", "no body", "stream"]
+"""What a response has: a body that is read whole, none (that to a HEAD), or one that is streamed.
+
+A response to a HEAD has no body, whatever its headers say.
+"""
+
+
 class Owner(Protocol):
     """The callbacks of a connection to its pool."""
 
@@ -179,17 +186,16 @@ class Connection(asyncio.BufferedProtocol):
         self._body_bytes = 0
         self._unsent = _NOTHING  # the rest of a large request
         self._writing_paused = False
-        self._bodyless = self._streamed = False
+        self._expected: Expected = "body"
         self._complete = False
         self._reusable = False
 
     def send(
-        self, head: bytes, body: bytes, now: float, *, bodyless: bool, streamed: bool
+        self, head: bytes, body: bytes, now: float, expected: Expected
     ) -> asyncio.Future[Response]:
         """Begin an exchange at the time ``now``, and return the future of the response.
 
-        The response to a HEAD is ``bodyless``, whatever its headers say. If it is ``streamed``, the
-        future is done at the end of the headers, and the body is a stream.
+        If a stream is expected, the future is done at the end of the headers.
         """
         self._waiter = waiter = self._loop.create_future()
         transport = self._transport
@@ -198,7 +204,7 @@ class Connection(asyncio.BufferedProtocol):
             waiter.exception()  # as in `fail`
             return waiter
         self.busy = True
-        self._bodyless, self._streamed = bodyless, streamed
+        self._expected = expected
         self._complete = False
         self._head = b""
         self._head_bytes = self._body_bytes = 0
@@ -255,7 +261,7 @@ class Connection(asyncio.BufferedProtocol):
             self.last_received = now  # the reader, not the server, causes the silence
         if now - self.last_received > read:
             return f"no byte for {read:g} seconds"
-        if now - self.started > total and not self._streamed:
+        if now - self.started > total and self._expected != "stream":
             return f"no complete response in {total:g} seconds"
         return ""
 
@@ -346,9 +352,14 @@ class Connection(asyncio.BufferedProtocol):
             self._head = rest
             return
         self._response = response = Response(status, head)
-        if self._bodyless:
+        if self._expected == "no body":
             self.on_message_complete()
-        if self._streamed and self._transport and self._waiter and not self._waiter.done():
+        if (
+            self._expected == "stream"
+            and self._transport
+            and self._waiter
+            and not self._waiter.done()
+        ):
             response.stream = BodyStream(self._transport)
             self._waiter.set_result(response)
 
@@ -374,7 +385,9 @@ class Connection(asyncio.BufferedProtocol):
         blocks, self._blocks = self._blocks, []
         self._response = self._waiter = None
         self.busy = False
-        if self._bodyless:  # the parser may still expect the body that the headers announced
+        if (
+            self._expected == "no body"
+        ):  # the parser may still expect the body that the headers announced
             self._parser = httptools.HttpResponseParser(self)
 
         if response is not None and response.stream is not None:

@@ -18,7 +18,7 @@ from asyncagg.errors import (
     TimedOutError,
     TransientError,
 )
-from asyncagg.store.s3.http.connection import Connection, Response
+from asyncagg.store.s3.http.connection import Connection, Expected, Response
 
 _RECEIVE_BYTES = 64 * 1024
 
@@ -117,7 +117,7 @@ class HttpPool:
         return len(self._connections)
 
     def request(
-        self, head: bytes, body: bytes = b"", *, bodyless: bool = False
+        self, head: bytes, body: bytes = b"", expected: Expected = "body"
     ) -> Awaitable[Response]:
         """Send a request and return its response, body included.
 
@@ -125,8 +125,7 @@ class HttpPool:
         future: this saves a coroutine per request. After a cancellation, the next sweep closes the
         connection, unless the response is complete by then.
 
-        ``head`` is the request line and the headers, with the empty line that ends them. The
-        response to a HEAD is ``bodyless``, whatever its headers say.
+        ``head`` is the request line and the headers, with the empty line that ends them.
 
         Raises:
             TransientError: The network or the server failed; a retry may succeed.
@@ -135,12 +134,12 @@ class HttpPool:
         now = self._clock()
         connection = self._idle_connection(now)
         if connection is None:
-            return self._request_later(head, body, bodyless=bodyless)
-        return connection.send(head, body, now, bodyless=bodyless, streamed=False)
+            return self._request_later(head, body, expected)
+        return connection.send(head, body, now, expected)
 
-    async def _request_later(self, head: bytes, body: bytes, *, bodyless: bool) -> Response:
+    async def _request_later(self, head: bytes, body: bytes, expected: Expected) -> Response:
         connection = await self._free_connection()
-        return await connection.send(head, body, self._clock(), bodyless=bodyless, streamed=False)
+        return await connection.send(head, body, self._clock(), expected)
 
     @asynccontextmanager
     async def stream(self, head: bytes) -> AsyncIterator[Response]:
@@ -153,7 +152,7 @@ class HttpPool:
         if connection is None:
             connection = await self._free_connection()
             now = self._clock()
-        waiter = connection.send(head, b"", now, bodyless=False, streamed=True)
+        waiter = connection.send(head, b"", now, "stream")
         try:
             yield await waiter
         finally:
