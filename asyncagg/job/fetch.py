@@ -151,25 +151,21 @@ class Fetcher:
         """Parse and fold the files that have arrived; return those that can never be counted."""
         arrived, self._arrived = self._arrived, []
         self._arrived_bytes = 0
-        parsed: list[tuple[int, RunFile, bytes | None, RunResult]] = []
         refused: list[_Refused] = []
         top_cutoff = self.accumulator.top_cutoff
         for index, file, (content, data) in arrived:
-            if not isinstance(content, bytes):
-                parsed.append((index, file, data, content))
-                continue
-            try:
-                result = parse(content, file, top_cutoff, self._unknown)
-            except InvalidRunFileError as error:
-                refused.append((index, file, error.reason))
+            if isinstance(content, bytes):
+                try:
+                    result = parse(content, file, top_cutoff, self._unknown)
+                except InvalidRunFileError as error:
+                    refused.append((index, file, error.reason))
+                    continue
             else:
-                parsed.append((index, file, data, result))
-        for index, file, data, result in parsed:
+                result = content
             self.accumulator.fold(file.key, file.size, result)
             self.counted.append(file)
             self._done[index] = self._row(file, result, data)
-        if _log.isEnabledFor(logging.DEBUG):
-            for _, file, _, _ in parsed:
+            if _log.isEnabledFor(logging.DEBUG):
                 _log.debug("counted", extra={"key": file.key, "size": file.size})
         return refused
 
