@@ -112,7 +112,6 @@ class Fetcher:
             async with task_group() as group:
                 fetch_one = partial(self._fetch_one, files, slots, group)
                 await slots.for_each(range(len(files)), fetch_one)
-        self._count_arrived()  # in the turn in which the time was over
         self._tally.left += len(files) - self._next - len(self._done)
         if self.counted:
             self._deferrals.refusals.accept("get")

@@ -112,7 +112,7 @@ def loading(sent: dict[str, Sent]) -> Load:
     return load
 
 
-@given(st.lists(SENT, max_size=30), st.integers(1, 6), st.sampled_from([1.5, 4.5, math.inf]))
+@given(st.lists(SENT, max_size=30), st.integers(1, 6), st.sampled_from([1, 1.5, 2, 4.5, math.inf]))
 def test_each_file_has_one_outcome_and_rows_keep_the_order(
     sent: list[Sent], slots: int, until: float
 ) -> None:
