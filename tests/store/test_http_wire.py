@@ -232,6 +232,19 @@ async def test_a_body_behind_the_answer_to_a_head_ends_the_connection() -> None:
     assert wire.transport.aborted
 
 
+@pytest.mark.parametrize("chunk", [1, 50, 1000])
+async def test_a_second_response_does_not_change_the_first(chunk: int) -> None:
+    """A server that sends two does not turn a refusal into a success."""
+    refusal = b"HTTP/1.1 412 Precondition Failed\r\netag: first\r\ncontent-length: 4\r\n\r\nnope"
+    wire = Wire()
+    sent = refusal + OK
+    for start in range(0, len(sent), chunk):
+        wire.receive(sent[start : start + chunk])
+    answer = await wire.answer
+    assert (answer.status, answer.headers[b"etag"], answer.body) == (412, b"first", b"nope")
+    assert wire.transport.aborted
+
+
 async def test_bytes_between_exchanges_end_the_connection() -> None:
     """Bytes that arrive between two exchanges close the connection."""
     wire = Wire()

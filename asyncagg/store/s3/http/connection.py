@@ -346,6 +346,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_headers_complete(self) -> None:
         """Skip an interim response; deliver the head of a streamed one."""
+        if self._complete:
+            return  # the server sends a second response
         status = self._parser.get_status_code()
         head, _, rest = self._head.partition(_HEAD_END)
         if status < 200:
@@ -354,14 +356,10 @@ class Connection(asyncio.BufferedProtocol):
         self._response = response = Response(status, head)
         if self._expected == "no body":
             self.on_message_complete()
-        if (
-            self._expected == "stream"
-            and self._transport
-            and self._waiter
-            and not self._waiter.done()
-        ):
-            response.stream = BodyStream(self._transport)
-            self._waiter.set_result(response)
+        waiter, transport = self._waiter, self._transport
+        if self._expected == "stream" and transport and waiter and not waiter.done():
+            response.stream = BodyStream(transport)
+            waiter.set_result(response)
 
     def on_body(self, block: bytes) -> None:
         """Keep a block of the body."""
@@ -385,9 +383,7 @@ class Connection(asyncio.BufferedProtocol):
         blocks, self._blocks = self._blocks, []
         self._response = self._waiter = None
         self.busy = False
-        if (
-            self._expected == "no body"
-        ):  # the parser may still expect the body that the headers announced
+        if self._expected == "no body":  # the parser may still wait for the one that is announced
             self._parser = httptools.HttpResponseParser(self)
 
         if response is not None and response.stream is not None:
