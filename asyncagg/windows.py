@@ -41,12 +41,13 @@ def window_of(moment: datetime, minutes: int) -> Window:
 def stamp_of(key: str) -> datetime | None:
     """Return the time stamp that a file's name starts with (``20251021t1302Z_…``), if any."""
     start = key.rfind("/") + 1
-    return _parse_stamp(key[start : start + _STAMP_LENGTH])
+    text = key[start : start + _STAMP_LENGTH]
+    return _parse_stamp(text) if text[8:9] in {"t", "T"} else None
 
 
-@lru_cache(maxsize=4096)  # the files of a window have few stamps, and parsing one is slow
-def _parse_stamp(start: str) -> datetime | None:
-    found = _STAMP.match(start)
+@lru_cache(maxsize=4096)  # the names of a window begin alike, and parsing a stamp is slow
+def _parse_stamp(text: str) -> datetime | None:
+    found = _STAMP.match(text)
     if found is None:
         return None
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 import anyio
@@ -18,38 +18,43 @@ class _Job:
     """Items that wait for slots.
 
     Attributes:
-        items: Those that no worker has claimed yet.
         work: Works on an item.
         group: Where its workers run.
         is_urgent: Whether it takes over slots of other jobs.
-        claimed: Set when all items are claimed.
+        unclaimed: How many items no worker has claimed yet.
+        claimed: Set once all items are claimed.
     """
 
     def __init__(
         self,
-        items: Iterable[Any],
+        items: Collection[Any],
         work: Callable[[Any], Awaitable[object]],
         group: TaskGroup,
         queue: deque[_Job],
         *,
         is_urgent: bool,
     ) -> None:
-        self.items: Iterator[Any] = iter(items)
         self.work = work
         self.group = group
         self.is_urgent = is_urgent
+        self.unclaimed = len(items)
         self.claimed = anyio.Event()
+        self._items: Iterator[Any] = iter(items)
         self._queue = queue
         queue.append(self)
 
+    def claim(self) -> Any:
+        """Return the next item, which the caller's worker must work on."""
+        self.unclaimed -= 1
+        if not self.unclaimed:
+            self.withdraw()
+            self.claimed.set()
+        return next(self._items)
+
     def withdraw(self) -> None:
         """Ask for no more slots."""
-        self.claimed.set()
         if self in self._queue:
             self._queue.remove(self)
-
-
-_NO_ITEM = object()
 
 
 class Slots:
@@ -103,23 +108,14 @@ class Slots:
         """Start workers while there are slots and items."""
         while self._free and (queue := self._urgent or self._normal):
             job = queue[0]
-            item = next(job.items, _NO_ITEM)
-            if item is _NO_ITEM:
-                job.withdraw()
-            else:
-                self._free -= 1
-                job.group.start_soon(self._work, job, item)
+            self._free -= 1
+            job.group.start_soon(self._work, job, job.claim())
 
     async def _work(self, job: _Job, item: Any) -> None:
-        """Work on an item, then on others, until urgent work needs the slot."""
         try:
             await job.work(item)
-            if job.is_urgent or not self._urgent:
-                for other in job.items:
-                    await job.work(other)
-                    if self._urgent and not job.is_urgent:
-                        return
-                job.withdraw()
+            while job.unclaimed and (job.is_urgent or not self._urgent):
+                await job.work(job.claim())
         finally:
             self._free += 1
             self._grant()

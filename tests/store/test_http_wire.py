@@ -14,7 +14,7 @@ import pytest
 from testkit.certificates import Authority
 from testkit.loops import on_both_loops, until
 
-from asyncagg.errors import ConfigurationError, TransientError
+from asyncagg.errors import ConfigurationError, ConnectionLostError, TransientError
 from asyncagg.store.s3.http import Endpoint, Expected, HttpPool, Limits, Response, tls_context
 from asyncagg.store.s3.http.connection import Connection
 
@@ -363,6 +363,21 @@ async def test_an_answer_to_half_a_large_request_ends_the_connection() -> None:
     wire.receive(OK)
     assert (await answered).body == b"ok"
     assert not wire.reusable
+
+
+@pytest.mark.parametrize("end", ["closed", "unexpected bytes"])
+async def test_a_connection_that_ends_before_its_request_is_sent_fails_it(end: str) -> None:
+    """Nothing is sent, and bytes that came before the request are not its response."""
+    wire = Wire()
+    wire.receive(OK)
+    wire.transport.written = b""
+    if end == "closed":
+        wire.connection.eof_received()
+    else:
+        wire.receive(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n")
+    with pytest.raises(ConnectionLostError, match="the server closed the connection"):
+        await wire.begin()
+    assert not wire.transport.written
 
 
 async def test_a_dropped_answer_closes_a_half_read_connection() -> None:
@@ -921,6 +936,8 @@ async def test_closing_the_pool_ends_what_is_under_way() -> None:
 
 # ------------------------------------------------------------------ large requests
 
+LARGE = 20 * 1024 * 1024
+
 
 async def sum_slowly(
     peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -929,9 +946,6 @@ async def sum_slowly(
     await peer.release.wait()
     digest = sha256(await reader.readexactly(LARGE)).hexdigest().encode()
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 64\r\n\r\n" + digest)
-
-
-LARGE = 20 * 1024 * 1024
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

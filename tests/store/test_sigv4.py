@@ -218,23 +218,37 @@ def test_signs_as_botocore_does(
     }
 
 
+requests = st.builds(
+    S3Request,
+    operation=st.just("get"),
+    key=st.just("k"),
+    method=st.sampled_from(["GET", "PUT"]),
+    path=st.sampled_from(["/k", "/%20"]),
+    headers=st.sampled_from(
+        [
+            {},
+            {"if-match": "e", "range": "bytes=0-1"},
+            {"range": "bytes=0-1", "if-match": "e"},
+            {"if-match": "two  spaces", "range": "%s"},
+        ]
+    ),
+    query=st.sampled_from(["", "delete="]),
+    body=st.sampled_from([b"", b"1", b"2"]),
+)
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(all_credentials, moments), min_size=1, max_size=5))
+@given(st.lists(st.tuples(all_credentials, moments), min_size=1, max_size=3), st.lists(requests))
 def test_a_signer_used_before_signs_like_a_new_one(
-    uses: list[tuple[Credentials, float]],
+    uses: list[tuple[Credentials, float]], signed: list[S3Request]
 ) -> None:
-    """What a signer caches for one second, day or set of credentials is not used for another."""
-
-    def sign(signer: Signer, credentials: Credentials, moment: float) -> bytes:
-        return signer.sign(
-            S3Request("get", "k", "GET", "/k", {"if-match": "e"}), credentials, moment
-        )
-
+    """What a signer caches for some requests, one second, day or user is not used for others."""
     used = Signer("h", "eu-west-3")
     for credentials, moment in uses:
         for later in (0, 0.9, 1, 86400):
-            fresh = sign(Signer("h", "eu-west-3"), credentials, moment + later)
-            assert sign(used, credentials, moment + later) == fresh
+            for request in signed:
+                fresh = Signer("h", "eu-west-3").sign(request, credentials, moment + later)
+                assert used.sign(request, credentials, moment + later) == fresh
 
 
 @pytest.mark.parametrize("value", ["a\r\nx-evil: 1", "a\nb", "é", "a\r", "\ud800"])

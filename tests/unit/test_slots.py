@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import Literal
 
 import anyio
@@ -65,6 +66,26 @@ def test_no_slot_is_free_while_an_item_waits(
 
     run_virtually(work)
     assert len(set(done)) == len(done) == sum(len(pauses) for _, _, pauses in jobs)
+
+
+def test_work_is_done_when_its_last_item_is() -> None:
+    """It does not wait until other work, which is urgent, is done too."""
+    ended: dict[str, float] = {}
+
+    async def work() -> None:
+        slots = Slots(2)
+
+        async def job(name: str, begins: float, items: int, *, urgent: bool) -> None:
+            await anyio.sleep(begins)
+            await slots.for_each(range(items), lambda _: anyio.sleep(1), urgent=urgent)
+            ended[name] = anyio.current_time()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(job, "normal", 0, 2, urgent=False))
+            group.start_soon(partial(job, "urgent", 0.5, 200, urgent=True))
+
+    run_virtually(work)
+    assert ended == {"normal": 1, "urgent": 101}
 
 
 def test_urgent_work_takes_over_slot_by_slot() -> None:

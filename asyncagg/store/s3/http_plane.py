@@ -95,7 +95,7 @@ class HttpDataPlane:
         request = S3Request("head", key, "HEAD", self._root + encode_path(key))
         return self._requester.ask(request, _parse_info)
 
-    def get(self, key: str, if_match: str | None) -> Coroutine[Any, Any, Body]:
+    def get(self, key: str, *, if_match: str | None) -> Coroutine[Any, Any, Body]:
         """GetObject, read whole; a short or altered body is a `TransientError`."""
         headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
         headers["x-amz-checksum-mode"] = "ENABLED"
@@ -218,6 +218,7 @@ class HttpDataPlane:
         self,
         source: str,
         target: str,
+        *,
         if_match: str,
         condition: Absent | None,
         replacing: ObjectInfo | None,

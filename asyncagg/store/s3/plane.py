@@ -75,7 +75,7 @@ class DataPlane(Protocol):
     async def head(self, key: str) -> ObjectInfo:
         """HeadObject."""
 
-    async def get(self, key: str, if_match: str | None) -> Body:
+    async def get(self, key: str, *, if_match: str | None) -> Body:
         """GetObject, read whole; a short or altered body is a `TransientError`."""
 
     async def get_range(self, key: str, start: int, length: int, *, if_match: str | None) -> Body:
@@ -101,6 +101,7 @@ class DataPlane(Protocol):
         self,
         source: str,
         target: str,
+        *,
         if_match: str,
         condition: Absent | None,
         replacing: ObjectInfo | None,

@@ -20,10 +20,10 @@ from asyncagg.errors import UsageError
 
 _SHA256 = sha256()
 
-EMPTY_PAYLOAD = _SHA256.hexdigest()
+_EMPTY_PAYLOAD = _SHA256.hexdigest()
 """The payload hash of a request without a body."""
 
-UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
+_UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 """The payload hash of a body that is not signed (S3 allows it over TLS)."""
 
 _MAX_HASHED_BYTES = 64 * 1024
@@ -58,11 +58,6 @@ def canonical_query(parameters: Iterable[tuple[str, str]]) -> str:
     return "&".join([f"{name}={value}" for name, value in pairs])
 
 
-def payload_hash(body: bytes) -> str:
-    """Return the payload hash of a body."""
-    return sha256(body).hexdigest() if body else EMPTY_PAYLOAD
-
-
 _NONE: Mapping[str, str] = {}
 
 
@@ -74,7 +69,7 @@ class S3Request(msgspec.Struct, gc=False):
         key: The key, for messages.
         method: The HTTP method.
         path: The path in the bucket, encoded.
-        headers: Further headers, their names in lower case.
+        headers: Further headers, their names in lower case; signed faster if sorted by name.
         query: The canonical query.
         body: The content.
     """
@@ -92,16 +87,16 @@ class Signer:
     """Signs the requests to one bucket.
 
     It caches what depends only on the credentials and the second, and what requests with the same
-    method and headers share (`_Template`). So signing a request costs little more than one hash and
-    one HMAC.
+    method, body and header names share (`_Template`). So signing a request costs little more than
+    one hash and one HMAC.
 
     Args:
         host: The server, as in the ``host`` header.
         region: The region of the bucket.
         fixed: Headers of all requests.
         root: The path of the bucket, encoded, without a trailing slash.
-        tls: Whether the connection protects the content: then large bodies are not signed, as by
-            botocore.
+        tls: Whether the connection protects the content: then large bodies are not signed, as
+            botocore does.
     """
 
     def __init__(
@@ -140,7 +135,7 @@ class Signer:
             self._start_second(credentials, second)
         method, headers, query, body = request.method, request.headers, request.query, request.body
         path = self._root + request.path
-        payload = self._payload(body) if body else EMPTY_PAYLOAD
+        payload = self._payload(body) if body else _EMPTY_PAYLOAD
         shape = (method, payload, len(body), *headers)
         template = self._templates.get(shape)
         if template is None:
@@ -164,7 +159,7 @@ class Signer:
 
     def _payload(self, body: bytes) -> str:
         unsigned = self._tls and len(body) > _MAX_HASHED_BYTES
-        return UNSIGNED_PAYLOAD if unsigned else payload_hash(body)
+        return _UNSIGNED_PAYLOAD if unsigned else sha256(body).hexdigest()
 
     def _start_second(self, credentials: Credentials, second: int) -> None:
         date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
@@ -220,7 +215,7 @@ class Signer:
 
 
 class _Template(msgspec.Struct, frozen=True):
-    """What all requests of one second share that have the same method, body size and header names.
+    """What all requests of one second share that have the same method, body and header names.
 
     It takes less time to join parts than to format text.
 
@@ -229,7 +224,7 @@ class _Template(msgspec.Struct, frozen=True):
             query, and the values of the varying headers, sorted by name.
         canonical_end: What follows the header lines.
         head: Parts of the head, with gaps for the target, these values, and the signature.
-        is_sorted: Whether the headers are sorted by name already.
+        is_sorted: Whether the varying headers come sorted by name.
     """
 
     canonical: list[str]

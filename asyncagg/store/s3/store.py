@@ -119,7 +119,7 @@ class S3Store:
 
     def get(self, key: str, *, if_match: str | None = None) -> Coroutine[Any, Any, Body]:
         """Return an object's whole content, if its etag is still ``if_match``."""
-        return self.retry.call("get", lambda: self._plane.get(key, if_match))
+        return self.retry.call("get", lambda: self._plane.get(key, if_match=if_match))
 
     async def get_range(
         self, key: str, start: int, length: int, *, if_match: str | None = None
@@ -266,7 +266,9 @@ class S3Store:
             replacing = structs.replace(await self.head(source), metadata=metadata)
 
         def request() -> Awaitable[None]:
-            return self._plane.copy(source, target, if_match, condition, replacing)
+            return self._plane.copy(
+                source, target, if_match=if_match, condition=condition, replacing=replacing
+            )
 
         try:
             await self.retry.call("copy", request)

@@ -73,7 +73,7 @@ class BotoPlane:
             response.get("Metadata", {}),
         )
 
-    async def get(self, key: str, if_match: str | None) -> Body:
+    async def get(self, key: str, *, if_match: str | None) -> Body:
         """GetObject, read whole; a short body is a `TransientError`."""
         with self._bucket.translating("get", key):
             response = await self._get(key, if_match)
@@ -173,6 +173,7 @@ class BotoPlane:
         self,
         source: str,
         target: str,
+        *,
         if_match: str,
         condition: Absent | None,
         replacing: ObjectInfo | None,

@@ -129,10 +129,8 @@ class Response(msgspec.Struct, gc=False):
 
 
 Expected = Literal["body", "no body", "stream"]
-"""What a response has: a body that is read whole, none (that to a HEAD), or one that is streamed.
-
-A response to a HEAD has no body, whatever its headers say.
-"""
+"""What to read after the headers: the whole body; nothing, as for a HEAD, whatever its headers say;
+or a stream."""
 
 
 class Owner(Protocol):
@@ -383,7 +381,7 @@ class Connection(asyncio.BufferedProtocol):
         blocks, self._blocks = self._blocks, []
         self._response = self._waiter = None
         self.busy = False
-        if self._expected == "no body":  # the parser may still wait for the one that is announced
+        if self._expected == "no body":  # the parser may wait for the announced one
             self._parser = httptools.HttpResponseParser(self)
 
         if response is not None and response.stream is not None:
