@@ -131,7 +131,7 @@ def _packing(contender: Contender) -> Contender:
 CONTENDERS = (
     _ours("lean", "**asyncagg**, lean plane", 1),
     Contender("floor", "the floor: bare httptools, uvloop, signed", 1),
-    Contender("obstore", "obstore (Rust), 32 in flight", 2),
+    Contender("obstore", "obstore (Rust)", 2),
     _ours("boto", "asyncagg, boto plane", 10),
     Contender("boto3-threads", "boto3, 32 threads", 10),
     Contender("aioboto3", "aioboto3, semaphore of 32", 10),
