@@ -42,6 +42,7 @@ def stamp_of(key: str) -> datetime | None:
     """Return the time stamp that a file's name starts with (``20251021t1302Z_…``), if any."""
     start = key.rfind("/") + 1
     text = key[start : start + _STAMP_LENGTH]
+    # Names without a stamp are all different, so they stay out of the cache.
     return _parse_stamp(text) if text[8:9] in {"t", "T"} else None
 
 
@@ -50,8 +51,9 @@ def _parse_stamp(text: str) -> datetime | None:
     found = _STAMP.match(text)
     if found is None:
         return None
+    day, minute, second = found.groups(default="00")
     try:
-        return datetime.strptime("{}{}{}+0000".format(*found.groups("00")), "%Y%m%d%H%M%S%z")
+        return datetime.strptime(f"{day}{minute}{second}+0000", "%Y%m%d%H%M%S%z")
     except ValueError:
         return None
 

@@ -15,8 +15,8 @@ from testkit.certificates import Authority
 from testkit.loops import on_both_loops, until
 
 from asyncagg.errors import ConfigurationError, ConnectionLostError, TransientError
-from asyncagg.store.s3.http import Endpoint, Expected, HttpPool, Limits, Response, tls_context
-from asyncagg.store.s3.http.connection import Connection
+from asyncagg.store.s3.http import Endpoint, HttpPool, Limits, Response, tls_context
+from asyncagg.store.s3.http.connection import Connection, Expected
 
 GET = b"GET /k HTTP/1.1\r\nhost:h\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"

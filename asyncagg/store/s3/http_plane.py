@@ -97,7 +97,7 @@ class HttpDataPlane:
 
     def get(self, key: str, *, if_match: str | None) -> Coroutine[Any, Any, Body]:
         """GetObject, read whole; a short or altered body is a `TransientError`."""
-        headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
+        headers = _if_match(if_match)
         headers["x-amz-checksum-mode"] = "ENABLED"
         request = S3Request("get", key, "GET", self._root + encode_path(key), headers)
         return self._requester.ask(request, self._parse_body)
@@ -148,9 +148,8 @@ class HttpDataPlane:
         self, key: str, start: int, length: int, *, if_match: str | None
     ) -> Coroutine[Any, Any, Body]:
         """GetObject of a range, read whole; it may be shorter if the object ends before."""
-        headers = {"range": f"bytes={start}-{start + length - 1}"}
-        if if_match is not None:
-            headers["if-match"] = f'"{if_match}"'
+        headers = _if_match(if_match)
+        headers["range"] = f"bytes={start}-{start + length - 1}"
         request = S3Request("get", key, "GET", self._root + encode_path(key), headers)
 
         def parse(_: S3Request, response: Response) -> Body:
@@ -171,7 +170,7 @@ class HttpDataPlane:
         self, key: str, *, if_match: str | None, offset: int
     ) -> AsyncIterator[StreamedBody]:
         """GetObject from byte ``offset``, read with back-pressure."""
-        headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
+        headers = _if_match(if_match)
         if offset:
             headers["range"] = f"bytes={offset}-"
         request = S3Request("get", key, "GET", self._root + encode_path(key), headers)
@@ -274,7 +273,7 @@ class HttpDataPlane:
         )
 
     async def _delete_one(self, file: RunFile) -> dict[str, StoreError]:
-        headers = {"if-match": f'"{file.etag}"'} if file.etag else {}
+        headers = _if_match(file.etag or None)
         path = self._root + encode_path(file.key)
         request = S3Request("delete", file.key, "DELETE", path, headers)
         try:
@@ -346,10 +345,14 @@ def _content_md5(body: bytes) -> str:
     return b64encode(md5(body, usedforsecurity=False).digest()).decode()
 
 
+def _if_match(etag: str | None) -> dict[str, str]:
+    return {} if etag is None else {"if-match": f'"{etag}"'}
+
+
 def condition_headers(condition: Condition | None) -> dict[str, str]:
     """Return the header of a condition, if there is one."""
     if isinstance(condition, Matches):
-        return {"if-match": f'"{condition.etag}"'}
+        return _if_match(condition.etag)
     return {} if condition is None else {"if-none-match": "*"}
 
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from asyncagg.errors import AsyncaggError, TransientError
 from asyncagg.store.s3.demanded import NOTHING
-from asyncagg.store.s3.http import Expected, HttpPool, Limits, Response
+from asyncagg.store.s3.http import HttpPool, Limits, Response
 from asyncagg.store.s3.plane import make_error, s3_error
 from asyncagg.store.s3.sigv4 import Credentials, S3Request, Signer
 from asyncagg.store.s3.target import Target, redirected
@@ -54,8 +54,9 @@ class _Channel:
     def send(self, request: S3Request, credentials: Credentials, now: float) -> Awaitable[Response]:
         """Send a request and return its response, body included."""
         head = self.signer.sign(request, credentials, now)
-        expected: Expected = "no body" if request.method == "HEAD" else "body"
-        return self.pool.request(head, request.body, expected)
+        return self.pool.request(
+            head, request.body, "no body" if request.method == "HEAD" else "body"
+        )
 
 
 class Requester:

@@ -58,9 +58,6 @@ def canonical_query(parameters: Iterable[tuple[str, str]]) -> str:
     return "&".join([f"{name}={value}" for name, value in pairs])
 
 
-_NONE: Mapping[str, str] = {}
-
-
 class S3Request(msgspec.Struct, gc=False):
     """A request to a bucket before it is signed.
 
@@ -83,6 +80,9 @@ class S3Request(msgspec.Struct, gc=False):
     body: bytes = b""
 
 
+_NONE: Mapping[str, str] = {}
+
+
 class Signer:
     """Signs the requests to one bucket.
 
@@ -95,8 +95,8 @@ class Signer:
         region: The region of the bucket.
         fixed: Headers of all requests.
         root: The path of the bucket, encoded, without a trailing slash.
-        tls: Whether the connection protects the content: then large bodies are not signed, as
-            botocore does.
+        tls: Whether the connection protects the content: then large bodies are not signed, as in
+            botocore.
     """
 
     def __init__(
@@ -196,10 +196,8 @@ class Signer:
         names = sorted({*fixed, *varying})
         signed_headers = ";".join(names)
         canonical_end = f"\n{signed_headers}\n{payload}"
-        canonical, head = (
-            [f"{method}\n", None, "\n", None, "\n"],
-            [f"{method} ", None, " HTTP/1.1\r\n"],
-        )
+        canonical = [f"{method}\n", None, "\n", None, "\n"]
+        head = [f"{method} ", None, " HTTP/1.1\r\n"]
         for name in names:
             canonical += [f"{name}:", fixed.get(name), "\n"]
             head += [f"{name}:", fixed.get(name), "\r\n"]

@@ -6,7 +6,7 @@ enforces timeouts.
 
 from __future__ import annotations
 
-from asyncagg.store.s3.http.connection import BodyStream, Expected, Response
+from asyncagg.store.s3.http.connection import BodyStream, Response
 from asyncagg.store.s3.http.pool import Endpoint, HttpPool, Limits, tls_context
 
-__all__ = ("BodyStream", "Endpoint", "Expected", "HttpPool", "Limits", "Response", "tls_context")
+__all__ = ("BodyStream", "Endpoint", "HttpPool", "Limits", "Response", "tls_context")

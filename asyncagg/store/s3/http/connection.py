@@ -381,7 +381,7 @@ class Connection(asyncio.BufferedProtocol):
         blocks, self._blocks = self._blocks, []
         self._response = self._waiter = None
         self.busy = False
-        if self._expected == "no body":  # the parser may wait for the announced one
+        if self._expected == "no body":  # the parser may wait for the announced body
             self._parser = httptools.HttpResponseParser(self)
 
         if response is not None and response.stream is not None:

@@ -147,12 +147,8 @@ class HttpPool:
 
         If the body is not read to its end, the connection is closed.
         """
-        now = self._clock()
-        connection = self._idle_connection(now)
-        if connection is None:
-            connection = await self._free_connection()
-            now = self._clock()
-        waiter = connection.send(head, b"", now, "stream")
+        connection = self._idle_connection(self._clock()) or await self._free_connection()
+        waiter = connection.send(head, b"", self._clock(), "stream")
         try:
             yield await waiter
         finally:
