@@ -50,10 +50,10 @@ def _without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
 
 def _exit_code(words: list[str], *, debug: bool) -> int:
     # Imported here: Ctrl-C is handled at once, and the workers of a cluster run no command.
-    from typer import Abort  # noqa: PLC0415
+    from typer import Abort  # noqa: PLC0415 - see above
 
-    from asyncagg.cli.application import WrongUsage, application  # noqa: PLC0415
-    from asyncagg.runtime import logs  # noqa: PLC0415
+    from asyncagg.cli.application import WrongUsage, application  # noqa: PLC0415 - see above
+    from asyncagg.runtime import logs  # noqa: PLC0415 - see above
 
     if "--json" in words:  # from the first line on, also before the settings are read
         logs.configure("info", json=True)

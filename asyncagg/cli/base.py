@@ -117,7 +117,7 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
         )
     ordered = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters.values()]
     # Typer reads both.
-    wrapped.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+    wrapped.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]  # PEP 362
     wrapped.__annotations__ = {each.name: each.annotation for each in ordered}
     wrapped.__doc__ = command.__doc__
     wrapped.__name__ = command.__name__

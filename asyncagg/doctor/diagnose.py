@@ -140,10 +140,9 @@ async def _check_bucket(
     now: Callable[[], datetime],
     monotonic: Callable[[], float],
 ) -> Diagnosis:
-    # Imported only when needed: a directory needs no S3.
-    from asyncagg.doctor.s3_checks import S3Checks  # noqa: PLC0415
-    from asyncagg.store.s3.boto import open_control  # noqa: PLC0415
-    from asyncagg.store.s3.demanded import demanded_parameters  # noqa: PLC0415
+    from asyncagg.doctor.s3_checks import S3Checks  # noqa: PLC0415 - a directory needs no S3
+    from asyncagg.store.s3.boto import open_control  # noqa: PLC0415 - likewise
+    from asyncagg.store.s3.demanded import demanded_parameters  # noqa: PLC0415 - likewise
 
     bucket, root = parse_bucket(settings.store)
     try:

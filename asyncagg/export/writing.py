@@ -45,8 +45,7 @@ def encoder(kind: ExportFormat) -> _Encoder:
         ConfigurationError: It is Parquet, and pyarrow is not installed.
     """
     if kind is ExportFormat.PARQUET:
-        # Imported only when needed: it is an extra.
-        from asyncagg.export.parquet import encode_parquet  # noqa: PLC0415
+        from asyncagg.export.parquet import encode_parquet  # noqa: PLC0415 - an extra
 
         return encode_parquet
     return _encode_csv if kind is ExportFormat.CSV else _encode_ndjson

@@ -75,8 +75,7 @@ def writes_json() -> bool:
 
 
 def _json_formatter() -> logging.Formatter:
-    # Imported when it is used: the Lambda has another formatter.
-    from pythonjsonlogger.json import JsonFormatter  # noqa: PLC0415
+    from pythonjsonlogger.json import JsonFormatter  # noqa: PLC0415 - the Lambda has another one
 
     formatter: logging.Formatter = JsonFormatter(
         "%(levelname)s %(message)s %(correlation_id)s",

@@ -26,15 +26,13 @@ async def open_store(settings: Settings, *, retry: Retry | None = None) -> Async
         ConfigurationError: The directory does not exist, or the bucket cannot be reached.
     """
     if "://" in settings.store:
-        # Imported only when needed: a directory needs no S3.
-        from asyncagg.store.s3.opening import open_s3  # noqa: PLC0415
+        from asyncagg.store.s3.opening import open_s3  # noqa: PLC0415 - a directory needs no S3
 
         bucket, prefix = parse_bucket(settings.store)
         async with open_s3(settings, bucket, prefix, retry) as store:
             yield store
     elif settings.store:
-        # Imported only when needed: the Lambda never does.
-        from asyncagg.store.directory import DirectoryStore  # noqa: PLC0415
+        from asyncagg.store.directory import DirectoryStore  # noqa: PLC0415 - never in the Lambda
 
         yield DirectoryStore(Path(settings.store), inbox=settings.runs_prefix)
     else:

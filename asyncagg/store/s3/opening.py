@@ -63,8 +63,7 @@ async def _open_planes(
             async with _open_http_planes(settings, prefix, *access) as planes:
                 yield planes
             return
-    # Imported only when needed: few Lambdas do.
-    from asyncagg.store.s3.boto import open_control  # noqa: PLC0415
+    from asyncagg.store.s3.boto import open_control  # noqa: PLC0415 - few Lambdas need it
 
     async with open_control(
         endpoint_url=settings.endpoint_url,
@@ -84,7 +83,7 @@ async def _open_planes(
 def _boto_planes(
     control: Control, settings: Settings, bucket: str, prefix: str
 ) -> tuple[DataPlane, Multipart]:
-    from asyncagg.store.s3.boto import BotoBucket, BotoMultipart, BotoPlane  # noqa: PLC0415
+    from asyncagg.store.s3.boto import BotoBucket, BotoMultipart, BotoPlane  # noqa: PLC0415 - few need it
 
     place = BotoBucket(control.client, bucket, prefix)
     storage_class = StorageClass(settings.archive_storage_class, settings.archive_prefix)
